@@ -1,0 +1,34 @@
+# Every target makes what it needs and can be the first command in a bare checkout.
+#   make demo    train a language model over ~160,000 classes with sampled and with full softmax
+#   make test    C++ tests under sanitizers, then the Python tests
+#   make lint    formatting, types, layering
+#   make bench   short benchmarks
+#   make build   the compiled library, in place (an edit to one file recompiles that file)
+#   make clean   removes what was built; the virtual environment stays (rm -r .venv)
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := build
+.PHONY: demo test test-cpp test-python lint bench build clean
+.DELETE_ON_ERROR:
+
+# The virtual environment, with the pinned tools of requirements-dev.txt.
+$(BIN)/.complete: requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+# The package in that environment, as a link to this checkout; pure Python, `build` adds the library.
+$(BIN)/.package: $(BIN)/.complete pyproject.toml setup.py
+	SSC_SKIP_BUILD=1 $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+build: $(BIN)/.package
+	SSC_WERROR=1 MAX_JOBS=$(JOBS) $(BIN)/python setup.py --quiet build_ext --inplace
+
+clean:
+	rm -rf build dist *.egg-info sampled_softmax_cuda/*.so

@@ -1,0 +1,47 @@
+# Leaves: csrc/cpu/*_leaf.cpp hold the innermost loops. Each is compiled once per instruction set
+# into the namespace ssc::<SSC_ISA>, and csrc/cpu/isa.h chooses among them at run time. Only these
+# objects see flags such as -mavx512f, so nothing else can execute what an older CPU lacks.
+
+set(SSC_ISAS scalar)
+set(SSC_ISA_FLAGS_scalar "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  list(APPEND SSC_ISAS avx2 avx512)
+  set(SSC_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(SSC_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mfma -mf16c
+                           -mprefer-vector-width=512)
+endif()
+
+# ssc_add_leaves(<objects> <fp_contract> <source>...): compiles the sources for each instruction set
+# and appends the object libraries to the list <objects>. fp_contract: off where every instruction
+# set must give the same bits (sampling), fast where a*b+c may become one fma (matmul).
+function(ssc_add_leaves objects fp_contract)
+  set(libraries ${${objects}})
+  foreach(source IN LISTS ARGN)
+    get_filename_component(stem "${source}" NAME_WE)
+    foreach(isa IN LISTS SSC_ISAS)
+      set(library "${stem}_${isa}")
+      add_library(${library} OBJECT "${source}")
+      target_link_libraries(${library} PRIVATE ssc_options)
+      target_compile_definitions(${library} PRIVATE SSC_ISA=${isa})
+      target_compile_options(${library} PRIVATE -ffp-contract=${fp_contract}
+                             ${SSC_ISA_FLAGS_${isa}})
+      if(NOT SSC_SANITIZE)
+        target_compile_options(${library} PRIVATE $<$<CONFIG:Release>:-O3>)
+      endif()
+      list(APPEND libraries ${library})
+    endforeach()
+  endforeach()
+  set(${objects} ${libraries} PARENT_SCOPE)
+endfunction()
+
+# ssc_add_cpu_library(<target>): the torch-free kernels as one static library.
+function(ssc_add_cpu_library target)
+  set(leaves "")
+  ssc_add_leaves(leaves off ${SSC_LEAF_SOURCES_EXACT})
+  ssc_add_leaves(leaves fast ${SSC_LEAF_SOURCES_FMA})
+  add_library(${target} STATIC ${SSC_CPU_SOURCES})
+  target_link_libraries(${target} PUBLIC ssc_options)
+  foreach(leaf IN LISTS leaves)
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${leaf}>)
+  endforeach()
+endfunction()

@@ -1,0 +1,50 @@
+// Every operator of torch.ops.sampled_softmax on one screen. The kernels are registered in the file
+// of their stage (info.cpp, sample.cpp, loss.cpp, exact.cpp); fakes and autograd are in
+// sampled_softmax_cuda/_ops.py, and so is all checking of arguments with a message for users.
+//
+// Shapes: B rows, D features, C classes, S samples, N touched rows.
+//   key [2] int64 (seed, offset); ids, target, grad_rows int64; log counts float32
+//   input [B, D]; weight [C, D]; bias [C]; target [B]; ids, log_expected_count [S];
+//   target_log_expected_count, row_scale, loss, lse, target_logit, error [B]
+#include "csrc/ops/stable_compat.h"
+
+STABLE_TORCH_LIBRARY(sampled_softmax, m) {
+  // The instruction set of the CPU kernels: "scalar", "avx2" or "avx512".
+  m.def("cpu_isa() -> str");
+
+  // Draws: ids [num_samples], and the number of draws of the stream that gave them.
+  m.def(
+      "sample_uniform(Tensor key, int num_classes, int num_samples, bool replacement)"
+      " -> (Tensor ids, Tensor num_draws)");
+  m.def(
+      "sample_log_uniform(Tensor key, int num_classes, int num_samples, bool replacement)"
+      " -> (Tensor ids, Tensor num_draws)");
+  m.def(
+      "sample_alias(Tensor key, Tensor table, int num_samples, bool replacement)"
+      " -> (Tensor ids, Tensor num_draws)");
+  m.def("build_alias_table(Tensor weights) -> Tensor");
+  m.def("log_uniform_log_prob(Tensor ids, int num_classes) -> Tensor");
+
+  // The sampled loss of each row; error is 1 where a sample beats the target.
+  m.def(
+      "loss_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
+      " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
+      " bool remove_accidental_hits, SymInt ignore_index)"
+      " -> (Tensor loss, Tensor lse, Tensor target_logit, Tensor error)");
+  // The same with the gradients of sum(row_scale * loss). sparse_grad: grad_weight [N, D] and
+  // grad_bias [N] belong to the classes grad_rows [N]; else [C, D], [C], and grad_rows is empty.
+  m.def(
+      "loss_and_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
+      " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
+      " bool remove_accidental_hits, SymInt ignore_index, Tensor row_scale, bool sparse_grad)"
+      " -> (Tensor loss, Tensor lse, Tensor target_logit, Tensor error, Tensor grad_input,"
+      " Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
+
+  // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes.
+  m.def(
+      "exact_loss_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target,"
+      " float inv_temperature, SymInt ignore_index) -> (Tensor loss, Tensor lse)");
+  m.def(
+      "logits(Tensor input, Tensor weight, Tensor? bias, SymInt begin, SymInt end,"
+      " float inv_temperature) -> Tensor");
+}
