@@ -30,5 +30,32 @@ $(BIN)/.package: $(BIN)/.complete pyproject.toml setup.py
 build: $(BIN)/.package
 	SSC_WERROR=1 MAX_JOBS=$(JOBS) $(BIN)/python setup.py --quiet build_ext --inplace
 
+test: test-cpp test-python
+
+# csrc/core and csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, per instruction set.
+test-cpp: $(BIN)/.complete
+	cmake -S . -B build/sanitize -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_TESTS=ON \
+	    -DSSC_SANITIZE=ON -DSSC_WERROR=ON
+	cmake --build build/sanitize --parallel $(JOBS)
+	ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)
+
+test-python: build
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: $(BIN)/.package
+	ruff check .
+	ruff format --check .
+	mypy
+	clang-format --dry-run -Werror $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+	$(BIN)/python tools/check_layers.py
+
+demo: build
+	$(BIN)/python examples/code_lm.py $(DEMO_ARGS)
+
+bench: build
+	$(BIN)/python benchmarks/bench_sample.py --quick
+	$(BIN)/python benchmarks/bench_loss.py --quick
+	$(BIN)/python benchmarks/bench_scale.py --quick
+
 clean:
 	rm -rf build dist *.egg-info sampled_softmax_cuda/*.so

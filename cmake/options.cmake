@@ -8,7 +8,7 @@ endif()
 if(SSC_SANITIZE)
   set(ssc_sanitizers -fsanitize=address,undefined -fno-sanitize-recover=all)
   # g++'s flow analysis sees the checks that the sanitizers add and warns about code nobody wrote.
-  target_compile_options(ssc_options INTERFACE ${ssc_sanitizers} -fno-omit-frame-pointer -g1
+  target_compile_options(ssc_options INTERFACE ${ssc_sanitizers} -O1 -g1 -fno-omit-frame-pointer
                          -Wno-maybe-uninitialized)
   target_link_options(ssc_options INTERFACE ${ssc_sanitizers})
 endif()

@@ -21,4 +21,5 @@ set(SSC_OPS_SOURCES
 
 # tests/cpp: one executable per file, run once per instruction set.
 set(SSC_CPP_TESTS
+    tests/cpp/test_isa.cpp
 )
