@@ -40,6 +40,7 @@ test-cpp: $(BIN)/.complete
 	ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)
 
 test-python: build
+	$(BIN)/python tools/check_leaf_symbols.py build/dev
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 lint: $(BIN)/.package

@@ -56,8 +56,10 @@ def find_torch() -> Path:
     """The folder of the torch package to build against, without the seconds of importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        raise fail("torch is not installed, and the library is built against its headers: "
-                   f"`pip install 'torch>=2.11'`, {WAY_OUT}")
+        raise fail(
+            "torch is not installed, and the library is built against its headers: "
+            f"`pip install 'torch>=2.11'`, {WAY_OUT}"
+        )
     version = importlib.metadata.version("torch")
     if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
         raise fail(f"torch {version} is too old: 2.11 or newer is needed, {WAY_OUT}")
@@ -70,8 +72,10 @@ def choose_device() -> None:
     if choice not in ("auto", "0", "1"):
         raise fail(f"SSC_WITH_CUDA must be auto, 0 or 1, got {choice!r}")
     if choice == "1":
-        raise fail("SSC_WITH_CUDA=1: this release has no CUDA kernels, they come in a later one; "
-                   "use SSC_WITH_CUDA=auto or 0 for the CPU build")
+        raise fail(
+            "SSC_WITH_CUDA=1: this release has no CUDA kernels, they come in a later one; "
+            "use SSC_WITH_CUDA=auto or 0 for the CPU build"
+        )
     print(f"{PACKAGE}: building for the CPU (this release has no CUDA kernels)", flush=True)
 
 
@@ -110,7 +114,9 @@ class CMakeBuild(build_ext):
         stamp.write_text(wanted)
         jobs = os.environ.get("MAX_JOBS", "").strip()
         parallel = ["--parallel", jobs] if jobs else []
-        self.call([cmake, "--build", str(folder), *parallel], "the compiled library failed to build")
+        self.call(
+            [cmake, "--build", str(folder), *parallel], "the compiled library failed to build"
+        )
 
     def call(self, command: list[str], problem: str) -> None:
         sys.stdout.flush()
