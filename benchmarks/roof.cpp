@@ -1,0 +1,257 @@
+// The roofs that benchmarks compare with: what this machine's cores and memory do at best, measured
+// by code that does nothing else. Torch-free; roof.py compiles it on first use and calls it through
+// ctypes. Every function returns seconds of steady work, measured between two barriers, so that
+// thread start-up never counts.
+#include <sys/mman.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Runs work(thread, timed) on `threads` threads: first untimed for at least warm_seconds (the cores
+// reach their steady frequency; another library's idle threads stop spinning), then once, timed
+// from the moment when the last thread is ready until the last one is done.
+template <class Work>
+double timed_on_threads(int threads, double warm_seconds, Work&& work) {
+  std::atomic<int> ready{0};
+  std::vector<double> finished(static_cast<size_t>(threads));
+  std::atomic<int64_t> start_ticks{0};
+  auto body = [&](int thread) {
+    const auto begin = Clock::now();
+    do {
+      work(thread, /*timed=*/false);
+    } while (seconds_since(begin) < warm_seconds);
+    if (ready.fetch_add(1) + 1 == threads) {
+      start_ticks.store(Clock::now().time_since_epoch().count());
+    }
+    while (start_ticks.load() == 0) {
+    }
+    work(thread, /*timed=*/true);
+    const Clock::duration elapsed =
+        Clock::now().time_since_epoch() - Clock::duration(start_ticks.load());
+    finished[static_cast<size_t>(thread)] = std::chrono::duration<double>(elapsed).count();
+  };
+  std::vector<std::thread> pool;
+  for (int thread = 1; thread < threads; ++thread) pool.emplace_back(body, thread);
+  body(0);
+  for (auto& thread : pool) thread.join();
+  double slowest = 0;
+  for (const double seconds : finished) slowest = seconds > slowest ? seconds : slowest;
+  return slowest;
+}
+
+// --- Arithmetic: independent multiply-add chains held in registers ------------------------------
+// 4 cycles of latency on 2 ports need 8 chains; 12 leave room for a port that is late.
+constexpr int kChains = 12;
+
+volatile float g_sink;  // keeps the results alive
+
+#define SSC_REPEAT12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define SSC_DECLARE(i) V acc##i = seed + static_cast<float>(i);
+#define SSC_STEP(i) acc##i = STEP(acc##i);
+#define SSC_KEEP(i) asm volatile("" : "+" VREG(acc##i));
+#define SSC_SUM(i) total += acc##i;
+#define SSC_FMA_LOOP()                                       \
+  SSC_REPEAT12(SSC_DECLARE)                                  \
+  for (int64_t i = 0; i < iterations; ++i) {                 \
+    SSC_REPEAT12(SSC_STEP)                                   \
+    SSC_REPEAT12(SSC_KEEP) /* no iteration may be skipped */ \
+  }                                                          \
+  V total = seed - seed;                                     \
+  SSC_REPEAT12(SSC_SUM)                                      \
+  g_sink = total[0];
+
+#if defined(__x86_64__)
+#define VREG(v) "v"(v)
+#else
+#define VREG(v) "w"(v)
+#endif
+
+// Baseline: 4 lanes, a multiply and an add (x86-64 has no fused one; other CPUs may contract it).
+void fma_scalar(int64_t iterations) {
+  typedef float V __attribute__((vector_size(16)));
+  V seed = {1e-3f, 2e-3f, 3e-3f, 4e-3f};
+  V factor = seed * 0.5f;
+#define STEP(acc) (acc * factor + seed)
+  SSC_FMA_LOOP()
+#undef STEP
+}
+
+#if defined(__x86_64__)
+#undef VREG
+#define VREG(v) "x"(v)
+__attribute__((target("avx2,fma"))) void fma_avx2(int64_t iterations) {
+  using V = __m256;
+  const V seed = _mm256_set1_ps(1e-3f);
+  const V factor = _mm256_set1_ps(0.5f);
+#define STEP(acc) _mm256_fmadd_ps(acc, factor, seed)
+  SSC_FMA_LOOP()
+#undef STEP
+}
+
+#undef VREG
+#define VREG(v) "v"(v)
+__attribute__((target("avx512f"))) void fma_avx512(int64_t iterations) {
+  using V = __m512;
+  const V seed = _mm512_set1_ps(1e-3f);
+  const V factor = _mm512_set1_ps(0.5f);
+#define STEP(acc) _mm512_fmadd_ps(acc, factor, seed)
+  SSC_FMA_LOOP()
+#undef STEP
+}
+
+#if defined(__GNUC__) && (__GNUC__ >= 10)
+#define SSC_HAVE_BF16_INTRINSICS 1
+__attribute__((target("avx512f,avx512bf16"))) void fma_avx512_bf16(int64_t iterations) {
+  using V = __m512;
+  const V seed = _mm512_set1_ps(1e-3f);
+  const __m512bh factor = _mm512_cvtne2ps_pbh(seed, seed);
+#define STEP(acc) _mm512_dpbf16_ps(acc, factor, factor)
+  SSC_FMA_LOOP()
+#undef STEP
+}
+#endif
+#endif
+
+struct Arithmetic {
+  void (*loop)(int64_t);
+  double flop_per_iteration;  // multiplies and adds counted apart
+};
+
+// kind: 0 scalar, 1 avx2, 2 avx512, 3 avx512 with bfloat16 dot products. loop is null where the
+// CPU or the compiler lacks it.
+Arithmetic arithmetic(int kind) {
+  if (kind == 0) return {fma_scalar, kChains * 4 * 2.0};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (kind == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {fma_avx2, kChains * 8 * 2.0};
+  if (kind == 2 && __builtin_cpu_supports("avx512f")) return {fma_avx512, kChains * 16 * 2.0};
+#if defined(SSC_HAVE_BF16_INTRINSICS)
+  if (kind == 3 && __builtin_cpu_supports("avx512bf16"))
+    return {fma_avx512_bf16, kChains * 32 * 2.0};
+#endif
+#endif
+  return {nullptr, 0};
+}
+
+// --- Memory --------------------------------------------------------------------------------------
+constexpr size_t kHugePage = size_t{2} << 20;
+
+struct Span {
+  size_t begin, end;
+};
+
+Span share_of(size_t n, int threads, int thread) {
+  const auto t = static_cast<size_t>(thread), all = static_cast<size_t>(threads);
+  return {n * t / all, n * (t + 1) / all};
+}
+
+typedef float Wide __attribute__((vector_size(64)));
+
+float read_all(const float* data, Span span) {
+  Wide sum[4] = {};
+  for (size_t i = span.begin; i + 64 <= span.end; i += 64) {
+    for (size_t lane = 0; lane < 4; ++lane) {
+      sum[lane] += *reinterpret_cast<const Wide*>(data + i + 16 * lane);
+    }
+  }
+  const Wide total = sum[0] + sum[1] + sum[2] + sum[3];
+  return total[0];
+}
+
+// Reads whole rows in a random order, the rows `distance` ahead being prefetched, like a gather of
+// sampled classes. The order comes from a 64-bit LCG, so that no index array is read.
+float gather_rows(const float* data, size_t rows, size_t row_floats, size_t reads, uint64_t seed) {
+  constexpr size_t kDistance = 8;
+  size_t ahead[kDistance];
+  uint64_t state = seed * 2 + 1;
+  auto next = [&] {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<size_t>((static_cast<unsigned __int128>(state) * rows) >> 64);
+  };
+  for (auto& row : ahead) row = next();
+  float sum = 0;
+  for (size_t i = 0; i < reads; ++i) {
+    const float* row = data + ahead[i % kDistance] * row_floats;
+    const size_t coming = next();
+    ahead[i % kDistance] = coming;
+    for (size_t j = 0; j < row_floats; j += 16)
+      __builtin_prefetch(data + coming * row_floats + j, 0, 2);
+    for (size_t j = 0; j < row_floats; j += 16) {
+      const Wide v = *reinterpret_cast<const Wide*>(row + j);
+      sum += v[0];
+    }
+  }
+  return sum;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floating-point operations of one iteration of one thread; 0: not available here.
+double roof_flop_per_iteration(int kind) { return arithmetic(kind).flop_per_iteration; }
+
+double roof_fma_seconds(int kind, int threads, int64_t iterations, double warm_seconds) {
+  const Arithmetic a = arithmetic(kind);
+  if (a.loop == nullptr) return -1;
+  const int64_t warm_piece = iterations / 4 + 1;
+  return timed_on_threads(threads, warm_seconds,
+                          [&](int, bool timed) { a.loop(timed ? iterations : warm_piece); });
+}
+
+// A buffer of `bytes` on huge pages where the system grants them, written once so that every page
+// is there. Null: no memory.
+float* roof_alloc(size_t bytes) {
+  void* p = nullptr;
+  if (posix_memalign(&p, kHugePage, bytes) != 0) return nullptr;
+  madvise(p, bytes, MADV_HUGEPAGE);
+  auto* data = static_cast<float*>(p);
+  for (size_t i = 0; i < bytes / sizeof(float); ++i) data[i] = 1.0f;
+  return data;
+}
+
+void roof_free(float* data) { std::free(data); }
+
+// One pass that reads n floats.
+double roof_read_seconds(const float* data, size_t n, int threads, double warm_seconds) {
+  return timed_on_threads(threads, warm_seconds, [&](int thread, bool) {
+    g_sink = read_all(data, share_of(n, threads, thread));
+  });
+}
+
+// One pass that copies n floats.
+double roof_copy_seconds(float* to, const float* from, size_t n, int threads, double warm_seconds) {
+  return timed_on_threads(threads, warm_seconds, [&](int thread, bool) {
+    const Span span = share_of(n, threads, thread);
+    __builtin_memcpy(to + span.begin, from + span.begin, (span.end - span.begin) * sizeof(float));
+  });
+}
+
+// `reads` rows of row_floats (a multiple of 16) out of a table of `rows`, split over the threads.
+double roof_gather_seconds(const float* data, size_t rows, size_t row_floats, size_t reads,
+                           int threads, double warm_seconds) {
+  return timed_on_threads(threads, warm_seconds, [&](int thread, bool timed) {
+    const Span span = share_of(reads, threads, thread);
+    g_sink = gather_rows(data, rows, row_floats, timed ? span.end - span.begin : 64,
+                         static_cast<uint64_t>(thread) + (timed ? 1000 : 0));
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,155 @@
+"""Roofs: what the cores' multiply-add units and the memory do at best, measured in the same run.
+
+``roof.cpp`` holds the loops (registers only for arithmetic; a read, a copy and a gather of random
+rows for memory). It is compiled here on first use with the C++ compiler at hand into the folder
+``build/benchmarks`` and called through ctypes. Without a compiler `load_roof` returns None and the
+benchmarks print ratios to their peers alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parent
+BUILD_DIR = BENCHMARKS.parent / "build" / "benchmarks"
+
+# In the order of roof.cpp's `arithmetic`.
+KINDS = ("scalar", "avx2", "avx512", "avx512_bf16")
+
+
+class Roof:
+    """The measured limits of this machine; every method measures anew.
+
+    Rates are for `threads` threads together. `warm` is the time in seconds for which the threads
+    work before the measurement starts: long enough for the idle threads of other libraries (OpenMP
+    lets them spin for milliseconds after their last loop) to have gone to sleep.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._lib = library
+        pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_double
+        threads = ctypes.c_int
+        for name, result, arguments in (
+            ("flop_per_iteration", number, (ctypes.c_int,)),
+            ("fma_seconds", number, (ctypes.c_int, threads, ctypes.c_int64, number)),
+            ("alloc", pointer, (size,)),
+            ("free", None, (pointer,)),
+            ("read_seconds", number, (pointer, size, threads, number)),
+            ("copy_seconds", number, (pointer, pointer, size, threads, number)),
+            ("gather_seconds", number, (pointer, size, size, size, threads, number)),
+        ):
+            function = getattr(library, f"roof_{name}")
+            function.restype, function.argtypes = result, arguments
+        self._iterations: dict[str, int] = {}
+
+    def available(self, kind: str) -> bool:
+        """True where this CPU runs the arithmetic `kind`, one of `KINDS`."""
+        return bool(self._lib.roof_flop_per_iteration(KINDS.index(kind)) > 0)
+
+    def kind_for(self, isa: str, dtype_name: str) -> str:
+        """The arithmetic that bounds a step in this dtype: bfloat16 has a roof of its own only
+        where the CPU multiplies it; everything else is computed in float32."""
+        native_bf16 = isa == "avx512" and self.available("avx512_bf16")
+        return "avx512_bf16" if dtype_name == "bfloat16" and native_bf16 else isa
+
+    def fma(self, kind: str, threads: int, seconds: float = 4e-3, warm: float = 8e-3) -> float:
+        """Floating-point operations per second of independent multiply-adds in registers."""
+        index = KINDS.index(kind)
+        per_iteration = self._lib.roof_flop_per_iteration(index)
+        if per_iteration <= 0:
+            raise ValueError(f"roof: this CPU has no {kind} arithmetic")
+        if kind not in self._iterations:  # about how many make one second
+            probe = 200_000
+            elapsed = self._lib.roof_fma_seconds(index, 1, probe, 10e-3)
+            self._iterations[kind] = max(1, int(probe / elapsed))
+        iterations = max(1, int(self._iterations[kind] * seconds))
+        elapsed = self._lib.roof_fma_seconds(index, threads, iterations, warm)
+        return float(per_iteration * iterations * threads / elapsed)
+
+    def memory(
+        self, threads: int, mebibytes: int = 256, row_bytes: int = 1024, passes: int = 5
+    ) -> dict[str, float]:
+        """Bytes per second, medians: `read` and `copy` (bytes read plus bytes written) of a buffer
+        of this size, and `gather` of random rows of `row_bytes` with the best prefetch found."""
+        floats = mebibytes << 18
+        row_floats = max(16, row_bytes // 64 * 16)
+        source, target = self._lib.roof_alloc(4 * floats), self._lib.roof_alloc(4 * floats)
+        try:
+            if not source or not target:
+                raise MemoryError(f"roof: no {2 * mebibytes} MiB for the memory roofs")
+            rows = floats // row_floats
+            reads = rows // 8
+            measure = {
+                "read": lambda: (
+                    4 * floats / self._lib.roof_read_seconds(source, floats, threads, 1e-3)
+                ),
+                "copy": lambda: (
+                    8 * floats / self._lib.roof_copy_seconds(target, source, floats, threads, 1e-3)
+                ),
+                "gather": lambda: (
+                    4
+                    * row_floats
+                    * reads
+                    / self._lib.roof_gather_seconds(source, rows, row_floats, reads, threads, 1e-3)
+                ),
+            }
+            rates: dict[str, list[float]] = {name: [] for name in measure}
+            for _ in range(passes):
+                for name, function in measure.items():
+                    rates[name].append(function())
+            return {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
+        finally:
+            self._lib.roof_free(source)
+            self._lib.roof_free(target)
+
+
+def _compiler() -> str | None:
+    candidates = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    return next((name for name in candidates if name and shutil.which(name)), None)
+
+
+def load_roof() -> Roof | None:
+    """The compiled roofs, or None (with one line on stderr that says why)."""
+    source = BENCHMARKS / "roof.cpp"
+    compiler = _compiler()
+    if compiler is None:
+        print("roof: no C++ compiler found, so shares of the roof are left out", file=sys.stderr)
+        return None
+    command = [compiler, "-std=c++20", "-O3", "-shared", "-fPIC", "-pthread"]
+    tag = hashlib.sha256(" ".join(command).encode() + source.read_bytes()).hexdigest()[:12]
+    library = BUILD_DIR / f"libssc_roof_{tag}.so"
+    if not library.exists():
+        BUILD_DIR.mkdir(parents=True, exist_ok=True)
+        # Written under another name first: two runs may build at the same time.
+        partial = library.with_suffix(f".{os.getpid()}.tmp")
+        built = subprocess.run([*command, str(source), "-o", str(partial)], capture_output=True)
+        if built.returncode != 0:
+            reason = built.stderr.decode(errors="replace").strip().splitlines()
+            first = reason[0] if reason else f"exit status {built.returncode}"
+            print(f"roof: {compiler} failed ({first}); shares are left out", file=sys.stderr)
+            return None
+        partial.replace(library)
+    return Roof(ctypes.CDLL(str(library)))
+
+
+def main() -> None:
+    """Print the roofs of this machine."""
+    roof = load_roof()
+    if roof is None:
+        sys.exit(1)
+    for threads in sorted({1, os.cpu_count() or 1}):
+        for kind in filter(roof.available, KINDS):
+            rates = sorted(roof.fma(kind, threads) for _ in range(11))
+            print(f"{threads} threads  {kind:12s} {rates[5] / 1e9:8.1f} GFLOP/s")
+        for name, rate in roof.memory(threads).items():
+            print(f"{threads} threads  {name:12s} {rate / 1e9:8.1f} GB/s")
+
+
+if __name__ == "__main__":
+    main()
