@@ -41,7 +41,7 @@ test-cpp: $(BIN)/.complete
 
 test-python: build
 	$(BIN)/python tools/check_leaf_symbols.py build/dev
-	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(BIN)/.package
 	ruff check .
