@@ -18,7 +18,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,10 +171,16 @@ def environment() -> Row:
     }
 
 
-def rows_from(timings: Iterable[Timing], config: Row) -> list[Row]:
-    """One CSV row per case; `ratio` is its time over that of the first case of role "ours"."""
-    timings = list(timings)
-    ours = next((t.median for t in timings if t.case.role == "ours"), math.nan)
+def paired_ratio(timing: Timing, base: Timing) -> float:
+    """Time over that of `base`: the median over the repetitions that both took part in."""
+    pairs = list(zip(timing.seconds, base.seconds, strict=False))
+    return _median_or_nan([ours / theirs for ours, theirs in pairs])
+
+
+def rows_from(timings: Sequence[Timing], config: Row, base: str = "") -> list[Row]:
+    """One CSV row per case; `ratio` is its time over that of the case named `base`, or of the first
+    one of role "ours"."""
+    named = [t for t in timings if t.case.name == base or (not base and t.case.role == "ours")]
     rows = []
     for timing in timings:
         case, shares = timing.case, sorted(timing.roof_shares())
@@ -189,7 +195,7 @@ def rows_from(timings: Iterable[Timing], config: Row) -> list[Row]:
                 "median_ms": _digits(timing.median * 1e3),
                 "p10_ms": _digits(timing.quantile(0.1) * 1e3),
                 "p90_ms": _digits(timing.quantile(0.9) * 1e3),
-                "ratio": _digits(timing.median / ours),
+                "ratio": _digits(paired_ratio(timing, named[0])) if named else "",
                 "roof": case.roof_kind or "",
                 "roof_gflops": _digits(_median_or_nan(timing.roof_rates) / 1e9),
                 "share_of_roof": _digits(_median_or_nan(shares)),

@@ -1,0 +1,328 @@
+"""Time of a whole sampled-softmax training step: draw, forward, backward with sparse gradients.
+
+FLOP model: three matmuls, z = H·Wsᵀ, dH = P·Ws, dWs = Pᵀ·H, so 6·B·S·D of nominal work. The native
+step merges samples that were drawn twice before the matmuls, so the share of the roof is stated on
+the executed 6·B·U·D with U distinct samples; without replacement, the default here, U = S and both
+are one number. The targets' own 6·B·D and everything that is not a matmul count as nothing. The
+roof is the multiply-add rate of the instruction set in use, measured around each timed block.
+
+    python benchmarks/bench_loss.py                        the headline shape and its peers
+    python benchmarks/bench_loss.py --full                 all shapes, dtypes, instruction sets
+    python benchmarks/bench_loss.py --shape 128,128,8192 --dtype bfloat16 --isa avx2
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from harness import (
+    Case,
+    Row,
+    environment,
+    measure,
+    parser,
+    plot,
+    print_rows,
+    rows_from,
+    write_csv,
+)
+from peers import (
+    Problem,
+    eager_step,
+    full_step,
+    linear_cross_entropy_step,
+    make_problem,
+    mm_step,
+    onednn_step,
+    tensorflow_step,
+)
+from roof import Roof, load_roof
+
+import sampled_softmax_cuda as ssc
+
+TABLE = ("case", "threads", "isa", "median_ms", "p10_ms", "p90_ms", "ratio", "share_of_roof")
+TABLE += ("share_p90", "share_nominal", "roof_gflops", "failure")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A shape and how it is run; `classes` is C of the sampled step, not of the full peers."""
+
+    batch: int = 512
+    width: int = 256
+    samples: int = 4096
+    classes: int = 1_000_000
+    dtype: str = "float32"
+    sampler: str = "log_uniform"
+    replacement: bool = False
+    isas: tuple[str, ...] = ("",)  # "": what the library chooses here
+    threads: tuple[int, ...] = ()
+    peers: tuple[str, ...] = ("onednn", "mm", "eager sparse", "eager dense", "compiled dense")
+    full_classes: int = 100_000
+
+    def title(self) -> str:
+        draws = "with" if self.replacement else "without"
+        return (
+            f"B={self.batch} D={self.width} S={self.samples} C={self.classes} {self.dtype}, "
+            f"{self.sampler} {draws} replacement"
+        )
+
+    def columns(self) -> Row:
+        names = ("batch", "width", "samples", "classes", "dtype", "sampler", "replacement")
+        return {name: getattr(self, name) for name in names}
+
+
+HEADLINE = Config()
+SLOW_PEERS = ("full", "linear_cross_entropy", "tensorflow")
+FEW_PEERS = ("onednn", "mm", "eager sparse")
+FULL = (
+    replace(HEADLINE, isas=("", "avx2", "scalar"), peers=HEADLINE.peers + SLOW_PEERS),
+    replace(HEADLINE, replacement=True, peers=()),
+    replace(HEADLINE, sampler="uniform", peers=("onednn",)),
+    Config(2048, 512, 8192, isas=("", "avx2"), peers=FEW_PEERS),
+    Config(128, 128, 8192, isas=("", "avx2"), peers=FEW_PEERS),
+    Config(32, 64, 1024, peers=HEADLINE.peers),
+    replace(HEADLINE, dtype="bfloat16", peers=FEW_PEERS),
+    replace(HEADLINE, dtype="float16", peers=FEW_PEERS),
+)
+
+
+def our_step(problem: Problem, replacement: bool) -> Any:
+    """The step through the public functions, with row-sparse gradients."""
+    sampler = _sampler(problem)
+
+    def step() -> None:
+        samples = sampler.sample(problem.target, problem.num_samples, replacement=replacement)
+        ssc.sampled_softmax_loss(
+            problem.input,
+            problem.weight,
+            problem.target,
+            samples,
+            bias=problem.bias,
+            sparse_grad=True,
+        ).backward()
+        problem.drop_gradients()
+
+    return step
+
+
+def _sampler(problem: Problem) -> Any:
+    kind = ssc.UniformSampler if problem.sampler == "uniform" else ssc.LogUniformSampler
+    return kind(problem.num_classes)
+
+
+def parts_of_the_step(problem: Problem, replacement: bool) -> dict[str, Any]:
+    """The step in pieces, to see where the time goes: the draw; the loss without gradients."""
+    sampler = _sampler(problem)
+    fixed = sampler.sample(problem.target, problem.num_samples, replacement=replacement)
+
+    def forward_only() -> None:
+        with torch.no_grad():
+            ssc.sampled_softmax_loss(
+                problem.input, problem.weight, problem.target, fixed, bias=problem.bias
+            )
+
+    return {
+        "ours: draw only": lambda: sampler.sample(
+            problem.target, problem.num_samples, replacement=replacement
+        ),
+        "ours: loss only": forward_only,
+    }
+
+
+def distinct_samples(problem: Problem, replacement: bool) -> float:
+    """U: how many of the S samples differ, on average."""
+    if not replacement:
+        return float(problem.num_samples)
+    sampler = _sampler(problem)
+    counts = [
+        sampler.sample(problem.target, problem.num_samples, replacement=True).ids.unique().numel()
+        for _ in range(20)
+    ]
+    return statistics.fmean(counts)
+
+
+def our_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case]:
+    """The step at every instruction set and thread count asked for, then its parts."""
+    distinct = distinct_samples(problem, config.replacement)
+    flops = 6.0 * config.batch * config.width
+    step = our_step(problem, config.replacement)
+    cases = []
+    for isa in config.isas:
+        for threads in config.threads:
+            several = (f"{threads} threads",) if len(config.threads) > 1 else ()
+            name = ", ".join(("ours", *filter(None, (isa,)), *several))
+            used = isa or ssc.build_info()["cpu_isa"]
+            cases.append(
+                Case(
+                    name,
+                    step,
+                    role="ours",
+                    flops=flops * distinct,
+                    roof_kind=roof.kind_for(used, config.dtype) if roof else None,
+                    threads=threads,
+                    env={"SSC_CPU_ISA": isa} if isa else {},
+                    columns={"isa": used, "distinct": round(distinct)},
+                )
+            )
+    parts = parts_of_the_step(problem, config.replacement)
+    cases += [
+        Case(name, run, role="part", threads=config.threads[0]) for name, run in parts.items()
+    ]
+    return cases
+
+
+def peer_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case]:
+    """The peers by name; those that cannot be built here become rows with the reason."""
+    threads = config.threads[0]
+    nominal = 6.0 * config.batch * config.samples * config.width
+    kind = roof.kind_for(ssc.build_info()["cpu_isa"], config.dtype) if roof else None
+    makers = {
+        "onednn": (onednn_step, "three GEMMs, oneDNN", 10**9),
+        "mm": (mm_step, "three GEMMs, torch.mm", 10**9),
+        "eager sparse": (lambda p: eager_step(p, sparse=True), "eager, sparse gradient", 7),
+        "eager dense": (lambda p: eager_step(p, sparse=False), "eager, dense gradient", 3),
+        "compiled dense": (
+            lambda p: eager_step(p, sparse=False, compiled=True),
+            "torch.compile, dense gradient",
+            3,
+        ),
+        "tensorflow": (lambda p: tensorflow_step(p, threads), "TensorFlow", 10**9),
+        "full": (full_step, "F.cross_entropy, all classes", 2),
+        "linear_cross_entropy": (
+            linear_cross_entropy_step,
+            "F.linear_cross_entropy, all classes",
+            1,
+        ),
+    }
+    cases = []
+    for name in config.peers:
+        maker, title, limit = makers[name]
+        exact = name in ("full", "linear_cross_entropy")
+        base = problem
+        if exact:
+            size = min(config.full_classes, config.classes)
+            shape = (config.batch, config.width, config.samples, size)
+            base = make_problem(*shape, getattr(torch, config.dtype), config.sampler)
+        columns = {"classes": base.num_classes}
+        try:
+            run = maker(base)
+        except (ImportError, RuntimeError) as error:
+            cases.append(Case(title, _raiser(error), columns=columns))
+            continue
+        cases.append(
+            Case(
+                title,
+                run,
+                flops=0.0 if exact else nominal,
+                roof_kind=None if exact else kind,
+                threads=threads,
+                max_repetitions=limit,
+                columns=columns,
+            )
+        )
+    return cases
+
+
+def _raiser(error: Exception) -> Any:
+    def run() -> None:
+        raise error
+
+    return run
+
+
+def run_config(config: Config, roof: Roof | None, repetitions: int) -> list[Row]:
+    """Measures one configuration and prints its table."""
+    shape = (config.batch, config.width, config.samples, config.classes)
+    problem = make_problem(*shape, getattr(torch, config.dtype), config.sampler)
+    cases = our_cases(problem, config, roof) + peer_cases(problem, config, roof)
+    rows = rows_from(measure(cases, repetitions, roof), config.columns())
+    for row in rows:
+        if row["share_of_roof"] != "" and row["role"] == "ours":
+            row["share_nominal"] = row["share_of_roof"] * config.samples / row["distinct"]
+    print_rows(config.title(), rows, TABLE)
+    return rows
+
+
+def draw_bars(axes: Any, rows: list[Row]) -> None:
+    """Milliseconds per step of the first configuration, on a logarithmic axis."""
+    first = [rows[0][name] for name in ("batch", "width", "samples", "dtype")]
+    shown = [
+        row
+        for row in rows
+        if [row[name] for name in ("batch", "width", "samples", "dtype")] == first
+        and row["median_ms"] != ""
+        and row["role"] != "part"
+    ]
+    shown = list({row["case"]: row for row in reversed(shown)}.values())
+    shown.sort(key=lambda row: -row["median_ms"])
+    labels = [
+        row["case"] + (f" ({row['classes']:,})" if "all classes" in row["case"] else "")
+        for row in shown
+    ]
+    colors = ["#d1495b" if row["role"] == "ours" else "#8d99ae" for row in shown]
+    bars = axes.barh(labels, [row["median_ms"] for row in shown], color=colors)
+    axes.bar_label(bars, [f"{row['median_ms']:.3g} ms" for row in shown], padding=3)
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.set_xlabel("milliseconds per training step (log scale)")
+    row = rows[0]
+    axes.set_title(
+        f"Sampled softmax step, B={row['batch']} D={row['width']} S={row['samples']} "
+        f"C={row['classes']:,} {row['dtype']}",
+        fontsize=10,
+    )
+
+
+def configs_from(args: argparse.Namespace) -> list[Config]:
+    if args.quick:
+        tiny = Config(8, 16, 32, 1000, full_classes=500, peers=(*HEADLINE.peers[:4], "full"))
+        configs = [tiny]
+    elif args.full:
+        configs = list(FULL)
+    else:
+        configs = [HEADLINE]
+    changes: dict[str, Any] = {}
+    if args.shape:
+        batch, width, samples = (int(part) for part in args.shape.split(","))
+        changes.update(batch=batch, width=width, samples=samples)
+    for name in ("classes", "dtype", "sampler"):
+        if getattr(args, name):
+            changes[name] = getattr(args, name)
+    if args.replacement:
+        changes["replacement"] = True
+    if args.isa:
+        changes["isas"] = tuple(args.isa.split(","))
+    if args.peers is not None:
+        changes["peers"] = tuple(name for name in args.peers.split(",") if name)
+    threads = (args.threads, 1) if args.full and args.threads > 1 else (args.threads,)
+    return [replace(config, threads=threads, **changes) for config in configs]
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--shape", metavar="B,D,S", help="another shape")
+    options.add_argument("--classes", type=int, help="C")
+    options.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"))
+    options.add_argument("--sampler", choices=("uniform", "log_uniform"))
+    options.add_argument("--replacement", action="store_true", help="draw with replacement")
+    options.add_argument("--isa", metavar="A,B", help="instruction sets: scalar, avx2, avx512")
+    options.add_argument("--peers", metavar="A,B", help="peers by name; '' for none")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    roof = load_roof()
+    repetitions = args.repetitions or (2 if args.quick else 21)
+    rows: list[Row] = []
+    for config in configs_from(args):
+        rows += run_config(config, roof, repetitions)
+    constants = environment()
+    write_csv(args.output / "bench_loss.csv", [{**row, **constants} for row in rows])
+    plot(args.output / "bench_loss.png", lambda axes: draw_bars(axes, rows))
+
+
+if __name__ == "__main__":
+    main()
