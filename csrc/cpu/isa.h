@@ -2,8 +2,6 @@
 // compiled once per instruction set into a namespace of that name; the choice is made at run time.
 #pragma once
 
-#include <string>
-
 namespace ssc {
 
 enum class Isa { scalar, avx2, avx512 };

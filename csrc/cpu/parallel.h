@@ -1,4 +1,4 @@
-// The caller's parallel-for, type-erased: csrc/cpu starts no threads of its own (design decision D).
+// The caller's parallel-for, type-erased: csrc/cpu starts no threads itself (design decision D).
 #pragma once
 
 #include <cstdint>
