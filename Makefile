@@ -18,6 +18,8 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
 $(BIN)/.complete: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@

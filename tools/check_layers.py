@@ -36,7 +36,7 @@ TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/|^Python\.h$|^pybind11/")
 STABLE_TORCH = re.compile(r"^torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/")
 STANDARD_IN_LEAVES = {
     "cfloat", "climits", "cmath", "cstddef", "cstdint", "cstring", "immintrin.h", "limits",
-    "type_traits",
+    "type_traits", "utility",
 }  # fmt: skip
 
 Offence = tuple[Path, int, str]
