@@ -29,7 +29,7 @@ def _load_library() -> tuple[bool, str]:
             " and without SSC_SKIP_BUILD=1 (the slower PyTorch reference serves meanwhile)"
         )
     try:
-        torch.ops.load_library(str(LIBRARY))
+        torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0]
         return False, (

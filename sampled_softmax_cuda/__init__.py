@@ -1,0 +1,33 @@
+"""Sampled softmax for PyTorch: train over millions of classes at the cost of a few thousand.
+
+    samples = ssc.LogUniformSampler(num_classes).sample(target, 4096)
+    loss = ssc.sampled_softmax_loss(hidden, weight, target, samples, bias=bias, sparse_grad=True)
+
+or `ssc.SampledSoftmaxLoss`, a module that owns the class weights, samples in training and computes
+the exact cross entropy in eval mode. `ssc.cntk` has CNTK's functions under their own names,
+`ssc.reference` everything in plain PyTorch, and `ssc.build_info()` says what runs here.
+"""
+
+from . import cntk, reference, samplers
+from ._info import build_info, version
+from .functional import SampledSoftmaxDetails, sampled_softmax_loss
+from .modules import SampledSoftmaxLoss
+from .samplers import LogUniformSampler, Sampler, Samples, UniformSampler, WeightedSampler
+
+__version__ = version()
+
+__all__ = [
+    "LogUniformSampler",
+    "SampledSoftmaxDetails",
+    "SampledSoftmaxLoss",
+    "Sampler",
+    "Samples",
+    "UniformSampler",
+    "WeightedSampler",
+    "__version__",
+    "build_info",
+    "cntk",
+    "reference",
+    "sampled_softmax_loss",
+    "samplers",
+]

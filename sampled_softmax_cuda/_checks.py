@@ -1,0 +1,219 @@
+"""Checks of arguments, with the value in the message; done once, before any work.
+
+Only shapes, dtypes and devices are looked at, and on the CPU the smallest and largest id: the
+checks of one call take about ten microseconds. Every function's first argument is the name of the
+public function, which opens the message.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .samplers.base import Samples
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CORRECTIONS = ("both", "negatives", "none")
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def _describe(value: object) -> str:
+    return f"{list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+
+
+def _fail_float(fn: str, name: str, value: Any) -> NoReturn:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{fn}: {name} must be a Tensor, got {_describe(value)}")
+    raise TypeError(
+        f"{fn}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}"
+    )
+
+
+def check_float(fn: str, name: str, value: Any) -> None:
+    """TypeError unless `value` is a tensor of a floating dtype that the kernels take."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
+        _fail_float(fn, name, value)
+
+
+def check_int64(fn: str, name: str, value: Any) -> None:
+    """TypeError unless `value` is an int64 tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{fn}: {name} must be a Tensor, got {_describe(value)}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{fn}: {name} must be int64, got {value.dtype}")
+
+
+def check_positive_int(fn: str, name: str, value: Any) -> None:
+    """TypeError unless `value` is an int, ValueError unless it is at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{fn}: {name} must be an int, got {_describe(value)}")
+    if value < 1:
+        raise ValueError(f"{fn}: {name} must be at least 1, got {value}")
+
+
+def check_choice(fn: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{fn}: {name} must be one of {allowed}, got {value!r}")
+
+
+def check_temperature(fn: str, value: Any) -> None:
+    """TypeError unless `value` is a number, ValueError unless it is positive and finite."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{fn}: temperature must be a float, got {_describe(value)}")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{fn}: temperature must be positive and finite, got {value}")
+
+
+def check_ignore_index(fn: str, value: Any) -> None:
+    """TypeError unless `value` is an int."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{fn}: ignore_index must be an int, got {_describe(value)}")
+
+
+def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
+    """input [*, D], weight [C, D] and bias [C] fit together in shape, dtype and device."""
+    check_float(fn, "input", input)
+    check_float(fn, "weight", weight)
+    shape = input.shape
+    if len(shape) == 0:
+        raise ValueError(f"{fn}: input must be [*, D], got a tensor without dimensions")
+    width = shape[-1]
+    if weight.dim() != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"{fn}: weight must be [C, D={width}] to match input {list(shape)},"
+            f" got {list(weight.shape)}"
+        )
+    num_classes = weight.shape[0]
+    if num_classes == 0 or width == 0:
+        raise ValueError(
+            f"{fn}: weight must hold at least one class and one feature, got {list(weight.shape)}"
+        )
+    parameters: list[tuple[str, Tensor]] = [("weight", weight)]
+    if bias is not None:
+        check_float(fn, "bias", bias)
+        if bias.dim() != 1 or bias.shape[0] != num_classes:
+            raise ValueError(
+                f"{fn}: bias must be [C={num_classes}] to match weight {list(weight.shape)},"
+                f" got {list(bias.shape)}"
+            )
+        parameters.append(("bias", bias))
+    is_double = input.dtype == torch.float64
+    for name, tensor in parameters:
+        if (tensor.dtype == torch.float64) != is_double:
+            raise TypeError(
+                f"{fn}: float64 does not mix with other dtypes:"
+                f" input is {input.dtype}, {name} is {tensor.dtype}"
+            )
+        check_device(fn, name, tensor, input)
+
+
+def check_device(fn: str, name: str, tensor: Tensor, input: Tensor) -> None:
+    """ValueError unless `tensor` is on the device of `input`."""
+    if tensor.device != input.device:
+        raise ValueError(
+            f"{fn}: {name} must be on the device of input, {input.device}, got {tensor.device}"
+        )
+
+
+def check_target(fn: str, target: Any, input: Tensor) -> None:
+    """target has the shape of input without its last dimension."""
+    check_int64(fn, "target", target)
+    expected = input.shape[:-1]
+    if target.shape != expected:
+        if target.dim() == input.dim() and target.shape[:-1] == expected:
+            raise ValueError(
+                f"{fn}: several true classes per row (target [*, T]) are not supported: target"
+                f" must be {list(expected)} to match input {list(input.shape)}, got"
+                f" {list(target.shape)}; repeat the rows, one class each, with sample_weight=1/T"
+            )
+        raise ValueError(
+            f"{fn}: target must be {list(expected)} to match input {list(input.shape)},"
+            f" got {list(target.shape)}"
+        )
+    check_device(fn, "target", target, input)
+
+
+def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor) -> None:
+    """samples is a Samples with ids [S], log counts [S] or None, and the target's shape or None."""
+    if not isinstance(samples, Samples):
+        raise TypeError(
+            f"{fn}: samples must be a Samples(ids, log_expected_count, target_log_expected_count),"
+            f" got {_describe(samples)}"
+        )
+    ids, log_count, target_log_count = samples
+    check_int64(fn, "samples.ids", ids)
+    if ids.dim() == 2:
+        raise ValueError(
+            f"{fn}: samples.ids must be [S], shared by all rows; per-row samples are not supported,"
+            f" got {list(ids.shape)}"
+        )
+    if ids.dim() != 1 or ids.shape[0] == 0:
+        raise ValueError(f"{fn}: samples.ids must be [S] with S >= 1, got {list(ids.shape)}")
+    check_device(fn, "samples.ids", ids, input)
+    if log_count is not None:
+        check_float(fn, "samples.log_expected_count", log_count)
+        if log_count.shape != ids.shape:
+            raise ValueError(
+                f"{fn}: samples.log_expected_count must be [S={ids.shape[0]}] to match samples.ids,"
+                f" got {list(log_count.shape)}"
+            )
+        check_device(fn, "samples.log_expected_count", log_count, input)
+    if target_log_count is not None:
+        check_float(fn, "samples.target_log_expected_count", target_log_count)
+        if target_log_count.shape != target.shape:
+            raise ValueError(
+                f"{fn}: samples.target_log_expected_count must be {list(target.shape)} to match"
+                f" target, got {list(target_log_count.shape)}"
+            )
+        check_device(fn, "samples.target_log_expected_count", target_log_count, input)
+
+
+def check_sample_weight(fn: str, sample_weight: Any, target: Tensor) -> None:
+    """sample_weight is None or a floating tensor of the target's shape."""
+    if sample_weight is None:
+        return
+    check_float(fn, "sample_weight", sample_weight)
+    if sample_weight.shape != target.shape:
+        raise ValueError(
+            f"{fn}: sample_weight must be {list(target.shape)} to match target,"
+            f" got {list(sample_weight.shape)}"
+        )
+    check_device(fn, "sample_weight", sample_weight, target)
+
+
+def check_id_range(
+    fn: str, name: str, ids: Tensor, num_classes: int, ignore_index: int | None = None
+) -> bool:
+    """IndexError for the first id outside [0, C) that is not `ignore_index`.
+
+    Looks at values on the CPU only; on CUDA only with SSC_CHECK_TARGETS=1, since that waits for
+    the device. Not under torch.compile: there the kernels guard memory (RuntimeError on the CPU).
+
+    Returns:
+        True if all ids are known to be in range and none is `ignore_index`.
+    """
+    if torch.compiler.is_compiling() or ids.numel() == 0 or ids.is_meta:
+        return False
+    if ids.device.type != "cpu" and os.environ.get("SSC_CHECK_TARGETS", "0") in ("", "0"):
+        return False
+    low, high = torch.aminmax(ids)
+    first, last = int(low), int(high)
+    if first >= 0 and last < num_classes:
+        return ignore_index is None or not first <= ignore_index <= last
+    bad = (ids < 0) | (ids >= num_classes)
+    if ignore_index is not None:
+        bad &= ids != ignore_index
+    if not bool(bad.any()):
+        return False
+    position = [int(i) for i in bad.nonzero()[0]]
+    value = int(ids[tuple(position)])
+    where = "" if ignore_index is None else f" or ignore_index={ignore_index}"
+    raise IndexError(
+        f"{fn}: {name} must be in [0, C={num_classes}){where}, got {value} at {position}"
+    )

@@ -1,0 +1,82 @@
+"""What this installation is and which code it runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from . import _load
+
+DISTRIBUTION = "sampled-softmax-cuda"
+
+
+def version() -> str:
+    """The version of the installed distribution; "0+unknown" for a bare checkout on sys.path."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def _cpu_isa() -> str | None:
+    if not _load.library_loaded():
+        return None
+    try:
+        return str(torch.ops.sampled_softmax.cpu_isa())
+    except RuntimeError as error:  # SSC_CPU_ISA names one that this CPU does not run
+        return f"none: {str(error).splitlines()[0]}"
+
+
+def _devices() -> list[str]:
+    devices = [f"cpu: {torch.get_num_threads()} threads"]
+    devices += [
+        f"cuda:{index}: {torch.cuda.get_device_name(index)}"
+        for index in range(torch.cuda.device_count())
+    ]
+    return devices
+
+
+def build_info() -> dict[str, Any]:
+    """Versions, what was compiled, and what is in use.
+
+    Returns:
+        A dict with the keys
+        version, python, torch, torch_cuda (None for a CPU torch);
+        native (whether the compiled library is loaded) and native_reason (one line);
+        backend ("native" or "reference": what serves CPU tensors);
+        cpu_isa ("scalar", "avx2", "avx512"; None without the library);
+        cuda_architectures (compiled ones; empty in this release: CUDA tensors use the reference);
+        devices.
+
+    Example:
+        >>> import sampled_softmax_cuda as ssc
+        >>> info = ssc.build_info()
+        >>> info["backend"] in ("native", "reference")
+        True
+    """
+    return {
+        "version": version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "native": _load.library_loaded(),
+        "native_reason": _load.native_reason(),
+        "backend": "native" if _load.has_native() else "reference",
+        "cpu_isa": _cpu_isa(),
+        "cuda_architectures": [],
+        "devices": _devices(),
+    }
+
+
+def format_info(info: dict[str, Any]) -> str:
+    """build_info as lines of `key  value`."""
+    width = max(len(key) for key in info)
+    lines = []
+    for key, value in info.items():
+        if isinstance(value, list):
+            value = ", ".join(value) or "none in this release"
+        lines.append(f"{key:<{width}}  {'none' if value is None else value}")
+    return "\n".join(lines)

@@ -1,0 +1,227 @@
+"""The exact softmax over all classes, streamed: for evaluation, and for small or final steps.
+
+Everything here takes 2-D or any leading shape and never stores an array [*, C], except `logits`,
+which returns one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks, reference
+from ._load import native_for
+from .reference.exact import chunk_classes
+from .reference.loss import compute_dtype, result_dtype, row_scale
+
+# An ignore_index that no class id and no sensible target has.
+_IGNORE_NOTHING = torch.iinfo(torch.int64).min
+
+
+class TopK(NamedTuple):
+    """The k largest logits of each row and the classes they belong to."""
+
+    values: Tensor
+    """[*, k] logits, falling; float32 (float64 for float64 input)."""
+    indices: Tensor
+    """[*, k] int64 classes."""
+
+
+def _backend(device: torch.device) -> Any:
+    return torch.ops.sampled_softmax if native_for(device) else reference
+
+
+def _matrices(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """input as [B, D], weight with unit stride along D, bias contiguous."""
+    return (
+        input.reshape(-1, input.shape[-1]).contiguous(),
+        weight if weight.stride(1) == 1 else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+    )
+
+
+def exact_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """`F.cross_entropy(F.linear(input, weight, bias) / temperature, target)` without logits [*, C].
+
+    Args:
+        input: [*, D].
+        weight: [C, D].
+        target: [*] int64.
+        bias: [C] or None.
+        temperature: divides the logits.
+        ignore_index: rows with this target give loss 0 and do not count.
+        reduction: "mean" (0 if no row counts), "sum" or "none".
+
+    Returns:
+        The loss in the dtype that the arguments promote to, float32 under autocast; differentiable
+        once, with dense gradients, at the cost of one sweep over the classes more.
+
+    Raises:
+        ValueError, TypeError, IndexError: as `sampled_softmax_loss`.
+
+    Example:
+        >>> import torch
+        >>> from sampled_softmax_cuda.exact import exact_cross_entropy
+        >>> exact_cross_entropy(torch.ones(2, 3), torch.zeros(8, 3), torch.tensor([0, 7]))  # log 8
+        tensor(2.0794)
+    """
+    fn = "exact_cross_entropy"
+    _checks.check_parameters(fn, input, weight, bias)
+    _checks.check_target(fn, target, input)
+    _checks.check_temperature(fn, temperature)
+    _checks.check_ignore_index(fn, ignore_index)
+    _checks.check_choice(fn, "reduction", reduction, _checks.REDUCTIONS)
+    _checks.check_id_range(fn, "target", target, weight.shape[0], ignore_index)
+    matrices = _matrices(input, weight, bias)
+    flat = target.reshape(-1)
+    loss, _ = _backend(input.device).exact_loss_rows(
+        *matrices, flat, 1.0 / temperature, ignore_index
+    )
+    dtype = result_dtype(input, weight, bias)
+    if reduction == "none":
+        return loss.reshape(target.shape).to(dtype)  # type: ignore[no-any-return]
+    scale = row_scale(flat, ignore_index, None, reduction, loss.dtype)
+    return (loss * scale).sum().to(dtype)  # type: ignore[no-any-return]
+
+
+def logits(
+    input: Tensor, weight: Tensor, *, bias: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """(input · weightᵀ + bias) / temperature over all classes, [*, C]; differentiable once.
+
+    float32 (float64 for float64 input), whatever the dtype of the parameters.
+
+    Example:
+        >>> import torch
+        >>> from sampled_softmax_cuda.exact import logits
+        >>> logits(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=2.0)
+        tensor([[1.5000, 3.5000]])
+    """
+    _checks.check_parameters("logits", input, weight, bias)
+    _checks.check_temperature("logits", temperature)
+    num_classes = weight.shape[0]
+    z: Tensor = _backend(input.device).logits(
+        *_matrices(input, weight, bias), 0, num_classes, 1.0 / temperature
+    )
+    return z.reshape(*input.shape[:-1], num_classes)
+
+
+def log_prob(
+    input: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Exact log probability of classes `ids` under the softmax over all classes.
+
+    Args:
+        input: [*, D].
+        weight: [C, D].
+        ids: int64, [*] for one class per row or [*, K] for several.
+        bias: [C] or None.
+        temperature: divides the logits.
+
+    Returns:
+        Log probabilities of the shape of ids, float32 (float64 for float64 input); differentiable.
+
+    Example:
+        >>> import torch
+        >>> from sampled_softmax_cuda.exact import log_prob
+        >>> log_prob(torch.ones(2, 3), torch.zeros(8, 3), torch.tensor([[0, 1], [2, 3]])).exp()
+        tensor([[0.1250, 0.1250],
+                [0.1250, 0.1250]])
+    """
+    fn = "log_prob"
+    _checks.check_parameters(fn, input, weight, bias)
+    _checks.check_int64(fn, "ids", ids)
+    _checks.check_temperature(fn, temperature)
+    leading = input.shape[:-1]
+    if ids.shape != leading and (ids.dim() != input.dim() or ids.shape[:-1] != leading):
+        raise ValueError(
+            f"{fn}: ids must be {list(leading)} or {[*leading, 'K']} to match input"
+            f" {list(input.shape)}, got {list(ids.shape)}"
+        )
+    _checks.check_device(fn, "ids", ids, input)
+    _checks.check_id_range(fn, "ids", ids, weight.shape[0])
+    matrices = _matrices(input, weight, bias)
+    h = matrices[0]
+    columns = ids.reshape(h.shape[0], -1) if ids.numel() else ids.new_zeros((h.shape[0], 0))
+    if columns.shape[1] == 0:
+        return h.new_zeros(ids.shape, dtype=compute_dtype(input))
+    loss, _ = _backend(input.device).exact_loss_rows(
+        *matrices, columns[:, 0].contiguous(), 1.0 / temperature, _IGNORE_NOTHING
+    )
+    if columns.shape[1] == 1:
+        return (-loss).reshape(ids.shape)  # type: ignore[no-any-return]
+    z = (h[:, None, :].to(loss.dtype) * weight[columns].to(loss.dtype)).sum(dim=-1)
+    if bias is not None:
+        z = z + bias[columns].to(loss.dtype)
+    z = z / temperature
+    return (z - z[:, :1] - loss[:, None]).reshape(ids.shape)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def topk(
+    input: Tensor,
+    weight: Tensor,
+    k: int,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+) -> TopK:
+    """The k classes with the largest logits, in chunks of classes; no gradient.
+
+    Args:
+        input: [*, D].
+        weight: [C, D].
+        k: 1 to C.
+        bias: [C] or None.
+        temperature: divides the logits.
+
+    Returns:
+        `TopK(values [*, k], indices [*, k])`, sorted by falling value.
+
+    Example:
+        >>> import torch
+        >>> from sampled_softmax_cuda.exact import topk
+        >>> topk(torch.ones(1), torch.tensor([[1.0], [5.0], [3.0]]), 2).indices
+        tensor([1, 2])
+    """
+    fn = "topk"
+    _checks.check_parameters(fn, input, weight, bias)
+    _checks.check_positive_int(fn, "k", k)
+    _checks.check_temperature(fn, temperature)
+    num_classes = weight.shape[0]
+    if k > num_classes:
+        raise ValueError(f"{fn}: k must be at most C={num_classes}, got {k}")
+    matrices = _matrices(input, weight, bias)
+    h = matrices[0]
+    backend = _backend(input.device)
+    chunk = chunk_classes(h.shape[0], num_classes)
+    values = h.new_empty((h.shape[0], 0), dtype=compute_dtype(input))
+    indices = torch.empty(values.shape, dtype=torch.int64, device=h.device)
+    for begin in range(0, num_classes, chunk):
+        end = min(begin + chunk, num_classes)
+        z = backend.logits(*matrices, begin, end, 1.0 / temperature)
+        best = z.topk(min(k, end - begin), dim=1)
+        values = torch.cat((values, best.values), dim=1)
+        indices = torch.cat((indices, best.indices + begin), dim=1)
+        values, order = values.topk(min(k, values.shape[1]), dim=1)
+        indices = indices.gather(1, order)
+    shape = (*input.shape[:-1], k)
+    return TopK(values.reshape(shape), indices.reshape(shape))

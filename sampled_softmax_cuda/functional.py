@@ -1,0 +1,218 @@
+"""The sampled softmax loss as a function: checks, then the compiled kernels or the reference."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from . import _checks, _ops, reference
+from ._load import native_for
+from .reference.loss import SampledSoftmaxDetails, compute_dtype, result_dtype, row_scale
+from .samplers.base import Samples
+
+__all__ = ["SampledSoftmaxDetails", "sampled_softmax_loss"]
+
+_NAME = "sampled_softmax_loss"
+
+
+@overload
+def sampled_softmax_loss(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    samples: Samples,
+    *,
+    bias: Tensor | None = ...,
+    temperature: float = ...,
+    correction: str = ...,
+    remove_accidental_hits: bool = ...,
+    ignore_index: int = ...,
+    sample_weight: Tensor | None = ...,
+    reduction: str = ...,
+    sparse_grad: bool = ...,
+    return_details: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def sampled_softmax_loss(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    samples: Samples,
+    *,
+    bias: Tensor | None = ...,
+    temperature: float = ...,
+    correction: str = ...,
+    remove_accidental_hits: bool = ...,
+    ignore_index: int = ...,
+    sample_weight: Tensor | None = ...,
+    reduction: str = ...,
+    sparse_grad: bool = ...,
+    return_details: Literal[True],
+) -> tuple[Tensor, SampledSoftmaxDetails]: ...
+
+
+def sampled_softmax_loss(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    samples: Samples,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    correction: str = "both",
+    remove_accidental_hits: bool = True,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    sparse_grad: bool = False,
+    return_details: bool = False,
+) -> Tensor | tuple[Tensor, SampledSoftmaxDetails]:
+    """Cross entropy of the target against sampled classes instead of all C.
+
+    With z_k = (input · weight_k + bias_k) / temperature - log n_k, where n_k is the expected count
+    of class k among the samples, the loss of a row with target t is
+
+        log(exp z_t + sum over samples s of exp z_s) - z_t
+
+    Time and memory depend on C only through the dense gradients of weight and bias, and not at all
+    with `sparse_grad=True`. If every class is a sample once, with counts None and hits removed, the
+    loss and its gradients are those of `F.cross_entropy(F.linear(input, weight, bias), target)`.
+    Method: Jean et al., "On Using Very Large Target Vocabulary for Neural Machine Translation".
+
+    Args:
+        input: [*, D] float32, bfloat16, float16 or float64; any leading shape, also none or empty.
+        weight: [C, D]; its dtype may differ from input's (not for float64), so that autocast need
+            not convert it. A layout other than unit stride along D costs a copy.
+        target: [*] int64, the true class of each row. Several true classes are not supported.
+        samples: `Samples(ids [S], log_expected_count [S], target_log_expected_count [*])`, from a
+            sampler or made by hand. A count of None means n = 1. Ids may repeat. No gradient flows
+            through the counts; they are used in float32.
+        bias: [C] or None (the default).
+        temperature: divides the logits before the correction; positive. Default 1.
+        correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow
+            do; "negatives" from the samples only, which makes exp(lse) an unbiased estimate of the
+            partition function when hits are removed; "none" from neither.
+        remove_accidental_hits: leave out, row by row, the samples that equal the target (default).
+        ignore_index: rows with this target give loss 0 and no gradient. Default -100.
+        sample_weight: [*] floating, a factor for each row's loss. None means 1.
+        reduction: "mean" (default) divides by the number, or the summed weight, of the rows that
+            count and is 0 if there are none; "sum"; "none" gives losses of the target's shape.
+        sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors over the rows
+            touched, for SGD, Adagrad and SparseAdam. Default False: dense.
+        return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`.
+
+    Returns:
+        The loss, float32 under autocast and else in the dtype that input, weight and bias promote
+        to; sums are taken in float32 (float64 for float64). With `return_details`, a pair. NaN or
+        inf in a row of input makes that row's loss and input gradient NaN, and no other's.
+
+    Raises:
+        ValueError: shapes, devices or options that do not fit.
+        TypeError: wrong dtypes or types.
+        IndexError: an id or target outside [0, C), on the CPU. On CUDA such a target gives NaN in
+            its row; SSC_CHECK_TARGETS=1 raises there too, at the price of waiting for the device.
+        RuntimeError: backward with create_graph=True through the compiled kernels. The same
+            function in `sampled_softmax_cuda.reference` can be differentiated twice.
+
+    Example:
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> h, weight = torch.randn(32, 16), torch.randn(1000, 16, requires_grad=True)
+        >>> target = torch.randint(1000, (32,))
+        >>> samples = ssc.LogUniformSampler(1000).sample(target, 64)
+        >>> loss = ssc.sampled_softmax_loss(h, weight, target, samples, sparse_grad=True)
+        >>> loss.backward()
+        >>> loss.shape, weight.grad.is_sparse, weight.grad.shape
+        (torch.Size([]), True, torch.Size([1000, 16]))
+    """
+    _checks.check_parameters(_NAME, input, weight, bias)
+    _checks.check_target(_NAME, target, input)
+    _checks.check_samples(_NAME, samples, target, input)
+    _checks.check_sample_weight(_NAME, sample_weight, target)
+    _checks.check_temperature(_NAME, temperature)
+    _checks.check_choice(_NAME, "correction", correction, _checks.CORRECTIONS)
+    _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
+    _checks.check_ignore_index(_NAME, ignore_index)
+    num_classes = weight.shape[0]
+    _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
+    all_counted = _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
+
+    if not native_for(input.device):
+        return reference.sampled_softmax_loss(
+            input,
+            weight,
+            target,
+            samples,
+            bias=bias,
+            temperature=temperature,
+            correction=correction,
+            remove_accidental_hits=remove_accidental_hits,
+            ignore_index=ignore_index,
+            sample_weight=sample_weight,
+            reduction=reduction,
+            sparse_grad=sparse_grad,
+            return_details=return_details,
+        )
+
+    arguments = (
+        input.reshape(-1, input.shape[-1]).contiguous(),
+        weight if weight.stride(1) == 1 else weight.contiguous(),
+        bias,
+        target.reshape(-1),
+        samples.ids.contiguous(),
+        None if correction == "none" else _log_count(samples.log_expected_count),
+        _log_count(samples.target_log_expected_count) if correction == "both" else None,
+        1.0 / temperature,
+        remove_accidental_hits,
+        ignore_index,
+    )
+    row_weight = None if sample_weight is None else sample_weight.reshape(-1)
+    dtype = result_dtype(input, weight, bias)
+    if reduction == "none":
+        rows, *details = _ops.rows_loss(arguments, sparse_grad)
+        if row_weight is not None:
+            rows = rows * row_weight
+        result = rows.reshape(target.shape).to(dtype)
+    else:
+        scale = _row_scale(arguments, row_weight, reduction, all_counted)
+        if _fused(arguments, row_weight):
+            result, *details = _ops.total_loss(arguments, sparse_grad, scale, dtype)
+        else:
+            rows, *details = _ops.rows_loss(arguments, sparse_grad)
+            result = (rows * scale).sum().to(dtype)
+    if return_details:
+        return result, SampledSoftmaxDetails(*(row.reshape(target.shape) for row in details))
+    return result
+
+
+def _log_count(log_count: Tensor | None) -> Tensor | None:
+    """Log expected counts as the kernels take them: flat, contiguous, float32."""
+    if log_count is None:
+        return None
+    return log_count.detach().reshape(-1).to(torch.float32).contiguous()
+
+
+def _row_scale(
+    arguments: tuple[Any, ...], row_weight: Tensor | None, reduction: str, all_counted: bool
+) -> Tensor:
+    """The factor of each row's loss; without weights and ignored rows it is the same for all."""
+    input, target, ignore_index = arguments[0], arguments[3], arguments[9]
+    dtype = compute_dtype(input)
+    if all_counted and row_weight is None:
+        factor = 1.0 / target.shape[0] if reduction == "mean" else 1.0
+        return torch.full(target.shape, factor, dtype=dtype, device=input.device)
+    return row_scale(target, ignore_index, row_weight, reduction, dtype)
+
+
+def _fused(arguments: tuple[Any, ...], row_weight: Tensor | None) -> bool:
+    """Whether the gradients may be computed in the forward pass, before the upstream gradient.
+
+    Not if the weights of the rows want a gradient too, and not in float16: there they have to be
+    scaled by the upstream gradient (a GradScaler's, say) before they are rounded.
+    """
+    if row_weight is not None and row_weight.requires_grad:
+        return False
+    return all(tensor is None or tensor.dtype != torch.float16 for tensor in arguments[:3])

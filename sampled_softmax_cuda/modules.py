@@ -1,0 +1,235 @@
+"""The loss as a module that owns the class weights and the sampler."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks, exact
+from .exact import TopK
+from .functional import sampled_softmax_loss
+from .samplers import LogUniformSampler, Sampler, UniformSampler, WeightedSampler
+
+__all__ = ["SampledSoftmaxLoss"]
+
+_NAME = "SampledSoftmaxLoss"
+
+
+def _make_sampler(sampler: object, num_classes: int) -> Sampler:
+    """A Sampler over `num_classes` from a name, a vector of weights, or a Sampler."""
+    if isinstance(sampler, Sampler):
+        if sampler.num_classes != num_classes:
+            raise ValueError(
+                f"{_NAME}: sampler must draw from num_classes={num_classes} classes,"
+                f" got one over {sampler.num_classes}"
+            )
+        return sampler
+    if isinstance(sampler, Tensor):
+        if sampler.dim() != 1 or sampler.shape[0] != num_classes:
+            raise ValueError(
+                f"{_NAME}: sampler weights must be [C={num_classes}], got {list(sampler.shape)}"
+            )
+        return WeightedSampler(sampler)
+    if sampler == "uniform":
+        return UniformSampler(num_classes)
+    if sampler == "log_uniform":
+        return LogUniformSampler(num_classes)
+    if isinstance(sampler, str):
+        raise ValueError(
+            f"{_NAME}: sampler must be 'uniform', 'log_uniform', a Sampler or a tensor of weights"
+            f" [C], got {sampler!r}"
+        )
+    raise TypeError(
+        f"{_NAME}: sampler must be a str, a Sampler or a Tensor, got {type(sampler).__name__}"
+    )
+
+
+class SampledSoftmaxLoss(nn.Module):
+    """Softmax over many classes, trained on sampled ones and evaluated on all.
+
+    In training mode `forward` draws `num_samples` negatives, shared by the batch, and returns the
+    sampled loss; in eval mode it returns the exact cross entropy over all classes, streamed, never
+    with logits [*, C]. The parameters are those of `nn.Linear(in_features, num_classes)`, with the
+    same names and the same initialisation (uniform in ±1/sqrt(in_features)), so that a state_dict
+    can go from one to the other.
+
+    Args:
+        in_features: D, the width of the input.
+        num_classes: C.
+        num_samples: S, classes drawn per step.
+        sampler: "log_uniform" (default; classes sorted by falling frequency), "uniform", a
+            Sampler, or a vector [C] of non-negative weights.
+        bias: whether classes have a bias. Default True.
+        replacement: draw with replacement (default), or distinct classes.
+        per_row: not available; negatives are shared by the batch.
+        temperature: divides the logits, in training and evaluation. Default 1.
+        correction, remove_accidental_hits, ignore_index, reduction, sparse_grad: as in
+            `sampled_softmax_loss`. The sampled loss only: correction, hits; the gradients of the
+            exact loss are dense, whatever sparse_grad says.
+        device, dtype: of the parameters.
+
+    Shapes:
+        input [*, D], target [*] int64; the loss is a scalar, or [*] with reduction="none".
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit, with their name and value.
+
+    Example:
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> loss_fn = ssc.SampledSoftmaxLoss(16, num_classes=1000, num_samples=64)
+        >>> h, target = torch.randn(8, 16), torch.randint(1000, (8,))
+        >>> loss_fn(h, target).backward()  # sampled
+        >>> _ = loss_fn.eval()
+        >>> exact = loss_fn(h, target)
+        >>> full = torch.nn.functional.cross_entropy(loss_fn.logits(h), target)
+        >>> torch.allclose(exact, full, atol=1e-5)
+        True
+        >>> loss_fn.topk(h, 5).indices.shape
+        torch.Size([8, 5])
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        num_samples: int,
+        sampler: str | Sampler | Tensor = "log_uniform",
+        *,
+        bias: bool = True,
+        replacement: bool = True,
+        per_row: bool = False,
+        temperature: float = 1.0,
+        correction: str = "both",
+        remove_accidental_hits: bool = True,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        sparse_grad: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("in_features", in_features),
+            ("num_classes", num_classes),
+            ("num_samples", num_samples),
+        ):
+            _checks.check_positive_int(_NAME, name, value)
+        if per_row:
+            raise ValueError(
+                f"{_NAME}: per_row must be False: negatives are shared by the batch;"
+                " for fresh negatives per row, call the module on parts of the batch"
+            )
+        if not replacement and num_samples > num_classes:
+            raise ValueError(
+                f"{_NAME}: num_samples must be at most num_classes={num_classes} without"
+                f" replacement, got {num_samples}"
+            )
+        _checks.check_temperature(_NAME, temperature)
+        _checks.check_choice(_NAME, "correction", correction, _checks.CORRECTIONS)
+        _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
+        _checks.check_ignore_index(_NAME, ignore_index)
+        if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
+            raise TypeError(
+                f"{_NAME}: dtype must be float32, bfloat16, float16 or float64, got {dtype}"
+            )
+        self.in_features = in_features
+        self.num_classes = num_classes
+        self.num_samples = num_samples
+        self.replacement = replacement
+        self.temperature = temperature
+        self.correction = correction
+        self.remove_accidental_hits = remove_accidental_hits
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.sparse_grad = sparse_grad
+        self.sampler = _make_sampler(sampler, num_classes).to(device=device)
+        self.weight = nn.Parameter(
+            torch.empty((num_classes, in_features), device=device, dtype=dtype)
+        )
+        if bias:
+            self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), as nn.Linear."""
+        bound = 1.0 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The sampled loss in training mode, the exact one in eval mode.
+
+        Args:
+            input: [*, D].
+            target: [*] int64; rows equal to `ignore_index` do not count.
+
+        Returns:
+            A scalar, or [*] with reduction="none"; dtype as in `sampled_softmax_loss`.
+        """
+        if not self.training:
+            return exact.exact_cross_entropy(
+                input,
+                self.weight,
+                target,
+                bias=self.bias,
+                temperature=self.temperature,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+            )
+        samples = self.sampler.sample(target, self.num_samples, replacement=self.replacement)
+        return sampled_softmax_loss(
+            input,
+            self.weight,
+            target,
+            samples,
+            bias=self.bias,
+            temperature=self.temperature,
+            correction=self.correction,
+            remove_accidental_hits=self.remove_accidental_hits,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            sparse_grad=self.sparse_grad,
+        )
+
+    def logits(self, input: Tensor) -> Tensor:
+        """(input · weightᵀ + bias) / temperature, [*, C]; see `sampled_softmax_cuda.exact`."""
+        return exact.logits(input, self.weight, bias=self.bias, temperature=self.temperature)
+
+    def log_prob(self, input: Tensor, ids: Tensor) -> Tensor:
+        """Exact log probability of the classes ids, [*] or [*, K], without logits [*, C]."""
+        return exact.log_prob(input, self.weight, ids, bias=self.bias, temperature=self.temperature)
+
+    def topk(self, input: Tensor, k: int) -> TopK:
+        """The k classes with the largest logits: values and indices [*, k], without [*, C]."""
+        return exact.topk(input, self.weight, k, bias=self.bias, temperature=self.temperature)
+
+    def extra_repr(self) -> str:
+        """The sizes, and every option that differs from its default."""
+        parts = [
+            f"in_features={self.in_features}",
+            f"num_classes={self.num_classes}",
+            f"num_samples={self.num_samples}",
+            f"bias={self.bias is not None}",
+        ]
+        defaults = {
+            "replacement": True,
+            "temperature": 1.0,
+            "correction": "both",
+            "remove_accidental_hits": True,
+            "ignore_index": -100,
+            "reduction": "mean",
+            "sparse_grad": False,
+        }
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                parts.append(f"{name}={value!r}")
+        return ", ".join(parts)

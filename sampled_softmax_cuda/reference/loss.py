@@ -1,0 +1,231 @@
+"""The sampled softmax loss in plain PyTorch: what every faster backend is compared with.
+
+B rows, D features, C classes, S samples; h = input, t = target, n_k = expected count of class k:
+
+    z_s  = (h·W_s + b_s) / temperature - log n_s          for every sample s
+    z_t  = (h·W_t + b_t) / temperature - log n_t          for the target of the row
+    loss = log(exp z_t + sum_s exp z_s) - z_t             samples with s == t left out
+
+Any device and dtype; everything is computed in float32 (float64 for float64 input) and [B, S]
+logits are stored. Method: Jean et al., "On Using Very Large Target Vocabulary for Neural Machine
+Translation" (2015); the correction is that of Bengio and Senécal, "Adaptive Importance Sampling to
+Accelerate Training of a Neural Probabilistic Language Model" (2008).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._sparse import sparse_rows
+
+if TYPE_CHECKING:
+    from ..samplers.base import Samples
+
+
+class SampledSoftmaxDetails(NamedTuple):
+    """What `return_details=True` adds to the loss; all have the shape of the target.
+
+    They are float32 (float64 for float64 input), carry no gradient, and are 0 in ignored rows.
+    """
+
+    lse: Tensor
+    """Logsumexp over the corrected logits of the target and of the samples that count."""
+    target_logit: Tensor
+    """The corrected logit of the target, z_t."""
+    error: Tensor
+    """1 where some sample that counts has a larger corrected logit than the target, else 0."""
+
+
+class _GatherRows(torch.autograd.Function):
+    """The autograd of `gather_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, dtype: torch.dtype, sparse: bool) -> Tensor:
+        ctx.save_for_backward(table, ids)
+        ctx.sparse = sparse
+        return table[ids].to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
+        (grad,) = grads
+        table, ids = ctx.saved_tensors
+        if not ctx.sparse:
+            dense = grad.new_zeros(table.shape).index_add(0, ids, grad)
+            return dense.to(table.dtype), None, None, None
+        rows, position = torch.unique(ids, return_inverse=True)
+        values = grad.new_zeros((rows.numel(), *table.shape[1:])).index_add(0, position, grad)
+        return sparse_rows(rows, values.to(table.dtype), table), None, None, None
+
+
+def gather_rows(table: Tensor, ids: Tensor, dtype: torch.dtype, sparse_grad: bool) -> Tensor:
+    """table[ids] in `dtype`, with a dense or a row-sparse gradient for the table [C, ...].
+
+    Gradients of repeated rows are added in `dtype` and rounded once to the table's own.
+    """
+    return _GatherRows.apply(table, ids, dtype, sparse_grad)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def compute_dtype(input: Tensor) -> torch.dtype:
+    """The dtype that sums over D and S are taken in: float64 for float64, else float32."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def result_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
+    """The dtype of the loss: float32 under autocast, else what the parameters promote to."""
+    dtype = torch.promote_types(input.dtype, weight.dtype)
+    if bias is not None:
+        dtype = torch.promote_types(dtype, bias.dtype)
+    if dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
+        return torch.float32
+    return dtype
+
+
+def loss_rows(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    log_expected_count: Tensor | None,
+    target_log_expected_count: Tensor | None,
+    inv_temperature: float,
+    remove_accidental_hits: bool,
+    ignore_index: int,
+    sparse_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per-row loss, lse, target logit and error [B]; the loss is differentiable, twice if dense.
+
+    Args:
+        input: [B, D] floating point.
+        weight: [C, D] floating point.
+        bias: [C] floating point, or None.
+        target: [B] int64. Rows equal to `ignore_index` give 0; other values outside [0, C), NaN.
+        ids: [S] int64, the sampled classes; a class may be there several times.
+        log_expected_count: [S] log n_s, or None for n = 1.
+        target_log_expected_count: [B] log n_t, or None for n = 1.
+        inv_temperature: 1 / temperature; multiplies the logits before the correction.
+        remove_accidental_hits: leave out the samples that equal the row's target.
+        ignore_index: the target value of rows that do not count.
+        sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors.
+    """
+    dtype = compute_dtype(input)
+    num_classes, num_samples = weight.shape[0], ids.shape[0]
+
+    counted = target != ignore_index
+    in_range = (target >= 0) & (target < num_classes)
+    # Rows without a target read a row that is read anyway, and what they hold is set to zero: a
+    # NaN in a padding row must not reach the weight's gradient as 0 * NaN.
+    row_target = torch.where(counted & in_range, target, ids[0])
+    rows = torch.cat((ids, row_target))
+    h = torch.where(counted[:, None], input, 0).to(dtype)
+    w_sample, w_target = gather_rows(weight, rows, dtype, sparse_grad).tensor_split([num_samples])
+
+    with torch.autocast(input.device.type, enabled=False):
+        z = h @ w_sample.T
+    z_target = (h * w_target).sum(dim=-1)
+    if bias is not None:
+        b_rows = gather_rows(bias, rows, dtype, sparse_grad)
+        b_sample, b_target = b_rows.tensor_split([num_samples])
+        z, z_target = z + b_sample, z_target + b_target
+    z, z_target = z * inv_temperature, z_target * inv_temperature
+    if log_expected_count is not None:
+        z = z - log_expected_count.detach().to(dtype)
+    if target_log_expected_count is not None:
+        correction = target_log_expected_count.detach().to(dtype)
+        z_target = z_target - torch.where(counted, correction, 0)
+    if remove_accidental_hits:
+        z = z.masked_fill(ids == target[:, None], -torch.inf)
+
+    # Not torch.logsumexp: an infinite logit has to give NaN, as F.cross_entropy does.
+    largest = torch.maximum(z.amax(dim=-1), z_target).detach()
+    total = (z - largest[:, None]).exp().sum(dim=-1) + (z_target - largest).exp()
+    lse = largest + total.log()
+    loss = lse - z_target
+    error = (z_target < z.amax(dim=-1)).to(dtype)
+
+    loss = loss.masked_fill(counted & ~in_range, torch.nan)
+    loss, lse, z_target, error = (
+        torch.where(counted, row, 0) for row in (loss, lse, z_target, error)
+    )
+    return loss, lse.detach(), z_target.detach(), error.detach()
+
+
+def row_scale(
+    target: Tensor,
+    ignore_index: int,
+    sample_weight: Tensor | None,
+    reduction: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The factor [B] of each row's loss in the reduced loss: sum_i row_scale_i * loss_i.
+
+    "mean" divides by the number (or the weight) of the rows that count; where that is 0, so are
+    all factors, and the loss is 0 rather than NaN.
+    """
+    scale = (target != ignore_index).to(dtype)
+    if sample_weight is not None:
+        scale = torch.where(scale != 0, sample_weight.to(dtype), 0)
+    if reduction == "mean":
+        total = scale.sum()
+        scale = scale / torch.where(total == 0, 1, total)
+    return scale
+
+
+def sampled_softmax_loss(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    samples: Samples,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    correction: str = "both",
+    remove_accidental_hits: bool = True,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    sparse_grad: bool = False,
+    return_details: bool = False,
+) -> Tensor | tuple[Tensor, SampledSoftmaxDetails]:
+    """`sampled_softmax_cuda.sampled_softmax_loss` in plain PyTorch: same arguments and results.
+
+    Differentiable twice when `sparse_grad` is False. The arguments are not checked here.
+
+    Example:
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> h, weight = torch.ones(2, 3), torch.zeros(10, 3)
+        >>> samples = ssc.Samples(torch.tensor([0, 1, 2]), None, None)
+        >>> ssc.reference.sampled_softmax_loss(h, weight, torch.tensor([7, 8]), samples)  # log 4
+        tensor(1.3863)
+    """
+    shape = target.shape
+    target_log_count = samples.target_log_expected_count if correction == "both" else None
+    if target_log_count is not None:
+        target_log_count = target_log_count.reshape(-1)
+    flat_target = target.reshape(-1)
+    loss, *details = loss_rows(
+        input.reshape(-1, input.shape[-1]),
+        weight,
+        bias,
+        flat_target,
+        samples.ids,
+        samples.log_expected_count if correction != "none" else None,
+        target_log_count,
+        1.0 / temperature,
+        remove_accidental_hits,
+        ignore_index,
+        sparse_grad,
+    )
+    flat_weight = None if sample_weight is None else sample_weight.reshape(-1)
+    if reduction != "none":
+        scale = row_scale(flat_target, ignore_index, flat_weight, reduction, loss.dtype)
+        result = (loss * scale).sum()
+    else:
+        result = (loss if flat_weight is None else loss * flat_weight).reshape(shape)
+    result = result.to(result_dtype(input, weight, bias))
+    if return_details:
+        return result, SampledSoftmaxDetails(*(row.reshape(shape) for row in details))
+    return result
