@@ -45,7 +45,7 @@ from roof import Roof, load_roof
 import sampled_softmax_cuda as ssc
 
 TABLE = ("case", "threads", "isa", "median_ms", "p10_ms", "p90_ms", "ratio", "share_of_roof")
-TABLE += ("share_p90", "share_nominal", "roof_gflops", "failure")
+TABLE += ("share_p90", "share_nominal", "roof_gops", "failure")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def our_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case]
                     name,
                     step,
                     role="ours",
-                    flops=flops * distinct,
+                    work=flops * distinct,
                     roof_kind=roof.kind_for(used, config.dtype) if roof else None,
                     threads=threads,
                     env={"SSC_CPU_ISA": isa} if isa else {},
@@ -218,7 +218,7 @@ def peer_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case
             Case(
                 title,
                 run,
-                flops=0.0 if exact else nominal,
+                work=0.0 if exact else nominal,
                 roof_kind=None if exact else kind,
                 threads=threads,
                 max_repetitions=limit,

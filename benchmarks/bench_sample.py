@@ -3,8 +3,8 @@
 Two tables. The first is a training step's draw, S of C classes with everything that the loss needs
 (ids and the log expected counts of samples and targets), against `torch.multinomial` and NumPy's
 `Generator.choice` on the same probabilities, which give ids alone. The second is the throughput of
-long draws on one thread and on all of them. Byte model of a draw: 8 bytes written per id; the
-weighted sampler also reads one random entry of its table.
+long draws on one thread and on all of them, as a share of what Philox alone gives. Byte model of a
+draw: 8 bytes written per id; the weighted sampler also reads one random entry of its table.
 
     python benchmarks/bench_sample.py
     python benchmarks/bench_sample.py --classes 100000 --samples 1024
@@ -30,6 +30,7 @@ from harness import (
     write_csv,
 )
 from peers import zipf_targets
+from roof import Roof, load_roof
 
 import sampled_softmax_cuda as ssc
 
@@ -108,8 +109,12 @@ def peer_draws(classes: int, samples: int, replacement: bool) -> list[Case]:
     return cases
 
 
-def long_draws(classes: int, samples: int, threads: tuple[int, ...]) -> list[Case]:
-    """Throughput: one long draw with replacement, per sampler, thread count."""
+def long_draws(
+    classes: int, samples: int, threads: tuple[int, ...], roof: Roof | None
+) -> list[Case]:
+    """Throughput: one long draw with replacement, per sampler, thread count. The roof is the speed
+    of the random bits alone: one 64-bit number per id."""
+    kind = "philox_" + ssc.build_info()["cpu_isa"]
     target = torch.zeros(1, dtype=torch.int64)
     cases = []
     for count in threads:
@@ -118,7 +123,16 @@ def long_draws(classes: int, samples: int, threads: tuple[int, ...]) -> list[Cas
             def draw(sampler: Any = sampler) -> object:
                 return sampler.sample(target, samples, replacement=True)
 
-            cases.append(Case(f"ours: {name}", draw, role="ours", threads=count))
+            cases.append(
+                Case(
+                    f"ours: {name}",
+                    draw,
+                    role="ours",
+                    threads=count,
+                    work=float(samples),
+                    roof_kind=kind if roof else None,
+                )
+            )
     for count in threads:
         cases.append(
             Case("torch.randint", lambda: torch.randint(classes, (samples,)), threads=count)
@@ -127,11 +141,16 @@ def long_draws(classes: int, samples: int, threads: tuple[int, ...]) -> list[Cas
 
 
 def run_table(
-    title: str, cases: list[Case], config: Row, repetitions: int, base: str = ""
+    title: str,
+    cases: list[Case],
+    config: Row,
+    repetitions: int,
+    roof: Roof | None,
+    base: str = "",
 ) -> list[Row]:
     """Measures, adds ids per microsecond (millions per second), prints. The ratios are relative to
     the case named `base`."""
-    rows = rows_from(measure(cases, repetitions), {"table": title, **config}, base)
+    rows = rows_from(measure(cases, repetitions, roof), {"table": title, **config}, base)
     for row in rows:
         if row["median_ms"] == "":
             continue
@@ -166,6 +185,7 @@ def main() -> None:
         classes, samples, length = 1000, 64, 4096
     torch.set_num_threads(args.threads)
     repetitions = args.repetitions or (2 if args.quick else 21)
+    roof = load_roof()
     rows: list[Row] = []
     for replacement in (True, False):
         kind = "with" if replacement else "without"
@@ -173,11 +193,12 @@ def main() -> None:
         cases += peer_draws(classes, samples, replacement)
         config = {"classes": classes, "samples": samples, "replacement": replacement}
         title = f"A step's draw: {samples} of {classes}, {kind} replacement"
-        rows += run_table(title, cases, config, repetitions, base="ours: weighted")
+        rows += run_table(title, cases, config, repetitions, roof, base="ours: weighted")
     threads = tuple(sorted({1, args.threads}))
     config = {"classes": classes, "samples": length, "replacement": True}
     title = f"Throughput: {length} of {classes}, with replacement"
-    rows += run_table(title, long_draws(classes, length, threads), config, repetitions)
+    cases = long_draws(classes, length, threads, roof)
+    rows += run_table(title, cases, config, repetitions, roof)
     constants = environment()
     write_csv(args.output / "bench_sample.csv", [{**row, **constants} for row in rows])
     plot(args.output / "bench_sample.png", lambda axes: draw_bars(axes, rows))

@@ -52,7 +52,7 @@ def step_cases(
                     f"ours, C={count:,}",
                     step,
                     role="ours",
-                    flops=6.0 * batch * width * samples,
+                    work=6.0 * batch * width * samples,
                     roof_kind=kind,
                     threads=used,
                     columns={"classes": count, "isa": ssc.build_info()["cpu_isa"]},

@@ -1,9 +1,9 @@
 """One way to measure for every benchmark here.
 
 The contenders of a comparison (ours, each peer) are timed in turn, repetition by repetition, so
-that whatever else the machine does hits all of them alike; medians are reported. A case that is
-bound by arithmetic has the roof measured right before and right after each of its timed blocks:
-its share of the roof is the median of these paired ratios. Fast cases are timed in blocks of many
+that whatever else the machine does hits all of them alike; medians are reported. A case that has a
+roof has it measured right before and right after each of its timed blocks: its share of the roof
+is the median of these paired ratios. Fast cases are timed in blocks of many
 calls (`BLOCK_SECONDS`). Results are rows of a CSV file: one per case, with the machine, the
 versions and the configuration in columns, and no dates.
 """
@@ -37,16 +37,16 @@ Row = dict[str, Any]
 class Case:
     """One contender: `run` is the thing to time.
 
-    role: "ours", "peer" or "roof". flops: of one call as the roof counts them; roof_kind: the
-    arithmetic that bounds it (None: no share is stated). threads and env (such as SSC_CPU_ISA) are
-    set around each block. max_repetitions bounds what slow contenders cost. columns: constants that
-    its CSV row adds.
+    role: "ours", "part" (of ours) or "peer". work: of one call, in what the roof counts; roof_kind:
+    the roof that bounds it, one of roof.KINDS (None: no share is stated). threads and env (such as
+    SSC_CPU_ISA) are set around each block. max_repetitions bounds what slow contenders cost.
+    columns: constants that its CSV row adds.
     """
 
     name: str
     run: Callable[[], object]
     role: str = "peer"
-    flops: float = 0.0
+    work: float = 0.0
     roof_kind: str | None = None
     threads: int = 0
     env: dict[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass
 class Timing:
-    """Seconds per call of each block, and the roof's rate (FLOP/s) beside it where it has one."""
+    """Seconds per call of each block, and the roof's rate beside it where it has one."""
 
     case: Case
     seconds: list[float] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Timing:
     def roof_shares(self) -> list[float]:
         """Share of the roof of every block, paired with the roof measured around it."""
         return [
-            self.case.flops / seconds / rate
+            self.case.work / seconds / rate
             for seconds, rate in zip(self.seconds, self.roof_rates, strict=False)
         ]
 
@@ -126,13 +126,13 @@ def _one_block(timing: Timing, roof: Roof | None) -> None:
     case = timing.case
     threads = case.threads or torch.get_num_threads()
     paired = roof is not None and case.roof_kind is not None
-    before = roof.fma(case.roof_kind, threads) if paired else 0.0
+    before = roof.rate(case.roof_kind, threads) if paired else 0.0
     with _settings(case):
         if timing.calls_per_block > 1 or timing.quantile(0) < WARM_CALL_LIMIT:
             case.run()
         timing.seconds.append(_time_calls(case.run, timing.calls_per_block))
     if paired:
-        timing.roof_rates.append((before + roof.fma(case.roof_kind, threads)) / 2)
+        timing.roof_rates.append((before + roof.rate(case.roof_kind, threads)) / 2)
 
 
 def measure(cases: Sequence[Case], repetitions: int, roof: Roof | None = None) -> list[Timing]:
@@ -197,7 +197,7 @@ def rows_from(timings: Sequence[Timing], config: Row, base: str = "") -> list[Ro
                 "p90_ms": _digits(timing.quantile(0.9) * 1e3),
                 "ratio": _digits(paired_ratio(timing, named[0])) if named else "",
                 "roof": case.roof_kind or "",
-                "roof_gflops": _digits(_median_or_nan(timing.roof_rates) / 1e9),
+                "roof_gops": _digits(_median_or_nan(timing.roof_rates) / 1e9),
                 "share_of_roof": _digits(_median_or_nan(shares)),
                 "share_p90": _digits(shares[int(0.9 * len(shares))] if shares else math.nan),
                 **case.columns,

@@ -128,20 +128,77 @@ __attribute__((target("avx512f,avx512bf16"))) void fma_avx512_bf16(int64_t itera
 #endif
 #endif
 
-struct Arithmetic {
-  void (*loop)(int64_t);
-  double flop_per_iteration;  // multiplies and adds counted apart
+// --- Random bits: Philox4x32-10 in registers -----------------------------------------------------
+// Counters in 64-bit lanes, kStreams vectors of them in flight; the words are summed, not stored.
+constexpr int kStreams = 4;
+constexpr uint64_t kPhiloxMul[2] = {0xD2511F53, 0xCD9E8D57};
+constexpr uint32_t kPhiloxWeyl[2] = {0x9E3779B9, 0xBB67AE85};
+
+// U: a vector of uint64_t; MUL: the products of its lanes' low halves.
+#define SSC_PHILOX_LOOP(U, MUL)                                                         \
+  const U m0 = U{} + kPhiloxMul[0], m1 = U{} + kPhiloxMul[1];                           \
+  U sum = {};                                                                           \
+  for (int64_t i = 0; i < iterations; ++i) {                                            \
+    U w0[kStreams], w1[kStreams], w2[kStreams], w3[kStreams];                           \
+    for (int s = 0; s < kStreams; ++s) {                                                \
+      w0[s] = U{} + static_cast<uint64_t>(i * kStreams + s);                            \
+      w1[s] = w2[s] = w3[s] = U{};                                                      \
+    }                                                                                   \
+    _Pragma("GCC unroll 10") for (int round = 0; round < 10; ++round) {                 \
+      const U key0 = U{} + uint64_t{7 + static_cast<uint32_t>(round) * kPhiloxWeyl[0]}; \
+      const U key1 = U{} + uint64_t{9 + static_cast<uint32_t>(round) * kPhiloxWeyl[1]}; \
+      for (int s = 0; s < kStreams; ++s) {                                              \
+        const U p0 = (U)MUL(w0[s], m0), p1 = (U)MUL(w2[s], m1);                         \
+        w0[s] = (p1 >> 32) ^ w1[s] ^ key0;                                              \
+        w2[s] = (p0 >> 32) ^ w3[s] ^ key1;                                              \
+        w1[s] = p1;                                                                     \
+        w3[s] = p0;                                                                     \
+      }                                                                                 \
+    }                                                                                   \
+    for (int s = 0; s < kStreams; ++s) sum += w0[s] ^ w1[s] ^ w2[s] ^ w3[s];            \
+  }                                                                                     \
+  g_sink = static_cast<float>(sum[0]);
+
+typedef uint64_t U2 __attribute__((vector_size(16)));
+#if defined(__x86_64__)
+#define SSC_MUL_BASE(a, b) _mm_mul_epu32((__m128i)(a), (__m128i)(b))
+#else
+#define SSC_MUL_BASE(a, b) (((a) & 0xFFFFFFFFu) * (b))
+#endif
+void philox_scalar(int64_t iterations) { SSC_PHILOX_LOOP(U2, SSC_MUL_BASE) }
+
+#if defined(__x86_64__)
+typedef uint64_t U4 __attribute__((vector_size(32)));
+typedef uint64_t U8 __attribute__((vector_size(64)));
+#define SSC_MUL_AVX2(a, b) _mm256_mul_epu32((__m256i)(a), (__m256i)(b))
+#define SSC_MUL_AVX512(a, b) _mm512_mul_epu32((__m512i)(a), (__m512i)(b))
+__attribute__((target("avx2"))) void philox_avx2(int64_t iterations) {
+  SSC_PHILOX_LOOP(U4, SSC_MUL_AVX2)
+}
+__attribute__((target("avx512f"))) void philox_avx512(int64_t iterations) {
+  SSC_PHILOX_LOOP(U8, SSC_MUL_AVX512)
+}
+#endif
+
+struct Loop {
+  void (*run)(int64_t);
+  double work_per_iteration;  // multiplies and adds counted apart; or 64-bit random numbers
 };
 
-// kind: 0 scalar, 1 avx2, 2 avx512, 3 avx512 with bfloat16 dot products. loop is null where the
-// CPU or the compiler lacks it.
-Arithmetic arithmetic(int kind) {
+// In the order of roof.py's KINDS. `run` is null where the CPU or the compiler lacks the
+// instructions.
+Loop loop_of(int kind) {
+  constexpr double kNumbers = kStreams * 2;
   if (kind == 0) return {fma_scalar, kChains * 4 * 2.0};
+  if (kind == 4) return {philox_scalar, kNumbers * 2};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (kind == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {fma_avx2, kChains * 8 * 2.0};
-  if (kind == 2 && __builtin_cpu_supports("avx512f")) return {fma_avx512, kChains * 16 * 2.0};
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f");
+  if (kind == 1 && avx2) return {fma_avx2, kChains * 8 * 2.0};
+  if (kind == 2 && avx512) return {fma_avx512, kChains * 16 * 2.0};
+  if (kind == 5 && avx2) return {philox_avx2, kNumbers * 4};
+  if (kind == 6 && avx512) return {philox_avx512, kNumbers * 8};
 #if defined(SSC_HAVE_BF16_INTRINSICS)
   if (kind == 3 && __builtin_cpu_supports("avx512bf16"))
     return {fma_avx512_bf16, kChains * 32 * 2.0};
@@ -205,15 +262,15 @@ float gather_rows(const float* data, size_t rows, size_t row_floats, size_t read
 
 extern "C" {
 
-// Floating-point operations of one iteration of one thread; 0: not available here.
-double roof_flop_per_iteration(int kind) { return arithmetic(kind).flop_per_iteration; }
+// What one iteration of one thread does, in the units of `Loop`; 0: not available here.
+double roof_work_per_iteration(int kind) { return loop_of(kind).work_per_iteration; }
 
-double roof_fma_seconds(int kind, int threads, int64_t iterations, double warm_seconds) {
-  const Arithmetic a = arithmetic(kind);
-  if (a.loop == nullptr) return -1;
+double roof_loop_seconds(int kind, int threads, int64_t iterations, double warm_seconds) {
+  const Loop loop = loop_of(kind);
+  if (loop.run == nullptr) return -1;
   const int64_t warm_piece = iterations / 4 + 1;
   return timed_on_threads(threads, warm_seconds,
-                          [&](int, bool timed) { a.loop(timed ? iterations : warm_piece); });
+                          [&](int, bool timed) { loop.run(timed ? iterations : warm_piece); });
 }
 
 // A buffer of `bytes` on huge pages where the system grants them, written once so that every page

@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).resolve().parent
 BUILD_DIR = BENCHMARKS.parent / "build" / "benchmarks"
 
-# In the order of roof.cpp's `arithmetic`.
-KINDS = ("scalar", "avx2", "avx512", "avx512_bf16")
+# In the order of roof.cpp's `loop_of`: arithmetic per instruction set, then random bits (Philox).
+ARITHMETIC = ("scalar", "avx2", "avx512", "avx512_bf16")
+RANDOM = ("philox_scalar", "philox_avx2", "philox_avx512")
+KINDS = ARITHMETIC + RANDOM
 
 
 class Roof:
@@ -36,8 +39,8 @@ class Roof:
         pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_double
         threads = ctypes.c_int
         for name, result, arguments in (
-            ("flop_per_iteration", number, (ctypes.c_int,)),
-            ("fma_seconds", number, (ctypes.c_int, threads, ctypes.c_int64, number)),
+            ("work_per_iteration", number, (ctypes.c_int,)),
+            ("loop_seconds", number, (ctypes.c_int, threads, ctypes.c_int64, number)),
             ("alloc", pointer, (size,)),
             ("free", None, (pointer,)),
             ("read_seconds", number, (pointer, size, threads, number)),
@@ -49,8 +52,8 @@ class Roof:
         self._iterations: dict[str, int] = {}
 
     def available(self, kind: str) -> bool:
-        """True where this CPU runs the arithmetic `kind`, one of `KINDS`."""
-        return bool(self._lib.roof_flop_per_iteration(KINDS.index(kind)) > 0)
+        """True where this CPU runs the loop `kind`, one of `KINDS`."""
+        return bool(self._lib.roof_work_per_iteration(KINDS.index(kind)) > 0)
 
     def kind_for(self, isa: str, dtype_name: str) -> str:
         """The arithmetic that bounds a step in this dtype: bfloat16 has a roof of its own only
@@ -58,18 +61,19 @@ class Roof:
         native_bf16 = isa == "avx512" and self.available("avx512_bf16")
         return "avx512_bf16" if dtype_name == "bfloat16" and native_bf16 else isa
 
-    def fma(self, kind: str, threads: int, seconds: float = 4e-3, warm: float = 8e-3) -> float:
-        """Floating-point operations per second of independent multiply-adds in registers."""
+    def rate(self, kind: str, threads: int, seconds: float = 4e-3, warm: float = 8e-3) -> float:
+        """Work per second done in registers: floating-point operations of independent multiply-adds
+        (the kinds of ARITHMETIC), or 64-bit random numbers (those of RANDOM)."""
         index = KINDS.index(kind)
-        per_iteration = self._lib.roof_flop_per_iteration(index)
+        per_iteration = self._lib.roof_work_per_iteration(index)
         if per_iteration <= 0:
-            raise ValueError(f"roof: this CPU has no {kind} arithmetic")
+            raise ValueError(f"roof: this CPU has no {kind}")
         if kind not in self._iterations:  # about how many make one second
             probe = 200_000
-            elapsed = self._lib.roof_fma_seconds(index, 1, probe, 10e-3)
+            elapsed = self._lib.roof_loop_seconds(index, 1, probe, 10e-3)
             self._iterations[kind] = max(1, int(probe / elapsed))
         iterations = max(1, int(self._iterations[kind] * seconds))
-        elapsed = self._lib.roof_fma_seconds(index, threads, iterations, warm)
+        elapsed = self._lib.roof_loop_seconds(index, threads, iterations, warm)
         return float(per_iteration * iterations * threads / elapsed)
 
     def memory(
@@ -103,7 +107,7 @@ class Roof:
             for _ in range(passes):
                 for name, function in measure.items():
                     rates[name].append(function())
-            return {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
+            return {name: statistics.median(values) for name, values in rates.items()}
         finally:
             self._lib.roof_free(source)
             self._lib.roof_free(target)
@@ -145,10 +149,11 @@ def main() -> None:
         sys.exit(1)
     for threads in sorted({1, os.cpu_count() or 1}):
         for kind in filter(roof.available, KINDS):
-            rates = sorted(roof.fma(kind, threads) for _ in range(11))
-            print(f"{threads} threads  {kind:12s} {rates[5] / 1e9:8.1f} GFLOP/s")
+            rate = statistics.median(roof.rate(kind, threads) for _ in range(11))
+            unit = "GFLOP/s" if kind in ARITHMETIC else "G numbers/s"
+            print(f"{threads} threads  {kind:14s} {rate / 1e9:8.2f} {unit}")
         for name, rate in roof.memory(threads).items():
-            print(f"{threads} threads  {name:12s} {rate / 1e9:8.1f} GB/s")
+            print(f"{threads} threads  {name:14s} {rate / 1e9:8.1f} GB/s")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,216 @@
+"""The benchmark scripts run, and what they write can be trusted to say what was measured.
+
+No test here asserts a speed: that is what the scripts themselves are for.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("harness")
+
+
+def run_script(name: str, *options: str, output: Path) -> tuple[str, list[dict[str, str]]]:
+    """Runs benchmarks/NAME.py --quick; its output and the rows of its CSV file."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--output", str(output), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    with (output / f"{name}.csv").open(newline="") as file:
+        return done.stdout, list(csv.DictReader(file))
+
+
+def check_rows(rows: list[dict[str, str]]) -> None:
+    """Every row says where it was measured; every time is a positive number."""
+    assert rows
+    for row in rows:
+        assert row["torch"] == torch.__version__
+        assert row["cpu"]
+        assert row["package"]
+        assert not any("date" in column for column in row)
+        if row.get("median_ms"):
+            low, median, high = (float(row[name]) for name in ("p10_ms", "median_ms", "p90_ms"))
+            assert 0 < low <= median <= high
+
+
+def test_bench_loss_times_our_step_beside_the_peers(tmp_path: Path) -> None:
+    shown, rows = run_script("bench_loss", output=tmp_path)
+    check_rows(rows)
+    cases = {row["case"]: row for row in rows}
+    assert cases["ours"]["role"] == "ours"
+    assert float(cases["ours"]["ratio"]) == 1
+    assert "B=8 D=16 S=32 C=1000 float32" in shown
+    for peer in ("three GEMMs, oneDNN", "eager, sparse gradient", "F.cross_entropy, all classes"):
+        assert not cases[peer]["failure"]
+        assert float(cases[peer]["median_ms"]) > 0
+    assert cases["F.cross_entropy, all classes"]["classes"] == "500"
+    # Without replacement every sample is distinct: nothing is merged, nominal = executed.
+    assert cases["ours"]["distinct"] == cases["ours"]["samples"] == "32"
+
+
+def test_bench_loss_states_the_share_on_executed_work(tmp_path: Path) -> None:
+    """32 draws of 16 classes hold duplicates, which the step merges before its matmuls."""
+    options = ("--replacement", "--classes", "16", "--peers", "", "--sampler", "uniform")
+    _, rows = run_script("bench_loss", *options, output=tmp_path)
+    ours = next(row for row in rows if row["role"] == "ours")
+    distinct = int(ours["distinct"])
+    assert 8 <= distinct <= 16  # expected: 16 (1 - (15/16)^32) = 14.0
+    if ours["share_of_roof"]:
+        share, nominal = float(ours["share_of_roof"]), float(ours["share_nominal"])
+        assert nominal == pytest.approx(share * 32 / distinct, rel=1e-3)
+
+
+def test_bench_sample(tmp_path: Path) -> None:
+    _, rows = run_script("bench_sample", output=tmp_path)
+    check_rows(rows)
+    ours = [row for row in rows if row["role"] == "ours"]
+    assert {row["case"] for row in ours} == {
+        "ours: uniform",
+        "ours: log-uniform",
+        "ours: weighted",
+    }
+    for row in rows:
+        assert not row["failure"]
+        ids_per_us = float(row["samples"]) / float(row["median_ms"]) / 1e3
+        assert float(row["ids_per_us"]) == pytest.approx(ids_per_us, rel=1e-2)
+
+
+def test_bench_memory(tmp_path: Path) -> None:
+    _, rows = run_script("bench_memory", output=tmp_path)
+    check_rows(rows)
+    assert rows[0]["within_bound"] == "True"
+    assert float(rows[0]["bound_mib"]) == pytest.approx(64, abs=0.1)
+
+
+def test_bench_scale(tmp_path: Path) -> None:
+    _, rows = run_script("bench_scale", output=tmp_path)
+    check_rows(rows)
+    for sampler in ("log_uniform", "uniform"):
+        lines = [row for row in rows if row["sampler"] == sampler]
+        assert [row["classes"] for row in lines] == ["100", "1000"]
+        assert float(lines[0]["growth"]) == 1
+
+
+def test_contenders_take_turns(harness: ModuleType) -> None:
+    """What slows the machine for a while must hit all contenders, so none is timed en bloc."""
+    order: list[str] = []
+
+    def contender(name: str):
+        def run() -> None:
+            order.append(name)
+            time.sleep(0.06)  # one call per block, no warm call before it
+
+        return harness.Case(name, run)
+
+    timings = harness.measure([contender("a"), contender("b")], repetitions=3)
+    assert order[-6:] == ["a", "b"] * 3
+    assert [len(timing.seconds) for timing in timings] == [3, 3]
+
+
+def test_ratios_are_paired_by_repetition(harness: ModuleType) -> None:
+    """A slow spell in the middle of the run does not move the ratio of two contenders."""
+    ours = harness.Timing(harness.Case("ours", lambda: None, role="ours"))
+    peer = harness.Timing(harness.Case("peer", lambda: None))
+    ours.seconds = [1.0, 10.0, 10.0]
+    peer.seconds = [2.0, 20.0, 20.0]
+    rows = harness.rows_from([peer, ours], {})
+    assert [row["ratio"] for row in rows] == [2.0, 1.0]
+    peer.seconds = [2.0]  # a slow peer that took one turn only
+    assert harness.paired_ratio(peer, ours) == 2.0
+
+
+def test_share_of_the_roof_is_paired_with_its_block(harness: ModuleType) -> None:
+    case = harness.Case("ours", lambda: None, role="ours", work=80.0, roof_kind="avx2")
+    timing = harness.Timing(case, seconds=[1.0, 2.0, 1.0], roof_rates=[100.0, 50.0, 160.0])
+    assert timing.roof_shares() == [0.8, 0.8, 0.5]
+    (row,) = harness.rows_from([timing], {})
+    assert row["share_of_roof"] == 0.8
+
+
+def test_a_peer_that_cannot_run_is_a_row_with_the_reason(harness: ModuleType) -> None:
+    def absent() -> None:
+        raise ImportError("no such peer")
+
+    ours = harness.Case("ours", lambda: None, role="ours")
+    rows = harness.rows_from(harness.measure([ours, harness.Case("peer", absent)], 2), {})
+    assert rows[1]["failure"] == "ImportError: no such peer"
+    assert rows[1]["median_ms"] == ""
+    with pytest.raises(ImportError, match="no such peer"):  # but ours must run
+        harness.measure([harness.Case("ours", absent, role="ours")], 1)
+
+
+def test_settings_hold_for_the_case_alone(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSC_CPU_ISA", raising=False)
+    seen: set[tuple[int, str | None]] = set()
+    threads = torch.get_num_threads()
+
+    def run() -> None:
+        seen.add((torch.get_num_threads(), os.environ.get("SSC_CPU_ISA")))
+
+    harness.measure([harness.Case("a", run, threads=2, env={"SSC_CPU_ISA": "scalar"})], 1)
+    assert seen == {(2, "scalar")}
+    assert torch.get_num_threads() == threads
+    assert "SSC_CPU_ISA" not in os.environ
+
+
+def test_csv_has_the_union_of_the_columns(harness: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.csv"
+    harness.write_csv(path, [{"a": 1, "b": 2}, {"a": 3, "c": 4}])
+    assert path.read_text() == "a,b,c\n1,2,\n3,,4\n"
+
+
+def test_missing_numbers_are_empty_cells(harness: ModuleType) -> None:
+    (row,) = harness.rows_from([harness.Timing(harness.Case("never ran", lambda: None))], {})
+    assert row["median_ms"] == row["ratio"] == row["share_of_roof"] == ""
+    assert math.isnan(harness.Timing(harness.Case("never ran", lambda: None)).median)
+
+
+def test_roof_without_a_compiler(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that says so, and the benchmarks go on with ratios alone."""
+    roof = importlib.import_module("roof")
+    monkeypatch.setattr(roof, "_compiler", lambda: None)
+    assert roof.load_roof() is None
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "no C++ compiler" in message
+
+
+def test_roof_of_a_foreign_instruction_set_is_an_error(harness: ModuleType) -> None:
+    roof = importlib.import_module("roof").load_roof()
+    if roof is None:
+        pytest.skip("no C++ compiler")
+    assert roof.available("scalar")
+    for kind in importlib.import_module("roof").KINDS:
+        if roof.available(kind):
+            assert roof.rate(kind, threads=1, seconds=1e-4, warm=0) > 0
+        else:
+            with pytest.raises(ValueError, match=kind):
+                roof.rate(kind, threads=1)
