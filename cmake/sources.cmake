@@ -3,23 +3,42 @@
 # Plain C++, compiled once for the baseline CPU.
 set(SSC_CPU_SOURCES
     csrc/cpu/isa.cpp
+    csrc/cpu/sample.cpp
+    csrc/cpu/sample_alias.cpp
+    csrc/cpu/loss_grads.cpp
+    csrc/cpu/loss_leaf.cpp
+    csrc/cpu/loss_rows.cpp
+    csrc/cpu/sample_plan.cpp
+    csrc/cpu/workspace.cpp
 )
 
 # Leaves (cmake/leaves.cmake) that must give the same bits on every CPU: -ffp-contract=off.
 set(SSC_LEAF_SOURCES_EXACT
+    csrc/cpu/sample_leaf.cpp
 )
 
 # Leaves whose products may be contracted into fused multiply-adds: -ffp-contract=fast.
 set(SSC_LEAF_SOURCES_FMA
+    csrc/cpu/logits_leaf.cpp
+    csrc/cpu/pack_leaf.cpp
+    csrc/cpu/row_leaf.cpp
+    csrc/cpu/sweep_leaf.cpp
+    csrc/cpu/table_leaf.cpp
+    csrc/cpu/weight_grad_leaf.cpp
 )
 
 # The only sources that include torch headers.
 set(SSC_OPS_SOURCES
+    csrc/ops/exact.cpp
     csrc/ops/info.cpp
+    csrc/ops/sample.cpp
+    csrc/ops/loss.cpp
     csrc/ops/schema.cpp
 )
 
 # tests/cpp: one executable per file, run once per instruction set.
 set(SSC_CPP_TESTS
     tests/cpp/test_isa.cpp
+    tests/cpp/test_philox.cpp
+    tests/cpp/test_sample.cpp
 )

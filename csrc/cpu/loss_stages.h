@@ -1,0 +1,64 @@
+// The stages of loss_leaf.h as templates of this instruction set's namespace: one leaf file defines
+// each, table_leaf.cpp gathers them.
+#pragma once
+
+#include "csrc/cpu/loss_leaf.h"
+#include "csrc/cpu/simd.h"
+
+namespace ssc::SSC_ISA {
+
+// pack_leaf.cpp
+template <class T>
+void gather_panels(MatrixView weight, const int64_t* ids, int64_t first, int64_t samples,
+                   const PackedSamples<T>& out, int64_t begin, int64_t end);
+template <class T>
+void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index);
+
+// sweep_leaf.cpp
+template <class T>
+void sweep(const PackedSamples<T>& samples, const RowChunk<T>& chunk, T inv_temperature,
+           int64_t begin, int64_t end);
+template <class T>
+void reduce_row(const RowChunk<T>& chunk, int64_t i, T* sum, T* peak);
+
+// row_leaf.cpp
+template <class T>
+T dot(MatrixView input, int64_t row, MatrixView weight, int64_t class_id, int64_t dim);
+template <class T>
+void finish_row(MatrixView input, MatrixView weight, const RowChunk<T>& chunk, int64_t i,
+                int64_t dim, int64_t grad_blocks, bool has_bias, int64_t target, T scale,
+                T target_coefficient, MatrixView grad_out);
+template <class T>
+void add_row(MatrixView matrix, int64_t row, int64_t dim, T coefficient, T* out);
+template <class T>
+void convert(const T* from, void* to, DType dtype, int64_t count);
+
+// weight_grad_leaf.cpp
+template <class T>
+void weight_grad(const PackedSamples<T>& samples, const RowChunk<T>& chunk, int64_t grad_blocks,
+                 bool has_bias, const int64_t* slot, int64_t count, int64_t index, bool accumulate,
+                 T* out, int64_t out_stride, T* scratch);
+
+// logits_leaf.cpp
+template <class T>
+void logits(const PackedSamples<T>& samples, const RowChunk<T>& chunk, T inv_temperature,
+            int64_t count, int64_t begin, int64_t end, MatrixView out, int64_t first_column);
+
+// Calls f(p) with p typed as `dtype`'s storage, where arithmetic is in T.
+template <class T, class F>
+SSC_INLINE void with_storage(const void* p, DType dtype, F&& f) {
+  if constexpr (sizeof(T) == 8) {
+    f(static_cast<const double*>(p));
+  } else {
+    switch (dtype) {
+      case DType::bf16:
+        return f(static_cast<const BFloat16*>(p));
+      case DType::f16:
+        return f(static_cast<const Float16*>(p));
+      default:
+        return f(static_cast<const float*>(p));
+    }
+  }
+}
+
+}  // namespace ssc::SSC_ISA

@@ -1,0 +1,62 @@
+// The inner loop of all three matmuls: a register tile of M rows by two vectors.
+#pragma once
+
+#include <utility>
+
+#include "csrc/cpu/simd.h"
+
+namespace ssc::SSC_ISA {
+
+// acc[i][:] += Σ_k a[i · kRowStride + k · kStep] · b[k][0:P], the rows of b being P = 2 vectors.
+template <class T, int M, int64_t kRowStride, int64_t kStep>
+SSC_INLINE void multiply_add(Vec<T> (&acc)[M][2], const T* a, const T* b, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    const Vec<T> b0 = load(b), b1 = load(b + kLanes<T>);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      const Vec<T> x = splat(a[i * kRowStride]);
+      acc[i][0] += x * b0;
+      acc[i][1] += x * b1;
+    }
+    a += kStep;
+    b += kPanel<T>;
+  }
+}
+
+template <class T, int M>
+SSC_INLINE void clear_tile(Vec<T> (&acc)[M][2]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) acc[i][0] = acc[i][1] = Vec<T>{};
+}
+
+template <class T, int M>
+SSC_INLINE void load_tile(Vec<T> (&acc)[M][2], const T* from, int64_t stride) {
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) {
+    acc[i][0] = load(from + i * stride);
+    acc[i][1] = load(from + i * stride + kLanes<T>);
+  }
+}
+
+template <class T, int M>
+SSC_INLINE void store_tile(const Vec<T> (&acc)[M][2], T* to, int64_t stride) {
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) {
+    store(to + i * stride, acc[i][0]);
+    store(to + i * stride + kLanes<T>, acc[i][1]);
+  }
+}
+
+// Calls Body<M>::run(args...) for the M that equals `rows`, 1 <= rows <= kTileRows.
+template <template <int> class Body, class... Args, int... kM>
+SSC_INLINE void with_rows_impl(int64_t rows, std::integer_sequence<int, kM...>, Args... args) {
+  using Function = void (*)(Args...);
+  static constexpr Function table[] = {Body<kM + 1>::run...};
+  table[rows - 1](args...);
+}
+template <template <int> class Body, class... Args>
+SSC_INLINE void with_rows(int64_t rows, Args... args) {
+  with_rows_impl<Body, Args...>(rows, std::make_integer_sequence<int, kTileRows>{}, args...);
+}
+
+}  // namespace ssc::SSC_ISA

@@ -1,0 +1,283 @@
+// Vectors of one instruction set: GCC vector types, so one source serves SSE2, AVX2 and AVX-512
+// (and Arm's NEON as `scalar`). Included by the *_leaf.cpp files only, each compiled once per
+// instruction set with SSC_ISA naming the namespace.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+// The undefined pass-through operands of GCC's own AVX-512 headers (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "csrc/cpu/dtype.h"
+
+#define SSC_INLINE static inline __attribute__((always_inline))
+
+namespace ssc::SSC_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct SimdOf {
+  static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+};
+
+template <class T>
+using Vec = typename SimdOf<T>::Vector;
+
+template <class T>
+constexpr int kLanes = SimdOf<T>::kLanes;
+
+// Register tile: kTileRows rows by two vectors. 28 accumulators of AVX-512's 32 registers, 12 of
+// AVX2's 16; the rest hold the two streamed vectors and the broadcast.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 14;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileRows = 4;
+#endif
+
+// Samples in a panel, the unit in which sampled rows are packed.
+template <class T>
+constexpr int kPanel = 2 * kLanes<T>;
+
+template <class T>
+SSC_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};  // x − 0 is x bit for bit (x + 0 is not: it loses −0)
+}
+
+template <class T>
+SSC_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename SimdOf<T>::Unaligned*>(p);
+}
+
+template <class T>
+SSC_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename SimdOf<T>::Unaligned*>(p) = v;
+}
+
+template <class T>
+SSC_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  return a > b ? a : b;
+}
+
+template <class T>
+SSC_INLINE T sum_lanes(Vec<T> v) {
+  T total = 0;
+  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
+  return total;
+}
+
+template <class T>
+SSC_INLINE T max_lanes(Vec<T> v) {
+  T most = v[0];
+  for (int i = 1; i < kLanes<T>; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+// --- 16-bit floats -------------------------------------------------------------------------
+
+SSC_INLINE float to_float(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+SSC_INLINE float to_float(Float16 x) {
+  // Shift the 5-bit exponent into place, then scale by 2^112: exact, subnormals included.
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
+  float out;
+  if (magnitude >= 0x0f800000u) {  // inf and NaN keep their payload
+    const uint32_t bits = sign | magnitude | 0x7f800000u;
+    std::memcpy(&out, &bits, 4);
+    return out;
+  }
+  std::memcpy(&out, &magnitude, 4);
+  out *= 0x1p112f;
+  uint32_t bits;
+  std::memcpy(&bits, &out, 4);
+  bits |= sign;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+SSC_INLINE BFloat16 to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+SSC_INLINE Float16 to_float16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
+  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to inf
+  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 puts the 10 bits at the bottom, rounded
+    float value;
+    std::memcpy(&value, &magnitude, 4);
+    value += 0.5f;
+    std::memcpy(&magnitude, &value, 4);
+    return {static_cast<uint16_t>(sign | (magnitude - 0x3f000000u))};
+  }
+  magnitude += 0xfffu + ((magnitude >> 13) & 1u);  // round to nearest even
+  return {static_cast<uint16_t>(sign | ((magnitude - 0x38000000u) >> 13))};
+}
+
+// --- loads and stores that convert -----------------------------------------------------------
+
+template <class T, class S>
+SSC_INLINE T get(const S* p) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    return *p;
+  } else {
+    return to_float(*p);
+  }
+}
+
+SSC_INLINE void put(float* p, float x) { *p = x; }
+SSC_INLINE void put(double* p, double x) { *p = x; }
+SSC_INLINE void put(BFloat16* p, float x) { *p = to_bfloat16(x); }
+SSC_INLINE void put(Float16* p, float x) { *p = to_float16(x); }
+
+// kLanes<T> elements of storage type S as a vector of T.
+template <class T, class S>
+SSC_INLINE Vec<T> load_as(const S* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 2) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (__is_same(S, Float16)) return (Vec<T>)_mm512_cvtph_ps(raw);
+    return (Vec<T>)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 2) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (__is_same(S, Float16)) return (Vec<T>)_mm256_cvtph_ps(raw);
+    return (Vec<T>)_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+  }
+#endif
+  Vec<T> out;
+  if constexpr (sizeof(S) == sizeof(T)) {
+    out = load(p);
+  } else {
+    for (int i = 0; i < kLanes<T>; ++i) out[i] = to_float(p[i]);
+  }
+  return out;
+}
+
+template <class T, class S>
+SSC_INLINE void store_as(S* p, Vec<T> v) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    store(p, v);
+  } else {
+    for (int i = 0; i < kLanes<T>; ++i) put(p + i, v[i]);
+  }
+}
+
+// The first `count` < kLanes elements; the other lanes are 0.
+template <class T, class S>
+SSC_INLINE Vec<T> load_head(const S* p, int64_t count) {
+  Vec<T> out{};
+  for (int64_t i = 0; i < count; ++i) out[i] = get<T>(p + i);
+  return out;
+}
+
+// --- exp --------------------------------------------------------------------------------------
+
+// Below the floor exp counts as 0: far under the rounding of a sum that is at least 1, and it
+// keeps subnormal numbers, which cost 100 cycles each, out of the matmuls. Above the ceiling a
+// row's reference point is moved up (see sweep_leaf.cpp).
+template <class T>
+constexpr T kExpFloor = sizeof(T) == 4 ? T(-60) : T(-600);
+template <class T>
+constexpr T kExpCeiling = sizeof(T) == 4 ? T(40) : T(400);
+
+// exp(x) for x <= kExpCeiling, 0 below kExpFloor, NaN for NaN; within 2 ulp. Cody-Waite reduction
+// x = n ln2 + r, |r| <= ln2 / 2, and the Taylor polynomial of exp(r), whose next term is below
+// half an ulp there (r^8 / 8! < 2^-27 in float, r^14 / 14! < 2^-57 in double).
+template <class T>
+SSC_INLINE Vec<T> exp_in_range(Vec<T> x) {
+  constexpr bool is_float = sizeof(T) == 4;
+  constexpr T kLog2e = T(1.4426950408889634074);
+  constexpr T kLn2High = is_float ? T(0x1.62e4p-1) : T(0x1.62e42fefa0000p-1);
+  constexpr T kLn2Low = is_float ? T(0x1.7f7d1cf79abcap-20) : T(0x1.cf79abc9e3b39p-40);
+  constexpr T kRounder = is_float ? T(0x1.8p23) : T(0x1.8p52);  // adding it rounds to an integer
+  const Vec<T> shifted = x * kLog2e + kRounder;
+  const Vec<T> n = shifted - kRounder;
+  const Vec<T> r = x - n * kLn2High - n * kLn2Low;
+  Vec<T> p;
+  if constexpr (is_float) {
+    p = splat(T(1.0 / 5040));
+  } else {
+    p = splat(T(1.0 / 6227020800.0));
+    p = p * r + T(1.0 / 479001600.0);
+    p = p * r + T(1.0 / 39916800.0);
+    p = p * r + T(1.0 / 3628800.0);
+    p = p * r + T(1.0 / 362880.0);
+    p = p * r + T(1.0 / 40320.0);
+    p = p * r + T(1.0 / 5040.0);
+  }
+  p = p * r + T(1.0 / 720);
+  p = p * r + T(1.0 / 120);
+  p = p * r + T(1.0 / 24);
+  p = p * r + T(1.0 / 6);
+  p = p * r + T(0.5);
+  p = p * r + T(1);
+  p = p * r + T(1);
+  // The low bits of `shifted` hold n: add it to the exponent field.
+  if constexpr (is_float) {
+    typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
+    p = (Vec<T>)((Int)p + ((Int)shifted << 23));
+  } else {
+    typedef int64_t Int __attribute__((vector_size(kVectorBytes)));
+    p = (Vec<T>)((Int)p + ((Int)shifted << 52));
+  }
+  return x < kExpFloor<T> ? Vec<T>{} : p;
+}
+
+// --- transposition ----------------------------------------------------------------------------
+
+// v[i][j] <- v[j][i] for kLanes vectors of kLanes elements, in log2(kLanes) butterfly rounds.
+template <class T>
+SSC_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
+  constexpr int n = kLanes<T>;
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
+#pragma GCC unroll 4
+  for (int half = n / 2; half >= 1; half /= 2) {
+    Mask low, high;
+    for (int i = 0; i < n; ++i) {
+      const bool upper = (i & half) != 0;
+      low[i] = static_cast<Index>(upper ? n + (i ^ half) : i);
+      high[i] = static_cast<Index>(upper ? n + i : i ^ half);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      if (i & half) continue;
+      const Vec<T> a = v[i], b = v[i + half];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + half] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+}  // namespace ssc::SSC_ISA

@@ -1,0 +1,92 @@
+#include "csrc/cpu/workspace.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace ssc {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kAlignment = 64;
+// What the cache may hold while no call is running.
+constexpr size_t kCacheLimit = size_t{160} << 20;
+
+Workspace::Block allocate(size_t bytes) {
+  // Small steps stay small: below a huge page, round to 64 KiB.
+  const size_t unit = bytes < kHugePage ? size_t{64} << 10 : kHugePage;
+  const size_t size = (bytes + unit - 1) / unit * unit;
+  void* data = std::aligned_alloc(std::min(unit, kHugePage), size);
+  if (data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (unit == kHugePage) madvise(data, size, MADV_HUGEPAGE);
+#endif
+  return {static_cast<char*>(data), size};
+}
+
+class Cache {
+ public:
+  // The smallest cached block that is large enough, else a new one.
+  Workspace::Block get(size_t bytes) {
+    {
+      const std::lock_guard lock(mutex_);
+      auto best = blocks_.end();
+      for (auto it = blocks_.begin(); it != blocks_.end(); ++it) {
+        if (it->size >= bytes && (best == blocks_.end() || it->size < best->size)) best = it;
+      }
+      if (best != blocks_.end()) {
+        const Workspace::Block block = *best;
+        held_ -= block.size;
+        blocks_.erase(best);
+        return block;
+      }
+    }
+    return allocate(bytes);
+  }
+
+  void put(Workspace::Block block) {
+    const std::lock_guard lock(mutex_);
+    blocks_.push_back(block);
+    held_ += block.size;
+    while (held_ > kCacheLimit) {  // the oldest go first
+      std::free(blocks_.front().data);
+      held_ -= blocks_.front().size;
+      blocks_.erase(blocks_.begin());
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Workspace::Block> blocks_;
+  size_t held_ = 0;
+};
+
+Cache& cache() {
+  static auto* instance = new Cache;  // never destroyed: threads may still run at exit
+  return *instance;
+}
+
+}  // namespace
+
+void* Workspace::take_bytes(size_t bytes) {
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (blocks_.empty() || used_ + bytes > blocks_.back().size) {
+    // Arrays of a few KiB share a block; large ones have one each, of a size that recurs.
+    blocks_.push_back(cache().get(std::max(bytes, size_t{256} << 10)));
+    used_ = 0;
+  }
+  void* out = blocks_.back().data + used_;
+  used_ += bytes;
+  return out;
+}
+
+Workspace::~Workspace() {
+  for (const Block& block : blocks_) cache().put(block);
+}
+
+}  // namespace ssc

@@ -1,0 +1,112 @@
+// Tensors as the params structs of csrc/cpu/loss.h. Arguments were checked with a message for users
+// in Python; what is checked here protects memory.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+
+#include "csrc/cpu/loss.h"
+#include "csrc/ops/stable_compat.h"
+
+namespace ssc::ops {
+
+inline DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64");
+  }
+  return DType::f32;
+}
+
+inline MatrixView matrix(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 2, name, " must have 2 dimensions, has ", t.dim());
+  STD_TORCH_CHECK(t.stride(1) == 1 || t.size(1) <= 1, name, "'s rows must be contiguous");
+  return {t.data_ptr(), t.stride(0), dtype_of(t, name)};
+}
+
+inline Tensor contiguous_vector(const Tensor& t, int64_t size, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size, name, " must have shape [", size, "]");
+  return torch::stable::contiguous(t);
+}
+
+inline const int64_t* integers(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long, name, " must be int64");
+  return static_cast<const int64_t*>(t.data_ptr());
+}
+
+// An optional [size] vector; `holder` keeps a contiguous copy alive.
+inline Vector optional_vector(const std::optional<Tensor>& t, int64_t size, const char* name,
+                              std::optional<Tensor>& holder) {
+  if (!t.has_value()) return {nullptr, DType::f32};
+  holder = contiguous_vector(*t, size, name);
+  return {holder->data_ptr(), dtype_of(*holder, name)};
+}
+
+inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
+
+// The problem that the arguments of every loss operator pose.
+struct Arguments {
+  Arguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+            const Tensor* target_or_null, double inv_temperature)
+      : dtype(is_double(input) ? ScalarType::Double : ScalarType::Float) {
+    problem.input = matrix(input, "input");
+    problem.weight = matrix(weight, "weight");
+    problem.batch = input.size(0);
+    problem.dim = input.size(1);
+    problem.classes = weight.size(0);
+    problem.inv_temperature = inv_temperature;
+    STD_TORCH_CHECK(weight.size(1) == problem.dim, "weight must be [C, D=", problem.dim, "], got [",
+                    problem.classes, ", ", weight.size(1), "]");
+    problem.bias = optional_vector(bias, problem.classes, "bias", bias_holder);
+    STD_TORCH_CHECK(is_double(weight) == is_double(input) &&
+                        (!bias.has_value() || is_double(*bias) == is_double(input)),
+                    "input, weight and bias must all be float64, or none of them");
+    if (target_or_null == nullptr) return;
+    target = contiguous_vector(*target_or_null, problem.batch, "target");
+    problem.target = integers(*target, "target");
+  }
+
+  void check(const SamplePlan& plan) const {
+    STD_TORCH_CHECK(plan.bad_target < 0, "target[", plan.bad_target,
+                    "] = ", problem.target[std::max<int64_t>(plan.bad_target, 0)],
+                    " is out of range: expected [0, C=", problem.classes, ")");
+    STD_TORCH_CHECK(plan.bad_id < 0, "ids[", plan.bad_id,
+                    "] is out of range: expected [0, C=", problem.classes, ")");
+  }
+
+  LossProblem problem{};
+  ScalarType dtype;  // of the row outputs
+  std::optional<Tensor> target, bias_holder, target_count_holder;
+};
+
+// loss, lse, target_logit, error: zero for the rows that are ignored.
+struct RowTensors {
+  RowTensors(const Tensor& like, int64_t batch, int64_t counted, ScalarType dtype)
+      : loss(rows(like, batch, counted, dtype)),
+        lse(rows(like, batch, counted, dtype)),
+        target_logit(rows(like, batch, counted, dtype)),
+        error(rows(like, batch, counted, dtype)) {}
+
+  static Tensor rows(const Tensor& like, int64_t batch, int64_t counted, ScalarType dtype) {
+    return counted == batch ? torch::stable::new_empty(like, {batch}, dtype)
+                            : torch::stable::new_zeros(like, {batch}, dtype);
+  }
+
+  template <class T>
+  RowResults<T> results() const {
+    return {static_cast<T*>(loss.data_ptr()), static_cast<T*>(lse.data_ptr()),
+            static_cast<T*>(target_logit.data_ptr()), static_cast<T*>(error.data_ptr())};
+  }
+
+  Tensor loss, lse, target_logit, error;
+};
+
+}  // namespace ssc::ops
