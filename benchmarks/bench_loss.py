@@ -23,6 +23,7 @@ from harness import (
     Case,
     Row,
     environment,
+    isa_in_use,
     measure,
     parser,
     plot,
@@ -156,7 +157,7 @@ def our_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case]
         for threads in config.threads:
             several = (f"{threads} threads",) if len(config.threads) > 1 else ()
             name = ", ".join(("ours", *filter(None, (isa,)), *several))
-            used = isa or ssc.build_info()["cpu_isa"]
+            used = isa or isa_in_use()
             cases.append(
                 Case(
                     name,
@@ -180,7 +181,7 @@ def peer_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case
     """The peers by name; those that cannot be built here become rows with the reason."""
     threads = config.threads[0]
     nominal = 6.0 * config.batch * config.samples * config.width
-    kind = roof.kind_for(ssc.build_info()["cpu_isa"], config.dtype) if roof else None
+    kind = roof.kind_for(isa_in_use(), config.dtype) if roof else None
     makers = {
         "onednn": (onednn_step, "three GEMMs, oneDNN", 10**9),
         "mm": (mm_step, "three GEMMs, torch.mm", 10**9),

@@ -22,6 +22,7 @@ from harness import (
     Case,
     Row,
     environment,
+    isa_in_use,
     measure,
     parser,
     plot,
@@ -114,7 +115,7 @@ def long_draws(
 ) -> list[Case]:
     """Throughput: one long draw with replacement, per sampler, thread count. The roof is the speed
     of the random bits alone: one 64-bit number per id."""
-    kind = "philox_" + ssc.build_info()["cpu_isa"]
+    kind = "philox_" + roof.kind_for(isa_in_use()) if roof else None
     target = torch.zeros(1, dtype=torch.int64)
     cases = []
     for count in threads:
@@ -130,7 +131,7 @@ def long_draws(
                     role="ours",
                     threads=count,
                     work=float(samples),
-                    roof_kind=kind if roof else None,
+                    roof_kind=kind,
                 )
             )
     for count in threads:
@@ -154,7 +155,7 @@ def run_table(
     for row in rows:
         if row["median_ms"] == "":
             continue
-        row["isa"] = ssc.build_info()["cpu_isa"] if row["role"] == "ours" else ""
+        row["isa"] = isa_in_use() if row["role"] == "ours" else ""
         row["ids_per_us"] = float(f"{config['samples'] / row['median_ms'] / 1e3:.4g}")
     print_rows(title, rows, TABLE)
     return rows

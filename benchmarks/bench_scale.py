@@ -21,6 +21,7 @@ from harness import (
     Case,
     Row,
     environment,
+    isa_in_use,
     measure,
     parser,
     plot,
@@ -30,8 +31,6 @@ from harness import (
 )
 from peers import make_problem
 from roof import load_roof
-
-import sampled_softmax_cuda as ssc
 
 TABLE = ("case", "sampler", "classes", "threads", "median_ms", "p10_ms", "p90_ms", "growth")
 TABLE += ("speedup", "share_of_roof", "extra_mib", "bound_mib")
@@ -55,7 +54,7 @@ def step_cases(
                     work=6.0 * batch * width * samples,
                     roof_kind=kind,
                     threads=used,
-                    columns={"classes": count, "isa": ssc.build_info()["cpu_isa"]},
+                    columns={"classes": count, "isa": isa_in_use()},
                 )
             )
     return cases
@@ -98,7 +97,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     threads = [args.threads] + ([1] if args.threads > 1 else [])
     roof = load_roof()
-    kind = roof.kind_for(ssc.build_info()["cpu_isa"], "float32") if roof else None
+    kind = roof.kind_for(isa_in_use()) if roof else None
     repetitions = args.repetitions or (2 if args.quick else 21)
     rows: list[Row] = []
     batch, width, samples = shape

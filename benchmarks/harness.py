@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from roof import BUILD_DIR, Roof
 
+import sampled_softmax_cuda as ssc
+
 BLOCK_SECONDS = 8e-3  # a timed block is at least about this long
 WARM_CALL_LIMIT = 0.05  # faster calls get an untimed one before each block
 
@@ -159,15 +161,19 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
+def isa_in_use() -> str:
+    """The instruction set of the native kernels, or "reference" where plain PyTorch serves."""
+    return ssc.build_info()["cpu_isa"] or "reference"
+
+
 def environment() -> Row:
     """The columns that every row carries: machine and versions, no date."""
-    import sampled_softmax_cuda as ssc
-
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "package": ssc.__version__,
+        "backend": ssc.build_info()["backend"],
     }
 
 

@@ -55,9 +55,12 @@ class Roof:
         """True where this CPU runs the loop `kind`, one of `KINDS`."""
         return bool(self._lib.roof_work_per_iteration(KINDS.index(kind)) > 0)
 
-    def kind_for(self, isa: str, dtype_name: str) -> str:
+    def kind_for(self, isa: str, dtype_name: str = "float32") -> str:
         """The arithmetic that bounds a step in this dtype: bfloat16 has a roof of its own only
-        where the CPU multiplies it; everything else is computed in float32."""
+        where the CPU multiplies it; everything else is computed in float32. An isa that is not
+        one of ours ("reference") is bounded by the best one."""
+        if isa not in ARITHMETIC:
+            isa = next(kind for kind in ("avx512", "avx2", "scalar") if self.available(kind))
         native_bf16 = isa == "avx512" and self.available("avx512_bf16")
         return "avx512_bf16" if dtype_name == "bfloat16" and native_bf16 else isa
 
