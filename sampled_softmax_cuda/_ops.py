@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._load import library_loaded
 from ._sparse import sparse_rows
+from ._traced import loss_and_padded_grads
 from .reference.exact import chunk_classes
 from .reference.loss import compute_dtype
 
@@ -58,7 +59,7 @@ def _wanted(
     ):
         if not wanted or parameter is None:
             continue
-        result[slot] = sparse_rows(rows, grad, parameter) if ctx.sparse_grad else grad
+        result[slot] = sparse_rows(rows, grad, parameter, ctx.traced) if ctx.sparse_grad else grad
     return result[0], result[1], result[2]
 
 
@@ -67,40 +68,47 @@ def _refuse_double_backward() -> None:
         raise RuntimeError(_NO_DOUBLE_BACKWARD)
 
 
+def _sweep(arguments: tuple[Any, ...], row_scale: Tensor, sparse_grad: bool, traced: bool) -> Any:
+    """The op loss_and_grads, or its variant whose results have a size that a graph can know."""
+    if sparse_grad and traced:
+        return loss_and_padded_grads(*arguments, row_scale)
+    return _ops().loss_and_grads(*arguments, row_scale, sparse_grad)
+
+
 class _RowsLoss(torch.autograd.Function):
     """Losses per row [B]; the sweep for the gradients waits for the factors of the rows."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        *arguments, sparse_grad = args
-        _save(ctx, tuple(arguments), sparse_grad)
+        *arguments, sparse_grad, traced = args
+        _save(ctx, tuple(arguments), sparse_grad, traced)
         loss, lse, target_logit, error = _ops().loss_rows(*arguments)
         ctx.mark_non_differentiable(lse, target_logit, error)
         return loss, lse, target_logit, error
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return (*_rows_backward(ctx, *grads), None)
+        return (*_rows_backward(ctx, *grads), None, None)
 
 
 class _TotalLoss(torch.autograd.Function):
     """sum_i row_scale_i * loss_i, and the details of the rows.
 
     The forward pass keeps the gradients and the first backward pass hands them out without a copy;
-    a later one (retain_graph=True) computes them again.
+    a later one (retain_graph=True) computes them again. In a traced graph they are saved tensors.
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        *arguments, sparse_grad, row_scale, dtype = args
-        loss, lse, target_logit, error, *grads = _ops().loss_and_grads(
-            *arguments, row_scale, sparse_grad
+        *arguments, sparse_grad, row_scale, dtype, traced = args
+        loss, lse, target_logit, error, *grads = _sweep(
+            tuple(arguments), row_scale, sparse_grad, traced
         )
-        if torch.compiler.is_compiling():
-            ctx.sparse_grad = sparse_grad
+        if traced:
+            ctx.sparse_grad, ctx.traced = sparse_grad, traced
             ctx.save_for_backward(arguments[1], arguments[2], *grads)
         else:
-            _save(ctx, tuple(arguments), sparse_grad, row_scale)
+            _save(ctx, tuple(arguments), sparse_grad, traced, row_scale)
             ctx.grads = grads
             ctx.parameters = arguments[1:3]
         ctx.mark_non_differentiable(lse, target_logit, error)
@@ -109,11 +117,11 @@ class _TotalLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
-        nothing = (None,) * 10
+        nothing = (None,) * 11
         factor = upstream[0]
         if factor is None:
             return (None, None, None, *nothing)
-        if torch.compiler.is_compiling():
+        if ctx.traced:
             weight, bias, *saved = ctx.saved_tensors
             scaled = [grad * factor.to(grad.dtype) for grad in saved[:3]]
             return (*_wanted(ctx, weight, bias, (*scaled, saved[3])), *nothing)
@@ -121,7 +129,7 @@ class _TotalLoss(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             *tensors, row_scale = ctx.saved_tensors
-            grads = _ops().loss_and_grads(*tensors, *ctx.scalars, row_scale, ctx.sparse_grad)[4:]
+            grads = _sweep((*tensors, *ctx.scalars), row_scale, ctx.sparse_grad, False)[4:]
         # Asking a CUDA scalar for its value would wait for the device.
         if factor.device.type != "cpu" or factor.item() != 1.0:
             for grad in grads[:3]:
@@ -131,13 +139,17 @@ class _TotalLoss(torch.autograd.Function):
 
 
 def _save(
-    ctx: Any, arguments: tuple[Any, ...], sparse_grad: bool, row_scale: Tensor | None = None
+    ctx: Any,
+    arguments: tuple[Any, ...],
+    sparse_grad: bool,
+    traced: bool,
+    row_scale: Tensor | None = None,
 ) -> None:
     """Keep the ten arguments of loss_rows: seven tensors (or None) and three numbers."""
     tensors = arguments[:7] if row_scale is None else (*arguments[:7], row_scale)
     ctx.save_for_backward(*tensors)
     ctx.scalars = arguments[7:]
-    ctx.sparse_grad = sparse_grad
+    ctx.sparse_grad, ctx.traced = sparse_grad, traced
     ctx.set_materialize_grads(False)
 
 
@@ -149,15 +161,32 @@ def _rows_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     _refuse_double_backward()
     tensors = ctx.saved_tensors
     row_scale = grads[0].to(compute_dtype(tensors[0])).contiguous()
-    result = _ops().loss_and_grads(*tensors, *ctx.scalars, row_scale, ctx.sparse_grad)
+    result = _sweep((*tensors, *ctx.scalars), row_scale, ctx.sparse_grad, ctx.traced)
     return (*_wanted(ctx, tensors[1], tensors[2], result[4:]), *nothing)
+
+
+@torch.compiler.allow_in_graph
+def _in_graph(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Apply a Function as one node of the graph, whose inside only AOTAutograd traces.
+
+    Dynamo, which would look inside, does not know sparse tensors; AOTAutograd does.
+    """
+    kind = _TotalLoss if function == "total" else _RowsLoss
+    return kind.apply(*args, True)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _apply(function: str, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        return _in_graph(function, *args)  # type: ignore[no-any-return]
+    kind = _TotalLoss if function == "total" else _RowsLoss
+    return kind.apply(*args, False)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def rows_loss(
     arguments: tuple[Any, ...], sparse_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, lse, target logit and error, each [B]; `arguments` are those of the op loss_rows."""
-    return _RowsLoss.apply(*arguments, sparse_grad)  # type: ignore[no-untyped-call, no-any-return]
+    return _apply("rows", *arguments, sparse_grad)
 
 
 def total_loss(
@@ -170,22 +199,20 @@ def total_loss(
     if torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in arguments[:3]
     ):
-        return _TotalLoss.apply(  # type: ignore[no-untyped-call, no-any-return]
-            *arguments, sparse_grad, row_scale, dtype
-        )
+        return _apply("total", *arguments, sparse_grad, row_scale, dtype)
     loss, lse, target_logit, error = _ops().loss_rows(*arguments)
     return _sum(loss * row_scale).to(dtype), lse, target_logit, error
 
 
 def _setup_rows(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _save(ctx, inputs, False)
+    _save(ctx, inputs, False, False)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _setup_exact(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     input, weight, bias, target, *ctx.scalars = inputs
     ctx.save_for_backward(input, weight, bias, target)
-    ctx.sparse_grad = False
+    ctx.sparse_grad = ctx.traced = False
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 

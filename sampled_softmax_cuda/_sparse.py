@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-def sparse_rows(rows: Tensor, values: Tensor, parameter: Tensor) -> Tensor:
+def sparse_rows(rows: Tensor, values: Tensor, parameter: Tensor, traced: bool = False) -> Tensor:
     """The gradient of `parameter` [C, ...]: `values` [N, ...] in its sorted, distinct `rows` [N].
 
-    To be called in a backward pass.
+    To be called in a backward pass. In a traced graph rows may repeat: see `_traced`.
     """
     grad = torch.sparse_coo_tensor(
-        rows[None], values, parameter.shape, is_coalesced=True, check_invariants=False
+        rows[None], values, parameter.shape, is_coalesced=not traced, check_invariants=False
     )
-    if parameter.is_leaf and not torch.compiler.is_compiling():
+    if parameter.is_leaf and not traced:
         _mark_coalesced_when_done(parameter, rows.data_ptr())
     return grad
 

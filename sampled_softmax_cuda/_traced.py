@@ -1,0 +1,74 @@
+"""Row-sparse gradients under torch.compile: the sweep with results of a size known beforehand.
+
+How many distinct rows a step touches is known only once it has run, and a size that depends on data
+breaks a graph. Here the S samples and B targets give S + B rows always; those left over repeat the
+last row with a gradient of zero, so that the sparse gradient is right but not coalesced.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .reference.loss import compute_dtype
+
+
+@torch.library.custom_op("sampled_softmax::loss_and_padded_grads", mutates_args=())
+def loss_and_padded_grads(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    log_expected_count: Tensor | None,
+    target_log_expected_count: Tensor | None,
+    inv_temperature: float,
+    remove_accidental_hits: bool,
+    ignore_index: int,
+    row_scale: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`loss_and_grads` with sparse_grad=True, its rows filled up to S + B."""
+    loss, lse, target_logit, error, grad_input, grad_weight, grad_bias, rows = (
+        torch.ops.sampled_softmax.loss_and_grads(
+            input,
+            weight,
+            bias,
+            target,
+            ids,
+            log_expected_count,
+            target_log_expected_count,
+            inv_temperature,
+            remove_accidental_hits,
+            ignore_index,
+            row_scale,
+            True,
+        )
+    )
+    missing = ids.shape[0] + target.shape[0] - rows.shape[0]
+    last = rows[-1:].expand(missing) if rows.numel() else rows.new_zeros(missing)
+    grad_weight = F.pad(grad_weight, (0, 0, 0, missing))
+    if bias is not None:
+        grad_bias = F.pad(grad_bias, (0, missing))
+    rows = torch.cat((rows, last))
+    return loss, lse, target_logit, error, grad_input, grad_weight, grad_bias, rows
+
+
+@loss_and_padded_grads.register_fake
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    *_: object,
+) -> tuple[Tensor, ...]:
+    num_rows = ids.shape[0] + target.shape[0]
+    dtype = compute_dtype(input)
+    return (
+        *(input.new_empty(input.shape[0], dtype=dtype) for _ in range(4)),
+        torch.empty_like(input, memory_format=torch.contiguous_format),
+        weight.new_empty(num_rows, weight.shape[1]),
+        weight.new_empty(0) if bias is None else bias.new_empty(num_rows),
+        target.new_empty(num_rows),
+    )
