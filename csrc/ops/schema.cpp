@@ -12,18 +12,34 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // The instruction set of the CPU kernels: "scalar", "avx2" or "avx512".
   m.def("cpu_isa() -> str");
 
-  // Draws: ids [num_samples], and the number of draws of the stream that gave them.
+  // Draws: ids [num_samples], the number of draws of the stream that gave them, and log n of the
+  // ids and of the targets. method: 0 with replacement, 1 the first distinct draws, 2 a race with
+  // the same distribution as 1. tries: the t behind n without replacement (one float64); none: the
+  // number of draws seen. probability_bits [C]: the bits of the float64 probabilities as int64, so
+  // that a module's .half() can't round them.
   m.def(
-      "sample_uniform(Tensor key, int num_classes, int num_samples, bool replacement)"
-      " -> (Tensor ids, Tensor num_draws)");
+      "sample_uniform(Tensor key, Tensor target, int num_classes, int num_samples, int method,"
+      " Tensor? tries) -> (Tensor ids, Tensor num_draws, Tensor log_count,"
+      " Tensor target_log_count)");
   m.def(
-      "sample_log_uniform(Tensor key, int num_classes, int num_samples, bool replacement)"
-      " -> (Tensor ids, Tensor num_draws)");
+      "sample_log_uniform(Tensor key, Tensor target, int num_classes, int num_samples, int method,"
+      " Tensor? tries) -> (Tensor ids, Tensor num_draws, Tensor log_count,"
+      " Tensor target_log_count)");
   m.def(
-      "sample_alias(Tensor key, Tensor table, int num_samples, bool replacement)"
-      " -> (Tensor ids, Tensor num_draws)");
-  m.def("build_alias_table(Tensor weights) -> Tensor");
-  m.def("log_uniform_log_prob(Tensor ids, int num_classes) -> Tensor");
+      "sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bits,"
+      " int num_samples, int method, Tensor? tries) -> (Tensor ids, Tensor num_draws,"
+      " Tensor log_count, Tensor target_log_count)");
+  // log n of any ids: with replacement (no tries; num_samples = 1 makes it log q), or without.
+  m.def(
+      "log_count_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries) -> Tensor");
+  m.def(
+      "log_count_log_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries)"
+      " -> Tensor");
+  m.def(
+      "log_count_weighted(Tensor ids, Tensor probability_bits, int num_samples, Tensor? tries)"
+      " -> Tensor");
+  // Float64 probabilities [C] to the table of csrc/core/alias_table.h, int64 [C].
+  m.def("build_alias_table(Tensor probabilities) -> Tensor");
 
   // The sampled loss of each row; error is 1 where a sample beats the target.
   m.def(

@@ -1,0 +1,10 @@
+// Marks what g++ and nvcc both compile. Core functions have internal linkage and are always
+// inlined, so that a copy compiled for AVX-512 can never be the one that the linker keeps for a CPU
+// without it; the same holds for the static members of lanes (lane.h).
+#pragma once
+
+#if defined(__CUDACC__)
+#define SSC_HD __host__ __device__ __forceinline__ static
+#else
+#define SSC_HD __attribute__((always_inline)) static inline
+#endif

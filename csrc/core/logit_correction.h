@@ -1,0 +1,47 @@
+// log n_k, what a sampled logit is corrected by: n_k is the expected number of times that class k
+// is in one draw of S samples.
+//   with replacement        n_k = S q_k
+//   S distinct classes      n_k = 1 - (1 - q_k)^t = -expm1(t log1p(-q_k)),  t the number of draws
+// (Jean et al. 2015, https://arxiv.org/abs/1412.2007, for the corrected loss).
+#pragma once
+
+#include "csrc/core/lane.h"
+#include "csrc/core/portable_math.h"
+
+namespace ssc {
+
+struct LogCount {
+  bool distinct;
+  double tries;            // t, if distinct; infinity where every class is drawn
+  double log_num_samples;  // log S, if not
+};
+
+SSC_HD LogCount log_count_with_replacement(uint64_t num_samples) {
+  return {false, 0.0, portable_log<ScalarLane>(static_cast<double>(num_samples))};
+}
+SSC_HD LogCount log_count_distinct(double tries) { return {true, tries, 0.0}; }
+
+// log n of a class of probability q (0, or a normal number); -inf for q = 0.
+template <class L>
+SSC_HD typename L::F log_expected_count(typename L::F q, const LogCount& count) {
+  using F = typename L::F;
+  F result;
+  if (count.distinct) {
+    const F log_missed = L::mul(L::splat(count.tries), portable_log1p<L>(-q));
+    result = portable_log<L>(-portable_expm1<L>(log_missed));
+  } else {
+    result = portable_log<L>(q) + count.log_num_samples;
+  }
+  return q > L::splat(0.0) ? result : L::splat(-__builtin_inf());
+}
+
+// The exponential race: E / q, the time at which class k first arrives when classes arrive at rate
+// q; the S earliest are distributed as the first S distinct draws. x: 64 random bits of class k.
+// E = -log(u) with u an odd multiple of 2^-53, so 0 < u < 1. Infinite for q = 0.
+template <class L>
+SSC_HD typename L::F arrival_time(typename L::U x, typename L::F q) {
+  const typename L::F u = L::mul(to_float<L>(x >> 12) + 0.5, L::splat(0x1p-52));
+  return -portable_log<L>(u) / q;
+}
+
+}  // namespace ssc

@@ -1,0 +1,158 @@
+// The draws: ids, and the log expected counts of the ids and of the targets, in one call (small
+// draws would be all call overhead otherwise).
+#include "csrc/cpu/sample.h"
+
+#include <optional>
+#include <tuple>
+
+#include "csrc/cpu/sample_alias.h"
+#include "csrc/ops/stable_compat.h"
+
+namespace ssc::ops {
+namespace {
+
+using Draw = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+void check_int64(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(), name,
+                  " must be a contiguous int64 tensor");
+}
+
+Tensor like_ids(const Tensor& ids, ScalarType dtype) {
+  return torch::stable::new_empty(ids, ids.sizes(), dtype);
+}
+
+Proposal uniform_proposal(int64_t num_classes) {
+  STD_TORCH_CHECK(num_classes > 0, "num_classes must be positive");
+  return {ProposalKind::uniform, static_cast<uint64_t>(num_classes), {}, {}, nullptr};
+}
+
+Proposal log_uniform_proposal(int64_t num_classes) {
+  const auto classes = static_cast<uint64_t>(num_classes);
+  STD_TORCH_CHECK(num_classes > 0 && classes <= kLogUniformMaxClasses,
+                  "num_classes must be in [1, 2^52)");
+  return {ProposalKind::log_uniform, classes, make_log_uniform(classes), {}, nullptr};
+}
+
+// table, probability_bits [C] int64: the alias table, and the bits of the float64 probabilities.
+Proposal weighted_proposal(const Tensor& table, const Tensor& probability_bits) {
+  check_int64(table, "table");
+  check_int64(probability_bits, "probability_bits");
+  STD_TORCH_CHECK(table.numel() > 0 && table.numel() == probability_bits.numel(),
+                  "table and probability_bits must be [C], C > 0");
+  const auto classes = static_cast<uint64_t>(table.numel());
+  const auto* entries = static_cast<const uint64_t*>(table.const_data_ptr());
+  return {ProposalKind::weighted,
+          classes,
+          {},
+          make_alias_table(entries, classes),
+          static_cast<const double*>(probability_bits.const_data_ptr())};
+}
+
+// tries: one float64, the t of logit_correction.h; none: S draws with replacement.
+LogCount log_count(int64_t num_samples, const std::optional<Tensor>& tries) {
+  if (!tries.has_value()) return log_count_with_replacement(static_cast<uint64_t>(num_samples));
+  STD_TORCH_CHECK(tries->scalar_type() == ScalarType::Double && tries->numel() == 1,
+                  "tries must be one float64 number");
+  return log_count_distinct(*static_cast<const double*>(tries->const_data_ptr()));
+}
+
+Tensor log_counts(const Proposal& proposal, const Tensor& ids, const LogCount& count) {
+  const Tensor out = like_ids(ids, ScalarType::Float);
+  log_expected_counts(proposal, static_cast<const int64_t*>(ids.const_data_ptr()), ids.numel(),
+                      count, static_cast<float*>(out.mutable_data_ptr()), torch_parallel_for());
+  return out;
+}
+
+// How samples are drawn; the numbers are those of Method in sampled_softmax_cuda/samplers/_ops.py.
+enum Method : int64_t { kWithReplacement = 0, kDistinct = 1, kRace = 2 };
+
+Draw draw(const Proposal& proposal, const Tensor& key, const Tensor& target, int64_t num_samples,
+          int64_t method, const std::optional<Tensor>& tries) {
+  check_int64(key, "key");
+  check_int64(target, "target");
+  STD_TORCH_CHECK(key.numel() == 2, "key must hold (seed, offset)");
+  STD_TORCH_CHECK(num_samples >= 0 && num_samples < (int64_t{1} << 31),
+                  "num_samples must be in [0, 2^31)");
+  STD_TORCH_CHECK(
+      method == kWithReplacement || static_cast<uint64_t>(num_samples) <= proposal.num_classes,
+      "num_samples must not exceed the number of classes");
+  const auto* words = static_cast<const uint64_t*>(key.const_data_ptr());
+  const PhiloxKey philox_key{words[0], words[1]};
+  const Tensor ids = torch::stable::new_empty(target, {num_samples}, ScalarType::Long);
+  const Tensor num_draws = torch::stable::new_empty(target, {}, ScalarType::Long);
+  auto* out = static_cast<int64_t*>(ids.mutable_data_ptr());
+  int64_t draws = num_samples;
+  if (method == kWithReplacement) {
+    sample_with_replacement(proposal, philox_key, num_samples, out, torch_parallel_for());
+  } else if (method == kDistinct) {
+    draws = sample_distinct(proposal, philox_key, num_samples, out);
+  } else {
+    draws = sample_race(proposal, philox_key, num_samples, out, torch_parallel_for());
+  }
+  *static_cast<int64_t*>(num_draws.mutable_data_ptr()) = draws;
+  const LogCount count = method == kWithReplacement || tries.has_value()
+                             ? log_count(num_samples, tries)
+                             : log_count_distinct(static_cast<double>(draws));
+  return {ids, num_draws, log_counts(proposal, ids, count), log_counts(proposal, target, count)};
+}
+
+Draw sample_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
+                    int64_t method, std::optional<Tensor> tries) {
+  return draw(uniform_proposal(num_classes), key, target, num_samples, method, tries);
+}
+
+Draw sample_log_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
+                        int64_t method, std::optional<Tensor> tries) {
+  return draw(log_uniform_proposal(num_classes), key, target, num_samples, method, tries);
+}
+
+Draw sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bits,
+                  int64_t num_samples, int64_t method, std::optional<Tensor> tries) {
+  return draw(weighted_proposal(table, probability_bits), key, target, num_samples, method, tries);
+}
+
+Tensor log_count_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
+                         std::optional<Tensor> tries) {
+  check_int64(ids, "ids");
+  return log_counts(uniform_proposal(num_classes), ids, log_count(num_samples, tries));
+}
+
+Tensor log_count_log_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
+                             std::optional<Tensor> tries) {
+  check_int64(ids, "ids");
+  return log_counts(log_uniform_proposal(num_classes), ids, log_count(num_samples, tries));
+}
+
+Tensor log_count_weighted(Tensor ids, Tensor probability_bits, int64_t num_samples,
+                          std::optional<Tensor> tries) {
+  check_int64(ids, "ids");
+  const Tensor& no_table = probability_bits;  // only draws look into the table
+  return log_counts(weighted_proposal(no_table, probability_bits), ids,
+                    log_count(num_samples, tries));
+}
+
+Tensor alias_table(Tensor probabilities) {
+  STD_TORCH_CHECK(probabilities.scalar_type() == ScalarType::Double &&
+                      probabilities.is_contiguous() && probabilities.numel() > 0,
+                  "probabilities must be a contiguous float64 tensor [C], C > 0");
+  const Tensor table = like_ids(probabilities, ScalarType::Long);
+  build_alias_table(static_cast<const double*>(probabilities.const_data_ptr()),
+                    static_cast<uint64_t>(probabilities.numel()),
+                    static_cast<uint64_t*>(table.mutable_data_ptr()));
+  return table;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CPU, m) {
+  m.impl("sample_uniform", TORCH_BOX(&sample_uniform));
+  m.impl("sample_log_uniform", TORCH_BOX(&sample_log_uniform));
+  m.impl("sample_alias", TORCH_BOX(&sample_alias));
+  m.impl("log_count_uniform", TORCH_BOX(&log_count_uniform));
+  m.impl("log_count_log_uniform", TORCH_BOX(&log_count_log_uniform));
+  m.impl("log_count_weighted", TORCH_BOX(&log_count_weighted));
+  m.impl("build_alias_table", TORCH_BOX(&alias_table));
+}
+
+}  // namespace ssc::ops
