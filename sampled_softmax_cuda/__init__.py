@@ -8,6 +8,7 @@ the exact cross entropy in eval mode. `ssc.cntk` has CNTK's functions under thei
 `ssc.reference` everything in plain PyTorch, and `ssc.build_info()` says what runs here.
 """
 
+from . import _ops as _ops  # registers what PyTorch needs to know of the compiled operators
 from . import cntk, reference, samplers
 from ._info import build_info, version
 from .functional import SampledSoftmaxDetails, sampled_softmax_loss

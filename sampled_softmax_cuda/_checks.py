@@ -202,8 +202,7 @@ def check_id_range(
         return False
     if ids.device.type != "cpu" and os.environ.get("SSC_CHECK_TARGETS", "0") in ("", "0"):
         return False
-    low, high = torch.aminmax(ids)
-    first, last = int(low), int(high)
+    first, last = (int(end) for end in torch.aminmax(ids))
     if first >= 0 and last < num_classes:
         return ignore_index is None or not first <= ignore_index <= last
     bad = (ids < 0) | (ids >= num_classes)

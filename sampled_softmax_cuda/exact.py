@@ -113,8 +113,9 @@ def logits(
     _checks.check_parameters("logits", input, weight, bias)
     _checks.check_temperature("logits", temperature)
     num_classes = weight.shape[0]
+    h, weight, bias = _matrices(input, weight, bias)
     z: Tensor = _backend(input.device).logits(
-        *_matrices(input, weight, bias), 0, num_classes, 1.0 / temperature
+        h.to(compute_dtype(input)), weight, bias, 0, num_classes, 1.0 / temperature
     )
     return z.reshape(*input.shape[:-1], num_classes)
 
@@ -209,15 +210,15 @@ def topk(
     num_classes = weight.shape[0]
     if k > num_classes:
         raise ValueError(f"{fn}: k must be at most C={num_classes}, got {k}")
-    matrices = _matrices(input, weight, bias)
-    h = matrices[0]
+    h, weight, bias = _matrices(input, weight, bias)
+    h = h.to(compute_dtype(input))
     backend = _backend(input.device)
     chunk = chunk_classes(h.shape[0], num_classes)
-    values = h.new_empty((h.shape[0], 0), dtype=compute_dtype(input))
+    values = h.new_empty((h.shape[0], 0))
     indices = torch.empty(values.shape, dtype=torch.int64, device=h.device)
     for begin in range(0, num_classes, chunk):
         end = min(begin + chunk, num_classes)
-        z = backend.logits(*matrices, begin, end, 1.0 / temperature)
+        z = backend.logits(h, weight, bias, begin, end, 1.0 / temperature)
         best = z.topk(min(k, end - begin), dim=1)
         values = torch.cat((values, best.values), dim=1)
         indices = torch.cat((indices, best.indices + begin), dim=1)

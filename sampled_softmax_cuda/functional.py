@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from . import _checks, _ops, reference
+from . import _checks, reference
+from ._autograd import Arguments, ordered_sum, rows_loss, total_loss
 from ._load import native_for
 from .reference.loss import SampledSoftmaxDetails, compute_dtype, result_dtype, row_scale
 from .samplers.base import Samples
@@ -90,7 +91,7 @@ def sampled_softmax_loss(
         target: [*] int64, the true class of each row. Several true classes are not supported.
         samples: `Samples(ids [S], log_expected_count [S], target_log_expected_count [*])`, from a
             sampler or made by hand. A count of None means n = 1. Ids may repeat. No gradient flows
-            through the counts; they are used in float32.
+            through the counts.
         bias: [C] or None (the default).
         temperature: divides the logits before the correction; positive. Default 1.
         correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow
@@ -137,10 +138,10 @@ def sampled_softmax_loss(
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
     _checks.check_ignore_index(_NAME, ignore_index)
     num_classes = weight.shape[0]
-    _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
     all_counted = _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
 
     if not native_for(input.device):
+        _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
         return reference.sampled_softmax_loss(
             input,
             weight,
@@ -157,12 +158,12 @@ def sampled_softmax_loss(
             return_details=return_details,
         )
 
-    arguments = (
-        input.reshape(-1, input.shape[-1]).contiguous(),
+    arguments = Arguments(
+        (input if input.dim() == 2 else input.reshape(-1, input.shape[-1])).contiguous(),
         weight if weight.stride(1) == 1 else weight.contiguous(),
         bias,
-        target.reshape(-1),
-        samples.ids.contiguous(),
+        target if target.dim() == 1 else target.reshape(-1),
+        samples.ids,
         None if correction == "none" else _log_count(samples.log_expected_count),
         _log_count(samples.target_log_expected_count) if correction == "both" else None,
         1.0 / temperature,
@@ -170,44 +171,52 @@ def sampled_softmax_loss(
         ignore_index,
     )
     row_weight = None if sample_weight is None else sample_weight.reshape(-1)
-    dtype = result_dtype(input, weight, bias)
-    if reduction == "none":
-        rows, *details = _ops.rows_loss(arguments, sparse_grad)
-        if row_weight is not None:
-            rows = rows * row_weight
-        result = rows.reshape(target.shape).to(dtype)
-    else:
-        scale = _row_scale(arguments, row_weight, reduction, all_counted)
-        if _fused(arguments, row_weight):
-            result, *details = _ops.total_loss(arguments, sparse_grad, scale, dtype)
+    try:
+        if reduction == "none":
+            rows, *details = rows_loss(arguments, sparse_grad)
+            result = (rows if row_weight is None else rows * row_weight).reshape(target.shape)
         else:
-            rows, *details = _ops.rows_loss(arguments, sparse_grad)
-            result = (rows * scale).sum().to(dtype)
+            scale = _row_scale(arguments, row_weight, reduction, all_counted)
+            if _fused(arguments, row_weight):
+                result, *details = total_loss(arguments, scale, return_details, sparse_grad)
+            else:
+                rows, *details = rows_loss(arguments, sparse_grad)
+                result = ordered_sum(rows * scale)
+    except RuntimeError:
+        # The kernels look at every id before anything else; here it gets the message for users.
+        _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
+        raise
+    dtype = result_dtype(input, weight, bias)
+    if result.dtype != dtype:
+        result = result.to(dtype)
     if return_details:
         return result, SampledSoftmaxDetails(*(row.reshape(target.shape) for row in details))
     return result
 
 
 def _log_count(log_count: Tensor | None) -> Tensor | None:
-    """Log expected counts as the kernels take them: flat, contiguous, float32."""
+    """Log expected counts as the kernels take them: flat, float32 or float64."""
     if log_count is None:
         return None
-    return log_count.detach().reshape(-1).to(torch.float32).contiguous()
+    if log_count.dim() != 1:
+        log_count = log_count.reshape(-1)
+    if log_count.dtype not in (torch.float32, torch.float64):
+        log_count = log_count.to(torch.float32)
+    return log_count.detach() if log_count.requires_grad else log_count
 
 
 def _row_scale(
-    arguments: tuple[Any, ...], row_weight: Tensor | None, reduction: str, all_counted: bool
+    arguments: Arguments, row_weight: Tensor | None, reduction: str, all_counted: bool
 ) -> Tensor:
     """The factor of each row's loss; without weights and ignored rows it is the same for all."""
-    input, target, ignore_index = arguments[0], arguments[3], arguments[9]
-    dtype = compute_dtype(input)
+    target, dtype = arguments.target, compute_dtype(arguments.input)
     if all_counted and row_weight is None:
         factor = 1.0 / target.shape[0] if reduction == "mean" else 1.0
-        return torch.full(target.shape, factor, dtype=dtype, device=input.device)
-    return row_scale(target, ignore_index, row_weight, reduction, dtype)
+        return torch.full(target.shape, factor, dtype=dtype, device=target.device)
+    return row_scale(target, arguments.ignore_index, row_weight, reduction, dtype)
 
 
-def _fused(arguments: tuple[Any, ...], row_weight: Tensor | None) -> bool:
+def _fused(arguments: Arguments, row_weight: Tensor | None) -> bool:
     """Whether the gradients may be computed in the forward pass, before the upstream gradient.
 
     Not if the weights of the rows want a gradient too, and not in float16: there they have to be

@@ -20,6 +20,16 @@ def chunk_classes(num_rows: int, num_classes: int) -> int:
     return min(num_classes, max(1024, CHUNK_ELEMENTS // max(num_rows, 1)))
 
 
+def _logits(
+    h: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, inv_temperature: float
+) -> Tensor:
+    with torch.autocast(h.device.type, enabled=False):
+        z = h @ weight[begin:end].to(h.dtype).T
+    if bias is not None:
+        z = z + bias[begin:end].to(h.dtype)
+    return z * inv_temperature
+
+
 def logits(
     input: Tensor,
     weight: Tensor,
@@ -30,21 +40,17 @@ def logits(
 ) -> Tensor:
     """(input · weight[begin:end]ᵀ + bias[begin:end]) * inv_temperature, [B, end - begin].
 
-    float32 (float64 for float64 input), differentiable.
+    In the dtype of input, from sums in float32 (float64 for float64); differentiable.
     """
-    dtype = compute_dtype(input)
-    with torch.autocast(input.device.type, enabled=False):
-        z = input.to(dtype) @ weight[begin:end].to(dtype).T
-    if bias is not None:
-        z = z + bias[begin:end].to(dtype)
-    return z * inv_temperature
+    h = input.to(compute_dtype(input))
+    return _logits(h, weight, bias, begin, end, inv_temperature).to(input.dtype)
 
 
 def _chunk_lse(
     h: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, inv_temperature: float
 ) -> Tensor:
     """Logsumexp over the classes of one chunk; NaN, as in F.cross_entropy, if a logit is inf."""
-    z = logits(h, weight, bias, begin, end, inv_temperature)
+    z = _logits(h, weight, bias, begin, end, inv_temperature)
     largest = z.amax(dim=-1, keepdim=True)
     # A chunk of classes that are all switched off by a bias of -inf adds nothing.
     largest = torch.where(largest == -torch.inf, 0, largest)
@@ -61,7 +67,7 @@ def _chunk_share(
     lse: Tensor,
 ) -> Tensor:
     """The probability of one chunk's classes together, for a known logsumexp over all classes."""
-    z = logits(h, weight, bias, begin, end, inv_temperature)
+    z = _logits(h, weight, bias, begin, end, inv_temperature)
     return (z - lse[:, None]).exp().sum(dim=-1)
 
 

@@ -1,0 +1,233 @@
+"""Autograd of the sampled loss over the compiled kernels.
+
+The op `loss_and_grads` gives the losses and the gradients of sum_i row_scale_i * loss_i in one
+sweep. So the reduced loss (`total_loss`) has its gradients after the forward pass already, and its
+backward pass only multiplies by what comes from above; losses per row (`rows_loss`) do the sweep in
+the backward pass, when the factors of the rows are known. In both, the overhead beside the kernels
+is what small steps feel: hence few arguments and no tensor operation that is not needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._sparse import sparse_rows
+from ._traced import loss_and_padded_grads
+from .reference.loss import compute_dtype
+
+_NO_DOUBLE_BACKWARD = (
+    "sampled_softmax_loss: create_graph=True (double backward) is not supported by the compiled"
+    " kernels; use sampled_softmax_cuda.reference.sampled_softmax_loss, or SSC_BACKEND=reference"
+)
+
+# A sum over fewer elements than this is taken by one thread; a larger one is split by us, so that
+# the result does not depend on the number of threads.
+_SERIAL_SUM = 1 << 14
+
+
+class Arguments(NamedTuple):
+    """The arguments of the op loss_rows, in its order; shapes as in csrc/ops/schema.cpp."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+    ids: Tensor
+    log_expected_count: Tensor | None
+    target_log_expected_count: Tensor | None
+    inv_temperature: float
+    remove_accidental_hits: bool
+    ignore_index: int
+
+
+class Sweep(NamedTuple):
+    """How gradients are wanted: as sparse tensors, and inside a traced graph."""
+
+    sparse_grad: bool
+    traced: bool
+
+
+def ordered_sum(rows: Tensor) -> Tensor:
+    """The sum of [B] values in an order that the number of threads does not change."""
+    if torch.compiler.is_compiling() or rows.numel() <= _SERIAL_SUM:
+        return rows.sum()
+    return torch.stack([part.sum() for part in torch.split(rows, _SERIAL_SUM)]).sum()
+
+
+def refuse_double_backward() -> None:
+    """RuntimeError if this backward pass is to be differentiated itself."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(_NO_DOUBLE_BACKWARD)
+
+
+def wanted_grads(
+    ctx: Any,
+    weight: Tensor,
+    bias: Tensor | None,
+    grads: tuple[Tensor, ...],
+    sweep: Sweep,
+) -> list[Tensor | None]:
+    """Gradients of input, weight and bias, None for those that nobody asked for.
+
+    `grads` are the last four results of loss_and_grads.
+    """
+    want_input, want_weight, want_bias = ctx.needs_input_grad[:3]
+    result: list[Tensor | None] = [
+        grads[0] if want_input else None,
+        grads[1] if want_weight else None,
+        grads[2] if want_bias and bias is not None else None,
+    ]
+    if sweep.sparse_grad:
+        for slot, parameter in ((1, weight), (2, bias)):
+            values = result[slot]
+            if values is not None and parameter is not None:
+                result[slot] = sparse_rows(grads[3], values, parameter, sweep.traced)
+    return result
+
+
+def run_sweep(arguments: Any, row_scale: Tensor, sweep: Sweep) -> Any:
+    """The op loss_and_grads, or its variant whose results have a size that a graph can know."""
+    if sweep.sparse_grad and sweep.traced:
+        return loss_and_padded_grads(*arguments, row_scale)
+    return torch.ops.sampled_softmax.loss_and_grads(*arguments, row_scale, sweep.sparse_grad)
+
+
+def rows_backward(
+    ctx: Any, tensors: Any, scalars: Any, grad_loss: Tensor, sweep: Sweep
+) -> list[Tensor | None]:
+    """Gradients of input, weight and bias from that of the losses [B]."""
+    refuse_double_backward()
+    row_scale = grad_loss.to(compute_dtype(tensors[0])).contiguous()
+    grads = run_sweep((*tensors, *scalars), row_scale, sweep)[4:]
+    return wanted_grads(ctx, tensors[1], tensors[2], grads, sweep)
+
+
+class _RowsLoss(torch.autograd.Function):
+    """Losses per row [B]; the sweep for the gradients waits for the factors of the rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rest: tuple[Any, ...],
+        sweep: Sweep,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(input, weight, bias, *rest[:4])
+        ctx.scalars, ctx.sweep = rest[4:], sweep
+        ctx.set_materialize_grads(False)
+        loss, *details = torch.ops.sampled_softmax.loss_rows(input, weight, bias, *rest)
+        ctx.mark_non_differentiable(*details)
+        return loss, *details
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        if grads[0] is None:
+            return None, None, None, None, None
+        result = rows_backward(ctx, ctx.saved_tensors, ctx.scalars, grads[0], ctx.sweep)
+        return (*result, None, None)
+
+
+class _TotalLoss(torch.autograd.Function):
+    """sum_i row_scale_i * loss_i, and, if wanted, the details of the rows.
+
+    The forward pass keeps the gradients and the first backward pass hands them out without a copy;
+    a later one (retain_graph=True) computes them again. In a traced graph they are saved tensors.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rest: tuple[Any, ...],
+        row_scale: Tensor,
+        details: bool,
+        sweep: Sweep,
+    ) -> Tensor | tuple[Tensor, ...]:
+        loss, lse, target_logit, error, *grads = run_sweep(
+            (input, weight, bias, *rest), row_scale, sweep
+        )
+        ctx.sweep = sweep
+        if sweep.traced:
+            ctx.save_for_backward(weight, bias, *grads)
+        else:
+            ctx.save_for_backward(input, weight, bias, *rest[:4], row_scale)
+            ctx.scalars = rest[4:]
+            ctx.parameters = weight, bias
+            ctx.grads = grads
+        total = ordered_sum(loss * row_scale)
+        if not details:
+            return total
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(lse, target_logit, error)
+        return total, lse, target_logit, error
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        nothing = (None, None, None, None)
+        factor = upstream[0]
+        if factor is None:
+            return (None, None, None, *nothing)
+        if ctx.sweep.traced:
+            weight, bias, *grads, rows = ctx.saved_tensors
+            scaled = [grad * factor.to(grad.dtype) for grad in grads]
+            return (*wanted_grads(ctx, weight, bias, (*scaled, rows), ctx.sweep), *nothing)
+        refuse_double_backward()
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            *tensors, row_scale = ctx.saved_tensors
+            grads = run_sweep((*tensors, *ctx.scalars), row_scale, ctx.sweep)[4:]
+        # Asking a CUDA scalar for its value would wait for the device.
+        if factor.device.type != "cpu" or factor.item() != 1.0:
+            for grad in grads[:3]:
+                grad.mul_(factor)
+        weight, bias = ctx.parameters
+        return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), *nothing)
+
+
+@torch.compiler.allow_in_graph
+def _in_graph(total: bool, *args: Any) -> Any:
+    """Apply a Function as one node of the graph, whose inside only AOTAutograd traces.
+
+    Dynamo, which would look inside, does not know sparse tensors; AOTAutograd does.
+    """
+    kind = _TotalLoss if total else _RowsLoss
+    *rest, sparse_grad = args
+    return kind.apply(*rest, Sweep(sparse_grad, True))  # type: ignore[no-untyped-call]
+
+
+def _apply(total: bool, arguments: Arguments, *options: Any) -> Any:
+    args = (*arguments[:3], arguments[3:], *options)
+    if torch.compiler.is_compiling():
+        return _in_graph(total, *args)
+    kind = _TotalLoss if total else _RowsLoss
+    *rest, sparse_grad = args
+    return kind.apply(*rest, Sweep(sparse_grad, False))  # type: ignore[no-untyped-call]
+
+
+def rows_loss(arguments: Arguments, sparse_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, lse, target logit and error, each [B]; the loss is differentiable."""
+    return _apply(False, arguments, sparse_grad)  # type: ignore[no-any-return]
+
+
+def total_loss(
+    arguments: Arguments, row_scale: Tensor, details: bool, sparse_grad: bool
+) -> tuple[Tensor, ...]:
+    """sum_i row_scale_i * loss_i, a differentiable scalar; with `details`, then lse, target logit
+    and error [B].
+
+    When a gradient is wanted, the whole sweep is done now; otherwise only the losses are computed.
+    """
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in arguments[:3]
+    ):
+        result = _apply(True, arguments, row_scale, details, sparse_grad)
+        return result if details else (result,)
+    loss, *rows = torch.ops.sampled_softmax.loss_rows(*arguments)
+    return (ordered_sum(loss * row_scale), *rows)
