@@ -1,0 +1,77 @@
+"""Philox4x32-10 in PyTorch: the same 64 bits for the same key as the compiled kernels.
+
+Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
+https://doi.org/10.1145/2063384.2063405. PyTorch has no unsigned 64-bit arithmetic on every device,
+so words are int64 numbers in [0, 2^32), and a 64-bit result is the int64 with the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LOW32 = 0xFFFFFFFF
+_MUL = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def high32(x: Tensor) -> Tensor:
+    """The high half of 64 bits; the shift of an int64 would copy the sign."""
+    return (x >> 32) & _LOW32
+
+
+def mul_wide(x: Tensor, c: int) -> tuple[Tensor, Tensor]:
+    """x * c in 128 bits, as (high, low) 64 bits; x int64 and 0 <= c < 2^64 count as unsigned."""
+    x_low, x_high = x & _LOW32, high32(x)
+    c_low, c_high = c & _LOW32, c >> 32
+    low = x_low * c_low  # products of 32-bit words: their 64 bits are right, signed or not
+    cross = x_high * c_low
+    middle = high32(low) + (cross & _LOW32) + x_low * c_high
+    high = x_high * c_high + high32(cross) + high32(middle)
+    return high, (middle << 32) | (low & _LOW32)
+
+
+def philox4x32_10(counter: Words, seed: Tensor) -> Words:
+    """Four random words for each counter.
+
+    Args:
+        counter: four int64 tensors of one shape, words in [0, 2^32).
+        seed: int64 [], 64 bits of key.
+    """
+    w0, w1, w2, w3 = counter
+    k0, k1 = seed & _LOW32, high32(seed)
+    for _ in range(_ROUNDS):
+        p0, p1 = w0 * _MUL[0], w2 * _MUL[1]
+        w0, w1, w2, w3 = high32(p1) ^ w1 ^ k0, p1 & _LOW32, high32(p0) ^ w3 ^ k1, p0 & _LOW32
+        k0, k1 = (k0 + _WEYL[0]) & _LOW32, (k1 + _WEYL[1]) & _LOW32
+    return w0, w1, w2, w3
+
+
+def philox_bits(key: Tensor, first: int, count: int) -> Tensor:
+    """The 64 bits of draws first .. first + count - 1 of a key.
+
+    Draw i is words 2l and 2l + 1, l = i % 2, of counter offset + i // 2 in subsequence 0.
+
+    Args:
+        key: int64 [2], (seed, offset).
+        first: an even number.
+        count: how many draws.
+
+    Returns:
+        int64 [count] on the key's device.
+
+    Example:
+        >>> import torch
+        >>> [hex(x) for x in philox_bits(torch.tensor([0, 0]), 0, 3).tolist()]
+        ['-0x1e963a7299d8172b', '-0x64ff242743a853b4', '0x5cb200dbf8e4cca4']
+    """
+    seed, offset = key.unbind()
+    blocks = (count + 1) // 2
+    counter = offset + first // 2 + torch.arange(blocks, device=key.device)
+    zero = torch.zeros_like(counter)
+    w0, w1, w2, w3 = philox4x32_10((counter & _LOW32, high32(counter), zero, zero), seed)
+    draws = torch.stack((w0 | (w1 << 32), w2 | (w3 << 32)), dim=1)
+    return draws.flatten()[:count]

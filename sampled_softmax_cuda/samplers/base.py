@@ -1,0 +1,306 @@
+"""What all samplers share: keys, expected counts, checks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..reference.sample import Method
+from . import _ops
+
+_INCLUSIONS = ("expected", "observed", "estimated")
+
+# Rejection takes t draws, the race about as long as this many draws per class.
+_RACE_DRAWS_PER_CLASS = 4
+
+# The draws behind inclusion="estimated": fixed keys, so that every process estimates the same t.
+_ESTIMATE_SEED = 0x5353_4345_5354
+_ESTIMATE_DRAWS = 10
+
+
+class Samples(NamedTuple):
+    """Sampled classes and the logarithms of their expected counts.
+
+    Ids may come from anywhere (a queue, a miner): `Samples(ids, None, None)` corrects nothing.
+    """
+
+    ids: Tensor
+    """[S] int64 class ids."""
+    log_expected_count: Tensor | None
+    """[S] float32, log n of each id; None means n = 1."""
+    target_log_expected_count: Tensor | None
+    """float32 of the target's shape, log n of each target; None means n = 1."""
+
+
+class _Plan(NamedTuple):
+    """How S samples are drawn, and the t of their expected counts (None: as observed)."""
+
+    method: Method
+    tries: Tensor | None
+
+
+class Sampler(nn.Module, ABC):
+    """Draws class ids for sampled softmax: the base of all samplers.
+
+    A draw is a pure function of a key of two 64-bit numbers, which `sample` takes from PyTorch's
+    random state; the same key gives the same ids on every device and for any number of threads.
+    """
+
+    num_classes: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plans: dict[tuple[int, str], _Plan] = {}
+
+    @abstractmethod
+    def _proposal(self) -> _ops.Proposal:
+        """The distribution, as the operators take it."""
+
+    @abstractmethod
+    def _solve_tries(self, num_samples: int) -> float:
+        """t with sum of 1 - (1 - q)^t = num_samples < num_drawable; inf if they are equal."""
+
+    @property
+    @abstractmethod
+    def num_drawable(self) -> int:
+        """The number of classes with q > 0."""
+
+    def sample(
+        self,
+        target: Tensor,
+        num_samples: int,
+        *,
+        replacement: bool = True,
+        inclusion: str = "expected",
+        per_row: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Samples:
+        """Draw classes shared by the batch, with the log expected counts that the loss subtracts.
+
+        With replacement: S independent draws, n = S q. Without: the first S distinct classes of the
+        same stream, in the order of the draws, and n = 1 - (1 - q)^t with t, by `inclusion`,
+
+        - "expected": the t at which S distinct classes are expected;
+        - "observed": the number of draws that this very sample took (TensorFlow);
+        - "estimated": the mean number of draws of ten separate samples (CNTK).
+
+        Args:
+            target: int64 of any shape, the classes whose expected counts the loss will need. Ids
+                outside [0, num_classes), such as an ignore_index, get 0.
+            num_samples: S, at least 1; without replacement at most `num_drawable`.
+            replacement: whether a class may be drawn more than once.
+            inclusion: which t, without replacement.
+            per_row: must be False.
+            generator: on the target's device; torch's default generator if None.
+
+        Returns:
+            `Samples(ids [S], log_expected_count [S], target_log_expected_count [*])`.
+
+        Raises:
+            ValueError: num_samples below 1 or above num_drawable, an unknown inclusion,
+                per_row=True, a target on another device. TypeError: a target that is not int64,
+                a num_samples that is not an int.
+
+        Example:
+            >>> import torch, sampled_softmax_cuda as ssc
+            >>> sampler = ssc.LogUniformSampler(1000)
+            >>> samples = sampler.sample(torch.tensor([3, 14, 15]), 8, replacement=False)
+            >>> samples.ids.shape, samples.target_log_expected_count.shape
+            (torch.Size([8]), torch.Size([3]))
+        """
+        if per_row:
+            raise ValueError(
+                f"{self._name}.sample: per_row=True is not supported in this release: all rows"
+                " share one set of samples; use per_row=False"
+            )
+        self._check_ids("sample", "target", target)
+        self._check_num_samples("sample", num_samples, replacement, inclusion)
+        plan = self._plan(num_samples, replacement, inclusion)
+        key = torch.empty(2, dtype=torch.int64, device=target.device).random_(generator=generator)
+        ids, _, log_count, target_log_count = _ops.sample(
+            self._proposal(), key, target.contiguous(), num_samples, *plan
+        )
+        return Samples(ids, log_count, target_log_count)
+
+    def draw(
+        self, key: Tensor, num_samples: int, *, replacement: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The ids of a key, and the number of draws that they took.
+
+        Args:
+            key: int64 [2], (seed, offset), on the sampler's device.
+            num_samples, replacement: as in `sample`.
+
+        Returns:
+            ids [S] and num_draws [], int64. num_draws is S with replacement.
+
+        Raises:
+            As `sample`.
+
+        Example:
+            >>> import torch, sampled_softmax_cuda as ssc
+            >>> ssc.UniformSampler(10).draw(torch.tensor([1, 2]), 3)[0]
+            tensor([5, 9, 0])
+        """
+        self._check_ids("draw", "key", key)
+        if key.shape != (2,):
+            raise ValueError(f"{self._name}.draw: key must be [2], got {list(key.shape)}")
+        self._check_num_samples("draw", num_samples, replacement, "observed")
+        plan = self._plan(num_samples, replacement, "observed")
+        ids, num_draws, _, _ = _ops.sample(
+            self._proposal(), key.contiguous(), key[:0], num_samples, *plan
+        )
+        return ids, num_draws
+
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """log q of each class, float32 of the shape of ids, computed in float64.
+
+        Raises:
+            IndexError: an id outside [0, num_classes). TypeError: ids that are not int64.
+
+        Example:
+            >>> import torch, sampled_softmax_cuda as ssc
+            >>> ssc.LogUniformSampler(3).log_prob(torch.tensor([0, 1, 2])).exp()
+            tensor([0.5000, 0.2925, 0.2075])
+        """
+        self._check_ids("log_prob", "ids", ids)
+        self._check_range("log_prob", ids)
+        return _ops.log_counts(self._proposal(), ids, 1, None)
+
+    def log_expected_count(
+        self,
+        ids: Tensor,
+        num_samples: int,
+        *,
+        replacement: bool = True,
+        inclusion: str = "expected",
+    ) -> Tensor:
+        """log n of each class in a sample of num_samples, float32 of the shape of ids.
+
+        Args:
+            ids: int64 of any shape, in [0, num_classes).
+            num_samples, replacement, inclusion: as in `sample`, but for inclusion="observed", which
+                exists only together with a draw.
+
+        Raises:
+            IndexError: an id outside [0, num_classes). ValueError, TypeError: as `sample`.
+
+        Example:
+            >>> import torch, sampled_softmax_cuda as ssc
+            >>> sampler = ssc.UniformSampler(8)
+            >>> sampler.log_expected_count(torch.tensor([5]), 4, replacement=False).exp()
+            tensor([0.5000])
+        """
+        name = "log_expected_count"
+        self._check_ids(name, "ids", ids)
+        self._check_num_samples(name, num_samples, replacement, inclusion)
+        if not replacement and inclusion == "observed":
+            raise ValueError(
+                f"{self._name}.{name}: inclusion='observed' needs a draw, which only sample() has;"
+                " use 'expected' or 'estimated'"
+            )
+        self._check_range(name, ids)
+        plan = self._plan(num_samples, replacement, inclusion)
+        return _ops.log_counts(self._proposal(), ids, num_samples, plan.tries)
+
+    # --- plans ---------------------------------------------------------------------------------
+
+    def _plan(self, num_samples: int, replacement: bool, inclusion: str) -> _Plan:
+        if replacement:
+            return _Plan(Method.WITH_REPLACEMENT, None)
+        plan = self._plans.get((num_samples, inclusion))
+        if plan is None:
+            plan = self._make_plan(num_samples, inclusion)
+            self._plans[num_samples, inclusion] = plan
+        return plan
+
+    def _make_plan(self, num_samples: int, inclusion: str) -> _Plan:
+        """Solve for t on the CPU, so that every device draws by the same method."""
+        expected = self._solve_tries(num_samples)
+        race = expected > _RACE_DRAWS_PER_CLASS * self.num_classes
+        method = Method.RACE if race else Method.DISTINCT
+        if inclusion == "observed":
+            return _Plan(method, None)
+        if inclusion == "estimated":
+            expected = self._estimate_tries(method, num_samples)
+        return _Plan(method, torch.tensor(expected, dtype=torch.float64, device=self._device()))
+
+    def _estimate_tries(self, method: Method, num_samples: int) -> float:
+        proposal = self._proposal()
+        total = 0
+        for draw in range(_ESTIMATE_DRAWS):
+            key = torch.tensor([_ESTIMATE_SEED, draw << 40], device=self._device())
+            total += int(_ops.sample(proposal, key, key[:0], num_samples, method, None)[1])
+        return total / _ESTIMATE_DRAWS
+
+    def _forget_plans(self) -> None:
+        self._plans.clear()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Sampler:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._forget_plans()  # their tensors may belong on another device now
+        return self
+
+    def _device(self) -> torch.device | None:
+        """Where the sampler's tensors are; None if it has none and serves any device."""
+        return None
+
+    # --- checks --------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _check_ids(self, method: str, argument: str, ids: object) -> None:
+        if not isinstance(ids, Tensor):
+            raise TypeError(
+                f"{self._name}.{method}: {argument} must be a Tensor, got {type(ids).__name__}"
+            )
+        if ids.dtype != torch.int64:
+            raise TypeError(f"{self._name}.{method}: {argument} must be int64, got {ids.dtype}")
+        device = self._device()
+        if device is not None and ids.device != device:
+            raise ValueError(
+                f"{self._name}.{method}: {argument} must be on the sampler's device {device},"
+                f" got {ids.device}"
+            )
+
+    def _check_range(self, method: str, ids: Tensor) -> None:
+        if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
+            return
+        low, high = (int(x) for x in torch.aminmax(ids))
+        if low < 0 or high >= self.num_classes:
+            raise IndexError(
+                f"{self._name}.{method}: ids must be in [0, num_classes={self.num_classes}), got"
+                f" {low if low < 0 else high}"
+            )
+
+    def _check_num_samples(
+        self, method: str, num_samples: int, replacement: bool, inclusion: str
+    ) -> None:
+        name = f"{self._name}.{method}"
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool):
+            raise TypeError(f"{name}: num_samples must be an int, got {type(num_samples).__name__}")
+        if num_samples < 1:
+            raise ValueError(f"{name}: num_samples must be at least 1, got {num_samples}")
+        if inclusion not in _INCLUSIONS:
+            raise ValueError(
+                f"{name}: inclusion must be one of {', '.join(_INCLUSIONS)}, got {inclusion!r}"
+            )
+        if not replacement and num_samples > self.num_drawable:
+            raise ValueError(
+                f"{name}: num_samples must be at most {self.num_drawable}, the number of classes"
+                f" with positive probability, without replacement, got {num_samples}"
+            )
+
+
+def check_num_classes(name: str, num_classes: object, limit: int) -> int:
+    """num_classes as an int in [1, limit]."""
+    if not isinstance(num_classes, int) or isinstance(num_classes, bool):
+        raise TypeError(f"{name}: num_classes must be an int, got {type(num_classes).__name__}")
+    if not 1 <= num_classes <= limit:
+        raise ValueError(f"{name}: num_classes must be in [1, {limit}], got {num_classes}")
+    return num_classes
