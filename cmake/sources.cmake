@@ -38,7 +38,9 @@ set(SSC_OPS_SOURCES
 
 # tests/cpp: one executable per file, run once per instruction set.
 set(SSC_CPP_TESTS
+    tests/cpp/test_backward.cpp
     tests/cpp/test_isa.cpp
+    tests/cpp/test_loss.cpp
     tests/cpp/test_philox.cpp
     tests/cpp/test_sample.cpp
 )

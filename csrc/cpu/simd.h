@@ -243,12 +243,13 @@ SSC_INLINE Vec<T> exp_in_range(Vec<T> x) {
   p = p * r + T(0.5);
   p = p * r + T(1);
   p = p * r + T(1);
-  // The low bits of `shifted` hold n: add it to the exponent field.
+  // The low bits of `shifted` hold n: add it to the exponent field. Unsigned: far below the floor
+  // the sum wraps, and is not used.
   if constexpr (is_float) {
-    typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
+    typedef uint32_t Int __attribute__((vector_size(kVectorBytes)));
     p = (Vec<T>)((Int)p + ((Int)shifted << 23));
   } else {
-    typedef int64_t Int __attribute__((vector_size(kVectorBytes)));
+    typedef uint64_t Int __attribute__((vector_size(kVectorBytes)));
     p = (Vec<T>)((Int)p + ((Int)shifted << 52));
   }
   return x < kExpFloor<T> ? Vec<T>{} : p;

@@ -1,0 +1,219 @@
+// loss_and_grads against loops in double: gradients of input, weight rows and bias, dense and
+// sparse.
+#include <type_traits>
+
+#include "tests/cpp/check.h"
+#include "tests/cpp/loss_problem.h"
+
+namespace ssc::test {
+namespace {
+
+// What loss_and_grads wrote.
+struct Output {
+  Output(const RandomProblem& random, int64_t weight_rows)
+      : input(random.options.batch, random.options.dim, random.options.dim, random.options.input),
+        weight(weight_rows, random.options.dim, random.options.dim, random.options.weight),
+        bias(1, weight_rows, weight_rows, random.options.weight) {}
+  Matrix input, weight, bias;
+  std::vector<int64_t> touched;
+  std::vector<double> loss;
+
+  std::string bits() const { return input.elements() + weight.elements() + bias.elements(); }
+};
+
+template <class T>
+Output run(const RandomProblem& random, bool sparse, const ParallelFor& parallel_for) {
+  Workspace workspace;
+  const SamplePlan plan = random.plan(workspace);
+  Output out(random, sparse ? plan.touched_count : random.options.classes);
+  for (int64_t i = 0; i < random.options.batch; ++i) {  // the rows that do not count
+    if (random.target[static_cast<size_t>(i)] == kIgnore) {
+      for (int64_t d = 0; d < random.options.dim; ++d) out.input.set(i, d, 0);
+    }
+  }
+  if (!sparse) {
+    out.weight.fill(0);
+    out.bias.fill(0);
+  }
+  out.touched.assign(plan.touched, plan.touched + plan.touched_count);
+  const auto batch = static_cast<size_t>(random.options.batch);
+  std::vector<T> loss(batch), lse(batch), target_logit(batch), error(batch);
+  const std::vector<T> scale(random.row_scale.begin(), random.row_scale.end());
+  const Gradients<T> gradients{
+      scale.data(), out.input.view(), out.weight.view(),
+      random.options.bias ? out.bias.vector() : Vector{nullptr, random.options.weight}, sparse};
+  loss_and_grads<T>(random.problem(), plan,
+                    {loss.data(), lse.data(), target_logit.data(), error.data()}, gradients,
+                    workspace, active_isa(), parallel_for);
+  out.loss.assign(loss.begin(), loss.end());
+  return out;
+}
+
+// The error that rounding to the output's dtype makes, and that of the arithmetic.
+double tolerance(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return 1e-12;
+    case DType::f32:
+      return 2e-5;
+    case DType::bf16:
+      return 1. / 256 + 2e-5;
+    case DType::f16:
+      return 1. / 2048 + 2e-5;
+  }
+  return 0;
+}
+
+double largest(const std::vector<double>& values) {
+  double most = 0;
+  for (const double v : values) most = std::max(most, std::abs(v));
+  return most;
+}
+
+// got's row i is row row_of[i] of expected [*, columns]; expected's other rows must be zero.
+void check_matrix(const char* name, const Matrix& got, const std::vector<double>& expected,
+                  const std::vector<int64_t>& row_of, DType dtype) {
+  const double bound = tolerance(dtype);
+  const double floor = (dtype == DType::f64 ? 1e-12 : 2e-5) * largest(expected);
+  const int64_t columns = got.columns();
+  for (int64_t i = 0; i < got.rows(); ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      const Note note(std::string(name) + " at " + std::to_string(i) + ", " + std::to_string(j));
+      const int64_t row = row_of.empty() ? i : row_of[static_cast<size_t>(i)];
+      CHECK_CLOSE(got.at(i, j), expected[static_cast<size_t>(row * columns + j)],
+                  floor + (dtype == DType::f16 ? 6e-8 : 0), bound);
+    }
+  }
+}
+
+template <class T>
+void check(const Options& options) {
+  const Note note(options.text());
+  const RandomProblem random(options);
+  const Answers expected = random.gradients();
+  for (const bool sparse : {false, true}) {
+    const Note which(sparse ? "sparse" : "dense");
+    const Output got = run<T>(random, sparse, serial());
+    check_matrix("grad_input", got.input, expected.grad_input, {}, options.input);
+    std::vector<int64_t> rows;
+    if (sparse) rows = got.touched;
+    check_matrix("grad_weight", got.weight, expected.grad_weight, rows, options.weight);
+    if (options.bias) {
+      for (int64_t n = 0; n < got.bias.columns(); ++n) {
+        const int64_t c = sparse ? rows[static_cast<size_t>(n)] : n;
+        const Note where("grad_bias of class " + std::to_string(c));
+        CHECK_CLOSE(got.bias.at(0, n), expected.grad_bias[static_cast<size_t>(c)],
+                    2e-5 * largest(expected.grad_bias), tolerance(options.weight));
+      }
+    }
+    for (size_t i = 0; i < got.loss.size(); ++i) {
+      CHECK_CLOSE(got.loss[i], expected.loss[i],
+                  1e-5 * (1 + std::abs(expected.lse[i]) + std::abs(expected.target_logit[i])), 0);
+    }
+    CHECK(run<T>(random, sparse, threads<3>()).bits() == got.bits());
+    CHECK(run<T>(random, sparse, serial()).bits() == got.bits());
+  }
+}
+
+void check(const Options& options) {
+  options.input == DType::f64 ? check<double>(options) : check<float>(options);
+}
+
+// As in test_loss.cpp; 1,100 rows make more than one chunk where chunks are kept small.
+constexpr int64_t kShapes[][4] = {// B, D, C, S
+                                  {1, 1, 1, 1},       {1, 1, 2, 1},       {2, 3, 50, 7},
+                                  {7, 33, 129, 65},   {31, 17, 9, 64},    {64, 64, 256, 32},
+                                  {53, 123, 507, 97}, {3, 4097, 300, 200}};
+
+}  // namespace
+
+TEST(every_shape_and_dtype) {
+  for (const auto& [batch, dim, classes, samples] : kShapes) {
+    for (const DType input : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+      check({.batch = batch,
+             .dim = dim,
+             .classes = classes,
+             .samples = samples,
+             .input = input,
+             .weight = input});
+    }
+  }
+}
+
+TEST(dtypes_mix) {
+  for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
+    for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
+      check(
+          {.batch = 9, .dim = 35, .classes = 70, .samples = 40, .input = input, .weight = weight});
+    }
+  }
+}
+
+TEST(every_option) {
+  for (int bits = 0; bits < 16; ++bits) {
+    check({.batch = 12,
+           .dim = 19,
+           .classes = 30,
+           .samples = 25,
+           .bias = (bits & 1) != 0,
+           .log_counts = (bits & 2) != 0,
+           .remove_hits = (bits & 4) != 0,
+           .ignore_some = (bits & 8) != 0,
+           .padding = bits % 4,
+           .inv_temperature = 0.25 * (1 + bits),
+           .seed = static_cast<uint64_t>(bits)});
+  }
+}
+
+TEST(samples_that_are_all_duplicates) {
+  check({.batch = 10, .dim = 8, .classes = 2, .samples = 200});
+  check({.batch = 10, .dim = 8, .classes = 3, .samples = 100, .remove_hits = false});
+}
+
+TEST(logits_far_above_and_below_the_targets) {
+  for (const double spread : {200., 2000., 2e5}) {
+    check({.batch = 20, .dim = 5, .classes = 300, .samples = 150, .spread = spread});
+    check({.batch = 20,
+           .dim = 5,
+           .classes = 300,
+           .samples = 150,
+           .input = DType::f64,
+           .weight = DType::f64,
+           .spread = spread});
+  }
+}
+
+TEST(several_chunks_of_rows) { check({.batch = 2100, .dim = 3, .classes = 40, .samples = 33}); }
+
+TEST(no_samples_and_no_rows) {
+  check({.batch = 4, .dim = 6, .classes = 10, .samples = 0});
+  check({.batch = 0, .dim = 6, .classes = 10, .samples = 5});
+}
+
+TEST(a_row_whose_samples_are_all_removed_has_no_gradient) {
+  RandomProblem random({.batch = 3, .dim = 6, .classes = 10, .samples = 5, .ignore_some = false});
+  random.ids.assign(5, 7);
+  random.target.assign(3, 7);
+  const Output out = run<float>(random, false, serial());
+  for (const Matrix* matrix : {&out.input, &out.weight, &out.bias}) {
+    for (int64_t i = 0; i < matrix->rows(); ++i)
+      for (int64_t j = 0; j < matrix->columns(); ++j) CHECK_EQ(matrix->at(i, j), 0.);
+  }
+}
+
+TEST(nan_in_a_row_leaves_the_gradients_of_other_rows) {
+  RandomProblem random({.batch = 40, .dim = 24, .classes = 90, .samples = 50});
+  const Answers expected = random.gradients();
+  random.input.set(17, 5, std::nan(""));
+  const Output out = run<float>(random, true, serial());
+  for (int64_t i = 0; i < 40; ++i) {
+    for (int64_t d = 0; d < 24; ++d) {
+      if (i != 17) {
+        CHECK_CLOSE(out.input.at(i, d), expected.grad_input[static_cast<size_t>(i * 24 + d)], 1e-6,
+                    1e-4);
+      }
+    }
+  }
+}
+
+}  // namespace ssc::test

@@ -1,0 +1,220 @@
+// The forward kernels (sampled and exact loss, logits) against loops in double.
+#include "tests/cpp/check.h"
+#include "tests/cpp/loss_problem.h"
+
+namespace ssc::test {
+namespace {
+
+template <class T>
+struct Rows {
+  explicit Rows(int64_t batch)
+      : loss(static_cast<size_t>(batch)), lse(loss), target_logit(loss), error(loss) {}
+  RowResults<T> results() { return {loss.data(), lse.data(), target_logit.data(), error.data()}; }
+  bool operator==(const Rows&) const = default;
+  std::vector<T> loss, lse, target_logit, error;
+};
+
+template <class T>
+constexpr double kTolerance = std::is_same_v<T, double> ? 1e-12 : 2e-5;
+
+template <class T>
+void check_rows(const Rows<T>& got, const Answers& expected) {
+  const double tolerance = kTolerance<T>;
+  for (size_t i = 0; i < got.loss.size(); ++i) {
+    // A loss is a difference of lse and target logit, so it is as good as they are.
+    const double size = 1 + std::abs(expected.lse[i]) + std::abs(expected.target_logit[i]);
+    const Note note("row " + std::to_string(i));
+    CHECK_CLOSE(got.loss[i], expected.loss[i], tolerance * size, 0);
+    CHECK_CLOSE(got.lse[i], expected.lse[i], tolerance * size, 0);
+    CHECK_CLOSE(got.target_logit[i], expected.target_logit[i], tolerance * size, 0);
+    // Nearly equal logits may compare either way, exactly equal ones not.
+    if (expected.margin[i] == 0 || expected.margin[i] > 1e-3)
+      CHECK_EQ(got.error[i], expected.error[i]);
+  }
+}
+
+template <class T>
+Rows<T> run_sampled(const RandomProblem& random, const ParallelFor& parallel_for) {
+  Workspace workspace;
+  Rows<T> rows(random.options.batch);
+  const SamplePlan plan = random.plan(workspace);
+  loss_rows<T>(random.problem(), plan, rows.results(), workspace, active_isa(), parallel_for);
+  return rows;
+}
+
+template <class T>
+Rows<T> run_exact(const RandomProblem& random, const ParallelFor& parallel_for) {
+  Workspace workspace;
+  Rows<T> rows(random.options.batch);
+  const SamplePlan plan =
+      plan_samples(nullptr, 0, nullptr, DType::f32, random.target.data(), random.options.batch,
+                   random.options.classes, kIgnore, true, workspace);
+  LossProblem problem = random.problem();
+  problem.target_log_expected_count.data = nullptr;
+  exact_loss_rows<T>(problem, plan, rows.results(), workspace, active_isa(), parallel_for);
+  return rows;
+}
+
+template <class T>
+void check(const Options& options) {
+  const Note note(options.text());
+  const RandomProblem random(options);
+  const Rows<T> sampled = run_sampled<T>(random, serial());
+  check_rows(sampled, random.rows());
+  CHECK(run_sampled<T>(random, threads<3>()) == sampled);
+  const Rows<T> exact = run_exact<T>(random, serial());
+  {
+    const Note which("exact");
+    check_rows(exact, random.rows(RandomProblem::Samples::all_classes));
+  }
+  CHECK(run_exact<T>(random, threads<2>()) == exact);
+}
+
+void check(const Options& options) {
+  options.input == DType::f64 ? check<double>(options) : check<float>(options);
+}
+
+// (1, 1, 1): the smallest; the others are one more or less than multiples of every vector, panel
+// and tile; (3, 4097) has rows so long that the samples need several blocks.
+constexpr int64_t kShapes[][4] = {// B, D, C, S
+                                  {1, 1, 1, 1},       {1, 1, 2, 1},       {2, 3, 50, 7},
+                                  {7, 33, 129, 65},   {31, 17, 9, 64},    {64, 64, 256, 32},
+                                  {53, 123, 507, 97}, {3, 4097, 700, 600}};
+
+}  // namespace
+
+TEST(every_shape_and_dtype) {
+  for (const auto& [batch, dim, classes, samples] : kShapes) {
+    for (const DType input : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+      check({.batch = batch,
+             .dim = dim,
+             .classes = classes,
+             .samples = samples,
+             .input = input,
+             .weight = input});
+    }
+  }
+}
+
+TEST(dtypes_mix) {
+  for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
+    for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
+      check(
+          {.batch = 9, .dim = 35, .classes = 70, .samples = 40, .input = input, .weight = weight});
+    }
+  }
+}
+
+TEST(every_option) {
+  for (int bits = 0; bits < 16; ++bits) {
+    check({.batch = 12,
+           .dim = 19,
+           .classes = 30,
+           .samples = 25,
+           .bias = (bits & 1) != 0,
+           .log_counts = (bits & 2) != 0,
+           .remove_hits = (bits & 4) != 0,
+           .ignore_some = (bits & 8) != 0,
+           .padding = bits % 4,
+           .inv_temperature = 0.25 * (1 + bits),
+           .seed = static_cast<uint64_t>(bits)});
+  }
+}
+
+TEST(samples_that_are_all_duplicates) {
+  check({.batch = 10, .dim = 8, .classes = 2, .samples = 200});
+  check({.batch = 10, .dim = 8, .classes = 3, .samples = 100, .remove_hits = false});
+}
+
+TEST(logits_far_above_and_below_the_targets) {
+  for (const double spread : {200., 2000., 2e5}) {
+    check({.batch = 20, .dim = 5, .classes = 300, .samples = 150, .spread = spread});
+    check({.batch = 20,
+           .dim = 5,
+           .classes = 300,
+           .samples = 150,
+           .input = DType::f64,
+           .weight = DType::f64,
+           .spread = spread});
+  }
+}
+
+TEST(several_chunks_of_rows) { check({.batch = 2100, .dim = 2, .classes = 40, .samples = 17}); }
+
+TEST(no_samples_and_no_rows) {
+  check({.batch = 4, .dim = 6, .classes = 10, .samples = 0});
+  check({.batch = 0, .dim = 6, .classes = 10, .samples = 5});
+  RandomProblem all_ignored({.batch = 4, .dim = 6, .classes = 10, .samples = 5});
+  all_ignored.target.assign(4, kIgnore);
+  check_rows(run_sampled<float>(all_ignored, serial()), all_ignored.rows());
+}
+
+TEST(a_row_whose_samples_are_all_removed_has_loss_zero) {
+  RandomProblem random({.batch = 3, .dim = 6, .classes = 10, .samples = 5, .ignore_some = false});
+  random.ids.assign(5, 7);
+  random.target.assign(3, 7);
+  const Rows<float> rows = run_sampled<float>(random, serial());
+  for (const float loss : rows.loss) CHECK_EQ(loss, 0.f);
+}
+
+TEST(nan_and_inf_stay_in_their_row) {
+  for (const double poison : {std::nan(""), kInfinity}) {
+    const Options options{
+        .batch = 40, .dim = 24, .classes = 90, .samples = 50, .ignore_some = false};
+    RandomProblem random(options);
+    const Answers clean = random.rows();
+    random.input.set(17, 5, poison);
+    Rows<float> rows = run_sampled<float>(random, serial());
+    CHECK(std::isnan(rows.loss[17]));
+    for (std::vector<float>* v : {&rows.loss, &rows.lse, &rows.target_logit}) (*v)[17] = 0;
+    Answers expected = clean;
+    for (std::vector<double>* v : {&expected.loss, &expected.lse, &expected.target_logit})
+      (*v)[17] = 0;
+    expected.error[17] = rows.error[17];
+    check_rows(rows, expected);
+  }
+}
+
+TEST(logits_of_a_range_of_classes) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+    const Options options{.batch = 21,
+                          .dim = 37,
+                          .classes = 150,
+                          .samples = 1,
+                          .input = dtype,
+                          .weight = dtype,
+                          .inv_temperature = 2};
+    const Note note(options.text());
+    const RandomProblem random(options);
+    const bool wide = dtype == DType::f64;
+    for (const auto& [begin, count] : {std::pair{0, 150}, {3, 1}, {31, 77}, {149, 1}, {10, 0}}) {
+      Matrix out(options.batch, count, count + 5, wide ? DType::f64 : DType::f32);
+      Workspace workspace;
+      if (wide) {
+        logits<double>(random.problem(), begin, count, out.view(), workspace, active_isa(),
+                       threads<2>());
+      } else {
+        logits<float>(random.problem(), begin, count, out.view(), workspace, active_isa(),
+                      threads<2>());
+      }
+      for (int64_t i = 0; i < options.batch; ++i) {
+        for (int64_t c = 0; c < count; ++c)
+          CHECK_CLOSE(out.at(i, c), random.logit(i, begin + c), wide ? 1e-13 : 1e-5, 0);
+      }
+    }
+  }
+}
+
+TEST(the_plan_names_the_first_target_or_id_that_is_no_class) {
+  RandomProblem random({.batch = 6, .dim = 2, .classes = 10, .samples = 5});
+  Workspace workspace;
+  random.target[3] = 10;
+  CHECK_EQ(random.plan(workspace).bad_target, 3);
+  random.target[2] = -1;
+  CHECK_EQ(random.plan(workspace).bad_target, 2);
+  random.target.assign(6, 9);
+  random.ids[4] = -1;
+  CHECK_EQ(random.plan(workspace).bad_id, 4);
+}
+
+}  // namespace ssc::test
