@@ -191,7 +191,7 @@ class _TotalLoss(torch.autograd.Function):
         return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), *nothing)
 
 
-@torch.compiler.allow_in_graph
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _in_graph(total: bool, *args: Any) -> Any:
     """Apply a Function as one node of the graph, whose inside only AOTAutograd traces.
 
