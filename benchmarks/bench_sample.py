@@ -44,6 +44,7 @@ TABLE = (
     "p90_ms",
     "ratio",
     "ids_per_us",
+    "share_of_roof",
     "failure",
 )
 
@@ -179,7 +180,7 @@ def main() -> None:
     options.add_argument("--classes", type=int, default=1_000_000, help="C")
     options.add_argument("--samples", type=int, default=8192, help="S of a step's draw")
     options.add_argument("--batch", type=int, default=512, help="targets of a step")
-    options.add_argument("--long", type=int, default=1 << 22, help="ids of a long draw")
+    options.add_argument("--long", type=int, default=1 << 18, help="ids of a long draw")
     args = options.parse_args()
     classes, samples, length = args.classes, args.samples, args.long
     if args.quick:
