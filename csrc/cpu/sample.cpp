@@ -80,26 +80,28 @@ void probabilities_of(const SampleLeaf& leaf, const Proposal& proposal, const in
   }
 }
 
-// The ids seen so far: open addressing over positions of `ids`, at most half full.
+// The ids seen so far, by open addressing; a quarter full at most, since whether a draw is new
+// can't be predicted and a longer search would cost a second mispredicted branch.
 class IdSet {
  public:
   explicit IdSet(int64_t max_ids)
-      : slots_(std::bit_ceil(static_cast<size_t>(2 * max_ids))),
+      : slots_(std::bit_ceil(4 * static_cast<size_t>(max_ids))),
         shift_(64 - std::countr_zero(slots_.size())) {}
 
-  // False if ids[0 .. size) has `id` already; else remembers it as ids[size].
-  bool insert(int64_t id, const int64_t* ids, int64_t size) {
-    size_t slot = (static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15u) >> shift_;
+  // False if the set has `id` already.
+  bool insert(int64_t id) {
+    const uint64_t key = static_cast<uint64_t>(id) + 1;
+    size_t slot = (key * 0x9E3779B97F4A7C15u) >> shift_;
     while (slots_[slot] != 0) {
-      if (ids[slots_[slot] - 1] == id) return false;
+      if (slots_[slot] == key) return false;
       slot = (slot + 1) & (slots_.size() - 1);
     }
-    slots_[slot] = static_cast<uint32_t>(size + 1);
+    slots_[slot] = key;
     return true;
   }
 
  private:
-  std::vector<uint32_t> slots_;  // 0: empty, else 1 + position
+  std::vector<uint64_t> slots_;  // 0: empty, else 1 + id
   int shift_;
 };
 
@@ -126,7 +128,7 @@ int64_t sample_distinct(const Proposal& proposal, PhiloxKey key, int64_t num_sam
   for (int64_t first = 0; static_cast<double>(first) < most; first += step) {
     draw_block(leaf, proposal, key, first, step, drawn);
     for (int64_t i = 0; i < step; ++i) {
-      if (!seen.insert(drawn[i], ids, found)) continue;
+      if (!seen.insert(drawn[i])) continue;
       ids[found++] = drawn[i];
       if (found == num_samples) return first + i + 1;
     }
@@ -169,11 +171,21 @@ int64_t sample_race(const Proposal& proposal, PhiloxKey key, int64_t num_samples
 void log_expected_counts(const Proposal& proposal, const int64_t* ids, int64_t n,
                          const LogCount& count, float* out, const ParallelFor& parallel_for) {
   const SampleLeaf& leaf = sample_leaf(active_isa());
+  const bool same_for_all = proposal.kind == ProposalKind::uniform;
+  float common = 0.0f;
+  if (same_for_all) {
+    const double q = 1.0 / static_cast<double>(proposal.num_classes);
+    leaf.log_expected_count(&q, 1, count, &common);
+  }
   for_blocks(n, parallel_for, [&](int64_t first, int64_t size) {
-    double q[kBlock];
     const int64_t* block_ids = ids + first;
-    probabilities_of(leaf, proposal, block_ids, size, q);
-    leaf.log_expected_count(q, size, count, out + first);
+    if (same_for_all) {
+      std::fill_n(out + first, size, common);
+    } else {
+      double q[kBlock];
+      probabilities_of(leaf, proposal, block_ids, size, q);
+      leaf.log_expected_count(q, size, count, out + first);
+    }
     for (int64_t i = 0; i < size; ++i) {
       if (static_cast<uint64_t>(block_ids[i]) >= proposal.num_classes) out[first + i] = 0.0f;
     }

@@ -13,6 +13,8 @@ from . import _ops
 
 _INCLUSIONS = ("expected", "observed", "estimated")
 
+_KEY_LIMIT = 2**63 - 1  # all that torch.randint can do
+
 # Rejection takes t draws, the race about as long as this many draws per class.
 _RACE_DRAWS_PER_CLASS = 4
 
@@ -50,6 +52,8 @@ class Sampler(nn.Module, ABC):
     """
 
     num_classes: int
+    num_drawable: int
+    """The number of classes with q > 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,11 +66,6 @@ class Sampler(nn.Module, ABC):
     @abstractmethod
     def _solve_tries(self, num_samples: int) -> float:
         """t with sum of 1 - (1 - q)^t = num_samples < num_drawable; inf if they are equal."""
-
-    @property
-    @abstractmethod
-    def num_drawable(self) -> int:
-        """The number of classes with q > 0."""
 
     def sample(
         self,
@@ -94,7 +93,8 @@ class Sampler(nn.Module, ABC):
             replacement: whether a class may be drawn more than once.
             inclusion: which t, without replacement.
             per_row: must be False.
-            generator: on the target's device; torch's default generator if None.
+            generator: on the target's device; torch's default generator if None, and inside
+                torch.compile, which can't trace a generator.
 
         Returns:
             `Samples(ids [S], log_expected_count [S], target_log_expected_count [*])`.
@@ -119,7 +119,7 @@ class Sampler(nn.Module, ABC):
         self._check_ids("sample", "target", target)
         self._check_num_samples("sample", num_samples, replacement, inclusion)
         plan = self._plan(num_samples, replacement, inclusion)
-        key = torch.empty(2, dtype=torch.int64, device=target.device).random_(generator=generator)
+        key = torch.randint(_KEY_LIMIT, (2,), device=target.device, generator=generator)
         ids, _, log_count, target_log_count = _ops.sample(
             self._proposal(), key, target.contiguous(), num_samples, *plan
         )
@@ -211,6 +211,18 @@ class Sampler(nn.Module, ABC):
     def _plan(self, num_samples: int, replacement: bool, inclusion: str) -> _Plan:
         if replacement:
             return _Plan(Method.WITH_REPLACEMENT, None)
+        if torch.compiler.is_compiling():
+            self._keep_plan(num_samples, inclusion)
+            return self._plans[num_samples, inclusion]
+        return self._kept_plan(num_samples, inclusion)
+
+    # Finding t can't be traced: torch.compile runs this once, while it traces, before it looks at
+    # the plans that the graph will depend on.
+    @torch.compiler.assume_constant_result
+    def _keep_plan(self, num_samples: int, inclusion: str) -> int:
+        return int(self._kept_plan(num_samples, inclusion).method)
+
+    def _kept_plan(self, num_samples: int, inclusion: str) -> _Plan:
         plan = self._plans.get((num_samples, inclusion))
         if plan is None:
             plan = self._make_plan(num_samples, inclusion)
@@ -236,12 +248,20 @@ class Sampler(nn.Module, ABC):
             total += int(_ops.sample(proposal, key, key[:0], num_samples, method, None)[1])
         return total / _ESTIMATE_DRAWS
 
-    def _forget_plans(self) -> None:
-        self._plans.clear()
+    def _refresh_plans(self) -> None:
+        """Other probabilities: find every t anew, in the tensors that compiled graphs hold."""
+        for (num_samples, inclusion), old in list(self._plans.items()):
+            if num_samples > self.num_drawable:
+                del self._plans[num_samples, inclusion]
+                continue
+            new = self._make_plan(num_samples, inclusion)
+            if old.tries is not None and new.tries is not None:
+                new = _Plan(new.method, old.tries.copy_(new.tries))
+            self._plans[num_samples, inclusion] = new
 
     def _apply(self, fn: Any, recurse: bool = True) -> Sampler:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._forget_plans()  # their tensors may belong on another device now
+        self._plans.clear()  # their tensors may belong on another device now
         return self
 
     def _device(self) -> torch.device | None:

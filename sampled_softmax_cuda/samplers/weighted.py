@@ -49,7 +49,7 @@ class WeightedSampler(Sampler):
         self.power = float(power)
         probabilities = self._normalise(weights)
         self.num_classes = probabilities.shape[0]
-        self._num_drawable: int | None = None
+        self.num_drawable = int((probabilities > 0).sum())
         self.register_buffer("table", _ops.build_alias_table(probabilities).to(weights.device))
         self.register_buffer("probability_bits", probabilities.view(torch.int64).to(weights.device))
 
@@ -77,13 +77,7 @@ class WeightedSampler(Sampler):
             )
         self.table.copy_(_ops.build_alias_table(probabilities))
         self.probability_bits.copy_(probabilities.view(torch.int64))
-        self._forget_plans()
-
-    @property
-    def num_drawable(self) -> int:
-        if self._num_drawable is None:
-            self._num_drawable = int((self.probability_bits != 0).sum())
-        return self._num_drawable
+        self._weights_changed()
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, power={self.power:g}"
@@ -127,10 +121,10 @@ class WeightedSampler(Sampler):
     def _device(self) -> torch.device:
         return self.table.device
 
-    def _forget_plans(self) -> None:
-        super()._forget_plans()
-        self._num_drawable = None
+    def _weights_changed(self) -> None:
+        self.num_drawable = int((self.probability_bits != 0).sum())
+        self._refresh_plans()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._forget_plans()
+        self._weights_changed()
