@@ -28,7 +28,9 @@ SHAPES: dict[str, tuple[int, int, int, int]] = {
 }
 """Shapes by what they are for: each is a way in which a blocked kernel can go wrong."""
 
-EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+EPSILON = {
+    dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16, torch.float16)
+}
 EPSILON[torch.float64] = torch.finfo(torch.float64).eps
 
 
@@ -136,7 +138,7 @@ def truth(problem: Problem, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
     if reduction == "none":
         return rows * weights, details
     total = (rows * weights).sum()
-    if reduction == "mean" and float(weights.sum()) != 0:
+    if reduction == "mean" and bool(weights.detach().any()):
         total = total / weights.sum()
     return total, details
 

@@ -26,12 +26,11 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def native() -> Iterator[None]:
+def native() -> None:
     """The compiled kernels with the instruction set that is chosen by default."""
     reason = testing.unavailable("scalar")
     if reason is not None:
         pytest.skip(reason)
-    yield
 
 
 @pytest.fixture(params=["reference", "native"])

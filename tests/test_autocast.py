@@ -1,0 +1,98 @@
+"""Under autocast the loss is float32 and the class weights stay as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sampled_softmax_cuda as ssc
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_a_step(either: str, mode: bool, sparse_grad: bool, dtype: torch.dtype) -> None:
+    trunk, head = nn.Linear(8, 16), ssc.SampledSoftmaxLoss(16, 100, 30, sparse_grad=sparse_grad)
+    head.train(mode)
+    x, target = torch.randn(20, 8), torch.randint(100, (20,))
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", dtype=dtype):
+        h = trunk(x)
+        loss = head(h, target)
+    assert h.dtype == dtype
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert head.weight.grad.dtype == torch.float32
+    assert trunk.weight.grad.dtype == torch.float32
+    torch.set_rng_state(state)
+    expected = head(trunk(x), target)
+    torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0)
+
+
+def test_weight_is_not_converted(native: None) -> None:
+    """Nothing of the size of the weight is made in a step with sparse gradients."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
+                    largest = max(largest, tensor.numel())
+            return result
+
+    head = ssc.SampledSoftmaxLoss(16, 10_000, 30, sparse_grad=True)
+    h = torch.randn(20, 16, dtype=torch.bfloat16, requires_grad=True)
+    target = torch.randint(10_000, (20,))
+    with Watch(), torch.autocast("cpu", dtype=torch.bfloat16):
+        head(h, target).backward()
+    assert 0 < largest <= 50 * 16
+
+
+@pytest.mark.parametrize(
+    ("input_dtype", "weight_dtype", "loss_dtype"),
+    [
+        (torch.float32, torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16, torch.float16),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float32),
+        (torch.float64, torch.float64, torch.float64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_dtype_of_the_loss_outside_autocast(
+    either: str,
+    reduction: str,
+    input_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    loss_dtype: torch.dtype,
+) -> None:
+    h, w = torch.randn(4, 6, dtype=input_dtype), torch.randn(9, 6, dtype=weight_dtype)
+    samples = ssc.Samples(torch.arange(5), None, None)
+    target = torch.randint(9, (4,))
+    loss = ssc.sampled_softmax_loss(h, w, target, samples, reduction=reduction)
+    assert loss.dtype == loss_dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = ssc.sampled_softmax_loss(h, w, target, samples, reduction=reduction)
+    assert loss.dtype == (torch.float64 if input_dtype == torch.float64 else torch.float32)
+
+
+def test_small_float16_gradients_survive_a_grad_scaler(either: str) -> None:
+    """Gradients of the mean over many rows lie below float16's smallest number; scaled, they do
+    not, so the scale has to reach them before they are rounded."""
+    rows, scale = 4096, 2.0**14
+    h = (1e-2 * torch.randn(rows, 4)).half().requires_grad_()
+    w = (1e-2 * torch.randn(50, 4)).half()
+    samples, target = ssc.Samples(torch.arange(50), None, None), torch.randint(50, (rows,))
+    (ssc.sampled_softmax_loss(h, w, target, samples).float() * scale).backward()
+    double = h.detach().double().requires_grad_()
+    (ssc.sampled_softmax_loss(double, w.double(), target, samples) * scale).backward()
+    torch.testing.assert_close(h.grad.double(), double.grad, rtol=2e-2, atol=2e-3)
+    assert bool((h.grad != 0).float().mean() > 0.95)

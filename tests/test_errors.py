@@ -1,0 +1,280 @@
+"""Bad input: the named error, with the values in the message, and every tensor as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda import exact
+
+B, D, C, S = 32, 768, 1000, 16
+
+
+def good() -> dict[str, Any]:
+    target = torch.arange(B)
+    return {
+        "input": torch.randn(B, D, requires_grad=True),
+        "weight": torch.randn(C, D, requires_grad=True),
+        "target": target,
+        "samples": ssc.Samples(torch.arange(S), torch.zeros(S), torch.zeros(B)),
+        "bias": torch.randn(C, requires_grad=True),
+    }
+
+
+def samples(**changes: Any) -> ssc.Samples:
+    return ssc.Samples(torch.arange(S), torch.zeros(S), torch.zeros(B))._replace(**changes)
+
+
+def with_value(size: int, index: int, value: int) -> torch.Tensor:
+    ids = torch.arange(size)
+    ids[index] = value
+    return ids
+
+
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "weight width": (
+        {"weight": torch.randn(50257, 512)},
+        ValueError,
+        r"weight must be \[C, D=768\] to match input \[32, 768\], got \[50257, 512\]",
+    ),
+    "weight dimensions": (
+        {"weight": torch.randn(C)},
+        ValueError,
+        r"weight must be \[C, D=768\] to match input \[32, 768\], got \[1000\]",
+    ),
+    "no classes": ({"weight": torch.randn(0, D)}, ValueError, r"at least one class"),
+    "input without dimensions": ({"input": torch.tensor(1.0)}, ValueError, r"input must be \[\*"),
+    "input is a list": ({"input": [[1.0]]}, TypeError, r"input must be a Tensor, got list"),
+    "input is int": (
+        {"input": torch.ones(B, D, dtype=torch.int64)},
+        TypeError,
+        r"input must be float32, bfloat16, float16 or float64, got torch.int64",
+    ),
+    "weight is None": ({"weight": None}, TypeError, r"weight must be a Tensor, got NoneType"),
+    "float64 with float32": (
+        {"weight": torch.randn(C, D, dtype=torch.float64)},
+        TypeError,
+        r"input is torch.float32, weight is torch.float64",
+    ),
+    "bias shape": (
+        {"bias": torch.randn(999)},
+        ValueError,
+        r"bias must be \[C=1000\] to match weight \[1000, 768\], got \[999\]",
+    ),
+    "bias of another kind": (
+        {"bias": torch.ones(C, dtype=torch.int32)},
+        TypeError,
+        r"bias must be float32.*got torch.int32",
+    ),
+    "target shape": (
+        {"target": torch.arange(31)},
+        ValueError,
+        r"target must be \[32\] to match input \[32, 768\], got \[31\]",
+    ),
+    "several targets": (
+        {"target": torch.zeros(B, 3, dtype=torch.int64)},
+        ValueError,
+        r"several true classes per row.*not supported.*\[32, 3\]",
+    ),
+    "target dtype": (
+        {"target": torch.arange(B, dtype=torch.int32)},
+        TypeError,
+        r"target must be int64, got torch.int32",
+    ),
+    "target too large": (
+        {"target": with_value(B, 7, C)},
+        IndexError,
+        r"target must be in \[0, C=1000\) or ignore_index=-100, got 1000 at \[7\]",
+    ),
+    "target negative": (
+        {"target": with_value(B, 3, -1)},
+        IndexError,
+        r"target must be in .* got -1 at \[3\]",
+    ),
+    "target is not the ignore_index": (
+        {"target": with_value(B, 3, -100), "ignore_index": -1},
+        IndexError,
+        r"ignore_index=-1, got -100 at \[3\]",
+    ),
+    "samples is a tensor": (
+        {"samples": torch.arange(S)},
+        TypeError,
+        r"samples must be a Samples\(ids, .*got \[16\]",
+    ),
+    "ids dtype": (
+        {"samples": samples(ids=torch.arange(S, dtype=torch.int32))},
+        TypeError,
+        r"samples.ids must be int64, got torch.int32",
+    ),
+    "ids per row": (
+        {"samples": samples(ids=torch.zeros(B, S, dtype=torch.int64))},
+        ValueError,
+        r"samples.ids must be \[S\], shared by all rows.*\[32, 16\]",
+    ),
+    "no ids": (
+        {"samples": ssc.Samples(torch.arange(0), None, None)},
+        ValueError,
+        r"samples.ids must be \[S\] with S >= 1, got \[0\]",
+    ),
+    "id too large": (
+        {"samples": samples(ids=with_value(S, 5, C + 4))},
+        IndexError,
+        r"samples.ids must be in \[0, C=1000\), got 1004 at \[5\]",
+    ),
+    "id negative": (
+        {"samples": samples(ids=with_value(S, 0, -3))},
+        IndexError,
+        r"samples.ids must be in \[0, C=1000\), got -3 at \[0\]",
+    ),
+    "counts shape": (
+        {"samples": samples(log_expected_count=torch.zeros(S + 1))},
+        ValueError,
+        r"samples.log_expected_count must be \[S=16\] to match samples.ids, got \[17\]",
+    ),
+    "target counts shape": (
+        {"samples": samples(target_log_expected_count=torch.zeros(B - 1))},
+        ValueError,
+        r"samples.target_log_expected_count must be \[32\] to match target, got \[31\]",
+    ),
+    "sample_weight shape": (
+        {"sample_weight": torch.ones(B, 1)},
+        ValueError,
+        r"sample_weight must be \[32\] to match target, got \[32, 1\]",
+    ),
+    "reduction": (
+        {"reduction": "batchmean"},
+        ValueError,
+        r"reduction must be one of 'none', 'mean', 'sum', got 'batchmean'",
+    ),
+    "correction": (
+        {"correction": True},
+        ValueError,
+        r"correction must be one of 'both', 'negatives', 'none', got True",
+    ),
+    "temperature zero": ({"temperature": 0.0}, ValueError, r"temperature must be positive"),
+    "temperature nan": ({"temperature": float("nan")}, ValueError, r"temperature must be positive"),
+    "temperature tensor": (
+        {"temperature": torch.tensor(1.0)},
+        TypeError,
+        r"temperature must be a float",
+    ),
+    "ignore_index": ({"ignore_index": None}, TypeError, r"ignore_index must be an int"),
+    "device": (
+        {"weight": torch.empty(C, D, device="meta")},
+        ValueError,
+        r"weight must be on the device of input, cpu, got meta",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_loss(either: str, case: str) -> None:
+    changes, kind, message = BAD[case]
+    arguments = {**good(), **changes}
+    tensors = [t for t in arguments.values() if isinstance(t, torch.Tensor)]
+    before = [t.detach().clone() for t in tensors]
+    with pytest.raises(kind, match=rf"^sampled_softmax_loss: .*{message}"):
+        ssc.sampled_softmax_loss(**arguments)
+    for tensor, copy in zip(tensors, before, strict=True):
+        assert tensor.is_meta or torch.equal(tensor.detach(), copy)
+        assert tensor.grad is None
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "bias", "target"])
+def test_positions_are_named_in_any_shape(either: str, name: str) -> None:
+    """The first offender of a [*] target is named by its whole position."""
+    if name != "target":
+        arguments = good() | {name: "text"}
+        with pytest.raises(TypeError, match=rf"{name} must be a Tensor, got str"):
+            ssc.sampled_softmax_loss(**arguments)
+        return
+    target = torch.zeros(2, 3, dtype=torch.int64)
+    target[1, 2] = C + 1
+    with pytest.raises(IndexError, match=r"got 1001 at \[1, 2\]"):
+        ssc.sampled_softmax_loss(
+            torch.randn(2, 3, D),
+            torch.randn(C, D),
+            target,
+            ssc.Samples(torch.arange(3), None, None),
+        )
+
+
+def test_the_operators_protect_memory(native: None) -> None:
+    """Called without the checks above them, they refuse ids out of range themselves."""
+    g = good()
+    rest = (None, None, 1.0, True, -100)
+    leaves = (g["input"].detach(), g["weight"].detach(), g["bias"].detach())
+    for target, ids in (
+        (with_value(B, 2, C), torch.arange(S)),
+        (torch.arange(B), with_value(S, 2, -1)),
+    ):
+        with pytest.raises(RuntimeError, match="out of range"):
+            torch.ops.sampled_softmax.loss_rows(*leaves, target, ids, *rest)
+        with pytest.raises(RuntimeError, match="out of range"):
+            torch.ops.sampled_softmax.loss_and_grads(
+                *leaves, target, ids, *rest, torch.ones(B), True
+            )
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"in_features": 0}, ValueError, "in_features must be at least 1, got 0"),
+        ({"num_classes": -2}, ValueError, "num_classes must be at least 1, got -2"),
+        ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
+        ({"num_samples": 2.5}, TypeError, "num_samples must be an int, got float"),
+        (
+            {"num_samples": 60, "replacement": False},
+            ValueError,
+            "num_samples must be at most num_classes=50 without replacement, got 60",
+        ),
+        ({"per_row": True}, ValueError, "per_row must be False"),
+        ({"sampler": "zipf"}, ValueError, "sampler must be 'uniform', 'log_uniform'.*got 'zipf'"),
+        ({"sampler": 3}, TypeError, "sampler must be a str, a Sampler or a Tensor, got int"),
+        (
+            {"sampler": torch.ones(49)},
+            ValueError,
+            r"sampler weights must be \[C=50\], got \[49\]",
+        ),
+        (
+            {"sampler": ssc.UniformSampler(51)},
+            ValueError,
+            "sampler must draw from num_classes=50 classes, got one over 51",
+        ),
+        ({"temperature": -1.0}, ValueError, "temperature must be positive"),
+        ({"correction": "half"}, ValueError, "correction must be one of"),
+        ({"reduction": "avg"}, ValueError, "reduction must be one of"),
+        ({"ignore_index": 1.5}, TypeError, "ignore_index must be an int"),
+        ({"dtype": torch.int32}, TypeError, "dtype must be float32"),
+    ],
+    ids=str,
+)
+def test_module(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
+    arguments = {"in_features": 4, "num_classes": 50, "num_samples": 10, **changes}
+    with pytest.raises(kind, match=rf"SampledSoftmaxLoss: {message}"):
+        ssc.SampledSoftmaxLoss(**arguments)
+
+
+def test_per_row_samples_are_refused_with_a_way_out() -> None:
+    sampler = ssc.UniformSampler(10)
+    with pytest.raises(ValueError, match="per_row"):
+        sampler.sample(torch.tensor([1]), 4, per_row=True)
+
+
+def test_exact(either: str) -> None:
+    h, w, target = torch.randn(3, 4), torch.randn(9, 4), torch.tensor([0, 9, 2])
+    with pytest.raises(IndexError, match=r"exact_cross_entropy: target must be .* got 9 at \[1\]"):
+        exact.exact_cross_entropy(h, w, target)
+    with pytest.raises(IndexError, match=r"log_prob: ids must be .* got 9 at \[1\]"):
+        exact.log_prob(h, w, target)
+    with pytest.raises(ValueError, match=r"log_prob: ids must be \[3\] or \[3, 'K'\].*got \[4\]"):
+        exact.log_prob(h, w, torch.arange(4))
+    with pytest.raises(ValueError, match="topk: k must be at most C=9, got 10"):
+        exact.topk(h, w, 10)
+    with pytest.raises(ValueError, match="topk: k must be at least 1, got 0"):
+        exact.topk(h, w, 0)
+    with pytest.raises(ValueError, match=r"logits: weight must be \[C, D=5\]"):
+        exact.logits(torch.randn(2, 5), w)

@@ -1,0 +1,191 @@
+"""SampledSoftmaxLoss: sampled in training, exact in eval mode, and what it says about itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sampled_softmax_cuda as ssc
+
+C, D = 200, 12
+
+
+def make(**options: Any) -> ssc.SampledSoftmaxLoss:
+    return ssc.SampledSoftmaxLoss(D, C, 40, **options)
+
+
+def batch(*leading: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(*leading, D, requires_grad=True), torch.randint(C, leading)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        "uniform",
+        "log_uniform",
+        ssc.UniformSampler(C),
+        torch.linspace(0.5, 2, C),
+        ssc.WeightedSampler(torch.ones(C), power=0.75),
+    ],
+    ids=["uniform", "log_uniform", "Sampler", "weights", "weighted"],
+)
+@pytest.mark.parametrize("replacement", [True, False])
+def test_training_is_the_function_on_fresh_samples(
+    either: str, sampler: Any, replacement: bool
+) -> None:
+    options = {
+        "temperature": 0.5,
+        "correction": "negatives",
+        "remove_accidental_hits": False,
+        "reduction": "none",
+        "ignore_index": 3,
+    }
+    module = make(sampler=sampler, replacement=replacement, **options)
+    h, target = batch(5, 3)
+    target[0, 0] = 3
+    state = torch.get_rng_state()
+    loss = module(h, target)
+    torch.set_rng_state(state)
+    samples = module.sampler.sample(target, 40, replacement=replacement)
+    expected = ssc.sampled_softmax_loss(
+        h, module.weight, target, samples, bias=module.bias, **options
+    )
+    assert torch.equal(loss, expected)
+    assert loss[0, 0] == 0
+    assert not torch.equal(module(h, target), loss)
+
+
+def test_ignored_targets_need_no_class(either: str) -> None:
+    for sampler in ("uniform", "log_uniform", torch.ones(C)):
+        module = make(sampler=sampler, reduction="none")
+        h, target = batch(6)
+        target[::2] = -100
+        loss = module(h, target)
+        assert bool((loss[::2] == 0).all())
+        assert bool((loss[1::2] > 0).all())
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_eval_is_the_exact_cross_entropy(either: str, bias: bool, reduction: str) -> None:
+    module = make(bias=bias, reduction=reduction, temperature=0.8).eval()
+    h, target = batch(4, 5)
+    target[1, 2] = -100
+    loss = module(h, target)
+    z = F.linear(h, module.weight, module.bias) / 0.8
+    expected = F.cross_entropy(z.flatten(0, 1), target.flatten(), reduction=reduction)
+    torch.testing.assert_close(loss, expected.reshape(loss.shape), rtol=1e-5, atol=1e-5)
+    leaves = [h, *module.parameters()]
+    grads = torch.autograd.grad(loss.sum(), leaves)
+    for a, b in zip(grads, torch.autograd.grad(expected.sum(), leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_log_prob_topk(either: str) -> None:
+    module = make(temperature=2.0)
+    h, target = batch(4, 5)
+    z = F.linear(h, module.weight, module.bias) / 2.0
+    torch.testing.assert_close(module.logits(h), z)
+    log_p = z.log_softmax(-1)
+    torch.testing.assert_close(
+        module.log_prob(h, target), log_p.gather(-1, target[..., None])[..., 0]
+    )
+    ids = torch.randint(C, (4, 5, 3))
+    torch.testing.assert_close(module.log_prob(h, ids), log_p.gather(-1, ids))
+    best = module.topk(h, 7)
+    assert torch.equal(best.indices, z.topk(7).indices)
+
+
+def test_a_linear_layer_and_back() -> None:
+    """Names, shapes and initialisation are nn.Linear's."""
+    linear, module = nn.Linear(D, C), make()
+    names = {name: p.shape for name, p in module.named_parameters()}
+    assert names == {name: p.shape for name, p in linear.named_parameters()}
+    linear.load_state_dict(module.state_dict())
+    h, _ = batch(3)
+    torch.testing.assert_close(linear(h), module.logits(h))
+    for p in module.parameters():
+        assert 0.9 * D**-0.5 < float(p.detach().abs().max()) <= D**-0.5
+    before = module.weight.detach().clone()
+    module.reset_parameters()
+    assert not torch.equal(module.weight, before)
+
+
+def test_without_bias() -> None:
+    module = make(bias=False)
+    assert module.bias is None
+    assert "bias" not in module.state_dict()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
+)
+def test_dtypes(either: str, dtype: torch.dtype) -> None:
+    module = make(dtype=dtype, sampler=torch.rand(C) + 0.1)
+    h, target = batch(6)
+    for mode in (True, False):
+        loss = module.train(mode)(h.to(dtype), target)
+        assert loss.dtype == dtype
+        loss.backward()
+        assert module.weight.grad.dtype == dtype
+    assert module.to(torch.float32)(h, target).dtype == torch.float32
+
+
+def test_sampler_survives_a_change_of_dtype() -> None:
+    """A sampler's table and probabilities are no weights: half precision must not round them."""
+    weights = torch.rand(C) + 0.1
+    module = make(sampler=weights)
+    before = module.sampler.log_prob(torch.arange(C))
+    assert torch.equal(module.half().sampler.log_prob(torch.arange(C)), before)
+
+
+def test_device_argument() -> None:
+    module = make(device="meta", sampler="uniform")
+    assert module.weight.is_meta
+    assert module.bias.is_meta
+
+
+def test_state_dict_and_copies(either: str) -> None:
+    module = make(sampler=torch.rand(C))
+    other = make(sampler=torch.rand(C))
+    other.load_state_dict(module.state_dict())
+    h, target = batch(6)
+    state = torch.get_rng_state()
+    losses = []
+    for m in (module, other, copy.deepcopy(module)):
+        torch.set_rng_state(state)
+        losses.append(m(h, target))
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_repr_says_what_differs_from_the_defaults() -> None:
+    text = repr(make())
+    assert "in_features=12, num_classes=200, num_samples=40, bias=True" in text
+    assert "temperature" not in text
+    assert "LogUniformSampler" in text
+    text = repr(make(replacement=False, temperature=0.5, correction="none", sparse_grad=True))
+    for part in ("replacement=False", "temperature=0.5", "correction='none'", "sparse_grad=True"):
+        assert part in text
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+def test_it_learns(either: str, sparse_grad: bool) -> None:
+    """Ten classes' worth of structure in 200: the exact loss falls well below the unigram's."""
+    centres = torch.randn(C, D)
+    module = make(sparse_grad=sparse_grad, sampler="uniform")
+    kind = torch.optim.SparseAdam if sparse_grad else torch.optim.Adam
+    optimizer = kind(module.parameters(), lr=0.05)
+    target = torch.randint(C, (256,))
+    h = 3 * centres[target]
+    start = float(module.eval()(h, target).detach())
+    module.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        module(h, target).backward()
+        optimizer.step()
+    assert float(module.eval()(h, target).detach()) < 0.3 * start
