@@ -218,7 +218,7 @@ class Sampler(nn.Module, ABC):
 
     # Finding t can't be traced: torch.compile runs this once, while it traces, before it looks at
     # the plans that the graph will depend on.
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _keep_plan(self, num_samples: int, inclusion: str) -> int:
         return int(self._kept_plan(num_samples, inclusion).method)
 
