@@ -1,0 +1,191 @@
+"""torch.compile with fullgraph=True gives the eager numbers, for any batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda import testing
+from sampled_softmax_cuda.testing import make_problem
+
+SIZES = (7, 9, 16)  # the second size makes the graph dynamic, the third must fit it
+
+
+@pytest.fixture(autouse=True)
+def _fresh_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def check(problem: testing.Problem, compiled: Any, eager: Any, exact: bool = True) -> None:
+    """Value and gradients of two functions of (input, weight, bias, target, samples)."""
+    arguments = (problem.input, problem.weight, problem.bias, problem.target, problem.samples)
+    results = []
+    for function in (compiled, eager):
+        loss = function(*arguments)
+        grads = torch.autograd.grad(loss.sum(), problem.leaves)
+        results.append((loss.detach(), *grads))
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype
+        assert a.is_sparse == b.is_sparse
+        tolerance = 0.0 if exact else 1e-5
+        torch.testing.assert_close(a.to_dense(), b.to_dense(), rtol=tolerance, atol=tolerance)
+
+
+# The whole stack once, with Inductor; the rest needs only the tracing above it, which is quicker.
+CASES = [
+    ("inductor", "mean", False),
+    ("inductor", "none", True),
+    ("aot_eager", "none", False),
+    ("aot_eager", "sum", False),
+    ("aot_eager", "mean", True),
+]
+
+
+@pytest.mark.parametrize(("compiler", "reduction", "sparse_grad"), CASES)
+def test_function(native: None, compiler: str, reduction: str, sparse_grad: bool) -> None:
+    def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
+        return ssc.sampled_softmax_loss(
+            h,
+            weight,
+            target,
+            samples,
+            bias=bias,
+            reduction=reduction,
+            sparse_grad=sparse_grad,
+            temperature=0.5,
+        )
+
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
+    for size in SIZES:
+        problem = make_problem(size, 12, 60, 20, ignored=2)
+        check(problem, compiled, loss, exact=compiler != "inductor")
+
+
+def test_one_graph_serves_every_batch_size(native: None) -> None:
+    frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
+        return ssc.sampled_softmax_loss(h, weight, target, samples, bias=bias)
+
+    compiled = torch.compile(loss, fullgraph=True, backend=frames)
+    for size in (8, 13, 27):
+        problem = make_problem(size, 12, 60, 20)
+        torch._dynamo.mark_dynamic(problem.input, 0)
+        torch._dynamo.mark_dynamic(problem.target, 0)
+        torch._dynamo.mark_dynamic(problem.samples.target_log_expected_count, 0)
+        check(problem, compiled, loss)
+    assert frames.frame_count == 1
+
+
+def test_details_and_weights(native: None) -> None:
+    def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
+        value, details = ssc.sampled_softmax_loss(
+            h,
+            weight,
+            target,
+            samples,
+            bias=bias,
+            sample_weight=torch.ones_like(target, dtype=torch.float32) / 3,
+            return_details=True,
+        )
+        return value + (details.lse + details.error).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    check(make_problem(9, 12, 60, 20, ignored=1), compiled, loss, exact=False)
+
+
+def test_without_gradients(native: None) -> None:
+    problem = make_problem(9, 12, 60, 20)
+    compiled = torch.compile(lambda: problem.loss(), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(), problem.loss())
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("replacement", [True, False])
+def test_training_a_module(native: None, replacement: bool, sparse_grad: bool) -> None:
+    """Trunk, draw and loss in one graph; the same draws and steps as without compilation."""
+
+    def train(compiled: bool) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        trunk = nn.Linear(6, 12)
+        head = ssc.SampledSoftmaxLoss(
+            12, 80, 20, replacement=replacement, sparse_grad=sparse_grad, sampler="uniform"
+        )
+        optimizer = torch.optim.SGD([*trunk.parameters(), *head.parameters()], lr=0.5)
+
+        def step(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = head(trunk(x), target)
+            return loss
+
+        run = torch.compile(step, fullgraph=True, backend="aot_eager") if compiled else step
+        losses = []
+        for size in SIZES:
+            x, target = torch.randn(size, 6), torch.randint(80, (size,))
+            optimizer.zero_grad()
+            loss = run(x, target)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return [*losses, head.weight.detach(), trunk.weight.detach()]
+
+    for a, b in zip(train(True), train(False), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_module_with_inductor_draws_anew_at_every_call(native: None) -> None:
+    head = ssc.SampledSoftmaxLoss(12, 5000, 20)
+    compiled = torch.compile(head, fullgraph=True)
+    h, target = torch.randn(8, 12, requires_grad=True), torch.randint(5000, (8,))
+    losses = [compiled(h, target) for _ in range(3)]
+    assert len({loss.item() for loss in losses}) == 3
+    losses[0].backward()
+    assert h.grad is not None
+
+
+def test_eval_mode(native: None) -> None:
+    head = ssc.SampledSoftmaxLoss(12, 500, 20).eval()
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    for size in SIZES:
+        h, target = torch.randn(size, 12, requires_grad=True), torch.randint(500, (size,))
+        results = []
+        for function in (compiled, head):
+            loss = function(h, target)
+            results.append((loss.detach(), *torch.autograd.grad(loss, [h, head.weight])))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_autocast(native: None) -> None:
+    head = ssc.SampledSoftmaxLoss(12, 500, 20).eval()
+
+    def loss(h: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value: torch.Tensor = head(h, target)
+            return value
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    h, target = torch.randn(9, 12, dtype=torch.bfloat16), torch.randint(500, (9,))
+    assert compiled(h, target).dtype == torch.float32
+    torch.testing.assert_close(compiled(h, target), loss(h, target))
+
+
+def test_targets_out_of_range_cannot_harm(native: None) -> None:
+    """No value is looked at while tracing; the kernel refuses it instead."""
+    problem = make_problem(5, 4, 10, 6)
+    target = problem.target.clone()
+    target[2] = 10
+
+    def loss(target: torch.Tensor) -> torch.Tensor:
+        return ssc.sampled_softmax_loss(problem.input, problem.weight, target, problem.samples)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"target\[2\] = 10 is out of range"):
+        compiled(target)
