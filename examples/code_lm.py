@@ -27,7 +27,7 @@ from code_train import Result, Settings, train
 import sampled_softmax_cuda as ssc
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache"
+Source = tuple[Path | None, int | None, Path]  # the arguments of load_corpus
 PROMPTS = ("for i in", "import numpy as", "def __init__ ( self", "raise ValueError (")
 
 
@@ -54,11 +54,17 @@ def main(
     num_samples: Annotated[int, typer.Option(help="Negatives per step.", min=1)] = (
         Settings.num_samples
     ),
+    windows: Annotated[
+        int, typer.Option(help=f"Windows of {Settings.length} tokens in a batch.", min=1)
+    ] = Settings.windows,
     text: Annotated[
         Path | None, typer.Option(help="A folder of text files.", show_default="Python's sources")
     ] = None,
     plot: Annotated[Path, typer.Option(help="Where the figure goes.")] = (
         ROOT / "build" / "demo" / "code_lm.png"
+    ),
+    cache: Annotated[Path, typer.Option(help="Where the tokenised text is kept.")] = (
+        ROOT / ".cache"
     ),
     seed: Annotated[int, typer.Option(help="Of parameters, batches and draws.")] = 0,
 ) -> None:
@@ -68,16 +74,22 @@ def main(
     """
     began = time.perf_counter()
     settings = Settings(
-        seconds=seconds, steps=steps, num_samples=num_samples, sampler=sampler.value, seed=seed
+        seconds=seconds,
+        steps=steps,
+        num_samples=num_samples,
+        sampler=sampler.value,
+        windows=windows,
+        seed=seed,
     )
+    source = (text, classes, cache)
     try:
-        corpus = load_corpus(text, classes, CACHE)
+        corpus = load_corpus(*source)
         _, target = corpus.windows(settings.held_out_windows, settings.held_out_length)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     unigram = corpus.unigram_perplexity(target)
     print(describe(corpus, settings), flush=True)
-    results = [run_alone(kind, text, classes, settings) for kind in ("sampled", "full")]
+    results = [run_alone(kind, source, settings) for kind in ("sampled", "full")]
     print(table(results, unigram))
     for prompt, likely in results[0].continuations:
         print(f"  {prompt:24} -> {'   '.join(likely)}")
@@ -96,17 +108,15 @@ def describe(corpus: Corpus, settings: Settings) -> str:
     )
 
 
-def run_alone(kind: str, text: Path | None, classes: int | None, settings: Settings) -> Result:
+def run_alone(kind: str, source: Source, settings: Settings) -> Result:
     """A run in a process of its own, so that its peak memory is its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_load_and_train, kind, text, classes, settings).result()
+        return pool.submit(_load_and_train, kind, source, settings).result()
 
 
-def _load_and_train(
-    kind: str, text: Path | None, classes: int | None, settings: Settings
-) -> Result:
-    return train(kind, load_corpus(text, classes, CACHE), settings, PROMPTS)
+def _load_and_train(kind: str, source: Source, settings: Settings) -> Result:
+    return train(kind, load_corpus(*source), settings, PROMPTS)
 
 
 def table(results: list[Result], unigram: float) -> str:
