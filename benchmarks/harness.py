@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.metadata
 import math
 import os
 import platform
@@ -25,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from roof import BUILD_DIR, Roof
+from native import BUILD_DIR
+from roof import Roof
 
 import sampled_softmax_cuda as ssc
 
@@ -172,6 +174,8 @@ def environment() -> Row:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
+        "numpy": importlib.metadata.version("numpy"),
+        "tensorflow": getattr(sys.modules.get("tensorflow"), "__version__", ""),
         "package": ssc.__version__,
         "backend": ssc.build_info()["backend"],
     }

@@ -1,7 +1,7 @@
 """Roofs: what the cores' multiply-add units and the memory do at best, measured in the same run.
 
-``roof.cpp`` holds the loops (registers only for arithmetic; a read, a copy and a gather of random
-rows for memory). It is compiled here on first use with the C++ compiler at hand into the folder
+``roof.cpp`` holds the loops (registers only for arithmetic and random bits; a read, a copy and a
+gather of random rows for memory). It is compiled on first use with the C++ compiler at hand into
 ``build/benchmarks`` and called through ctypes. Without a compiler `load_roof` returns None and the
 benchmarks print ratios to their peers alone.
 """
@@ -9,16 +9,11 @@ benchmarks print ratios to their peers alone.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import shutil
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 
-BENCHMARKS = Path(__file__).resolve().parent
-BUILD_DIR = BENCHMARKS.parent / "build" / "benchmarks"
+import native
 
 # In the order of roof.cpp's `loop_of`: arithmetic per instruction set, then random bits (Philox).
 ARITHMETIC = ("scalar", "avx2", "avx512", "avx512_bf16")
@@ -116,33 +111,10 @@ class Roof:
             self._lib.roof_free(target)
 
 
-def _compiler() -> str | None:
-    candidates = (os.environ.get("CXX"), "g++", "c++", "clang++")
-    return next((name for name in candidates if name and shutil.which(name)), None)
-
-
 def load_roof() -> Roof | None:
     """The compiled roofs, or None (with one line on stderr that says why)."""
-    source = BENCHMARKS / "roof.cpp"
-    compiler = _compiler()
-    if compiler is None:
-        print("roof: no C++ compiler found, so shares of the roof are left out", file=sys.stderr)
-        return None
-    command = [compiler, "-std=c++20", "-O3", "-shared", "-fPIC", "-pthread"]
-    tag = hashlib.sha256(" ".join(command).encode() + source.read_bytes()).hexdigest()[:12]
-    library = BUILD_DIR / f"libssc_roof_{tag}.so"
-    if not library.exists():
-        BUILD_DIR.mkdir(parents=True, exist_ok=True)
-        # Written under another name first: two runs may build at the same time.
-        partial = library.with_suffix(f".{os.getpid()}.tmp")
-        built = subprocess.run([*command, str(source), "-o", str(partial)], capture_output=True)
-        if built.returncode != 0:
-            reason = built.stderr.decode(errors="replace").strip().splitlines()
-            first = reason[0] if reason else f"exit status {built.returncode}"
-            print(f"roof: {compiler} failed ({first}); shares are left out", file=sys.stderr)
-            return None
-        partial.replace(library)
-    return Roof(ctypes.CDLL(str(library)))
+    library = native.load("roof", without="the share of the roof")
+    return None if library is None else Roof(library)
 
 
 def main() -> None:

@@ -109,10 +109,18 @@ def test_bench_memory(tmp_path: Path) -> None:
 def test_bench_scale(tmp_path: Path) -> None:
     _, rows = run_script("bench_scale", output=tmp_path)
     check_rows(rows)
-    for sampler in ("log_uniform", "uniform"):
-        lines = [row for row in rows if row["sampler"] == sampler]
-        assert [row["classes"] for row in lines] == ["100", "1000"]
-        assert float(lines[0]["growth"]) == 1
+    assert [row["classes"] for row in rows] == ["100", "1000"]
+    assert float(rows[0]["growth"]) == 1
+    for row in rows:
+        assert float(row["bound_mib"]) == pytest.approx(64, abs=0.1)
+        assert float(row["extra_mib"]) >= 0
+
+
+def test_bench_stages(tmp_path: Path) -> None:
+    _, rows = run_script("bench_stages", output=tmp_path)
+    assert rows[0]["case"] == "step"
+    stages = [row for row in rows if row["role"] == "stage"]
+    assert sum(int(row["samples"]) for row in stages) == int(rows[0]["samples"])
 
 
 def test_contenders_take_turns(harness: ModuleType) -> None:
@@ -195,9 +203,8 @@ def test_roof_without_a_compiler(
     harness: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line that says so, and the benchmarks go on with ratios alone."""
-    roof = importlib.import_module("roof")
-    monkeypatch.setattr(roof, "_compiler", lambda: None)
-    assert roof.load_roof() is None
+    monkeypatch.setattr(importlib.import_module("native"), "compiler", lambda: None)
+    assert importlib.import_module("roof").load_roof() is None
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "no C++ compiler" in message
