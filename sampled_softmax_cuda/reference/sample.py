@@ -108,9 +108,8 @@ class LogUniform(NamedTuple):
         return k_plus_1.clamp(max=self.num_classes) - 1
 
     def probability(self, ids: Tensor) -> Tensor:
-        ends = torch.tensor([float(self.num_classes + 1)], dtype=torch.float64, device=ids.device)
-        log_range = 1.0 / portable_log(ends)
-        return portable_log1p(1.0 / (ids.to(torch.float64) + 1.0)) * log_range
+        end = torch.tensor(self.num_classes + 1, dtype=torch.float64, device=ids.device)
+        return portable_log1p(1.0 / (ids.to(torch.float64) + 1.0)) * (1.0 / portable_log(end))
 
 
 class Weighted(NamedTuple):
