@@ -22,6 +22,7 @@ import torch
 from harness import (
     Case,
     Row,
+    draw_times,
     environment,
     isa_in_use,
     measure,
@@ -250,31 +251,27 @@ def run_config(config: Config, roof: Roof | None, repetitions: int) -> list[Row]
 
 
 def draw_bars(axes: Any, rows: list[Row]) -> None:
-    """Milliseconds per step of the first configuration, on a logarithmic axis."""
-    first = [rows[0][name] for name in ("batch", "width", "samples", "dtype")]
-    shown = [
+    """Milliseconds per step of the first configuration, ours and the peers, on a log axis."""
+    ours = rows[0]
+    same = ("batch", "width", "samples", "dtype", "sampler", "replacement")
+    shown = [ours] + [
         row
         for row in rows
-        if [row[name] for name in ("batch", "width", "samples", "dtype")] == first
+        if row["role"] == "peer"
         and row["median_ms"] != ""
-        and row["role"] != "part"
+        and all(row[name] == ours[name] for name in same)
     ]
-    shown = list({row["case"]: row for row in reversed(shown)}.values())
     shown.sort(key=lambda row: -row["median_ms"])
-    labels = [
-        row["case"] + (f" ({row['classes']:,})" if "all classes" in row["case"] else "")
-        for row in shown
-    ]
-    colors = ["#d1495b" if row["role"] == "ours" else "#8d99ae" for row in shown]
-    bars = axes.barh(labels, [row["median_ms"] for row in shown], color=colors)
-    axes.bar_label(bars, [f"{row['median_ms']:.3g} ms" for row in shown], padding=3)
-    axes.set_xscale("log")
-    axes.margins(x=0.15)
-    axes.set_xlabel("milliseconds per training step (log scale)")
-    row = rows[0]
+
+    def label(row: Row) -> str:
+        if row is ours:
+            return "sampled_softmax_cuda, whole step"
+        return row["case"] + (f" ({row['classes']:,})" if "all classes" in row["case"] else "")
+
+    draw_times(axes, [(label(row), row["median_ms"], row is ours) for row in shown])
     axes.set_title(
-        f"Sampled softmax step, B={row['batch']} D={row['width']} S={row['samples']} "
-        f"C={row['classes']:,} {row['dtype']}",
+        f"Training step on {ours['threads']} cores: B={ours['batch']} D={ours['width']} "
+        f"S={ours['samples']} C={ours['classes']:,} {ours['dtype']}",
         fontsize=10,
     )
 

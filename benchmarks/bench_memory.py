@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Row, environment, parser, plot, print_rows, write_csv
+from harness import OURS_COLOR, PEER_COLOR, Row, environment, parser, plot, print_rows, write_csv
 
 LOGITS_BYTES = 64 << 20
 MIB = float(1 << 20)
@@ -93,7 +93,8 @@ def extra_memory(
 
 def draw_bars(axes: Any, rows: list[Row]) -> None:
     names = [f"{r['case']}\nB={r['batch']} S={r['samples']}" for r in rows]
-    axes.bar(names, [r["extra_mib"] for r in rows], color="#d1495b", label="measured")
+    colors = [OURS_COLOR if row["case"] == "ours" else PEER_COLOR for row in rows]
+    axes.bar(names, [r["extra_mib"] for r in rows], color=colors)
     axes.plot(names, [r["bound_mib"] for r in rows], "k_", markersize=30, label="bound")
     axes.plot(names, [r["all_logits_mib"] for r in rows], "b.", label="one [B, S] array")
     axes.set_yscale("log")

@@ -21,6 +21,7 @@ import torch
 from harness import (
     Case,
     Row,
+    draw_times,
     environment,
     isa_in_use,
     measure,
@@ -166,12 +167,7 @@ def draw_bars(axes: Any, rows: list[Row]) -> None:
     """Milliseconds of a step's draw with replacement."""
     shown = [row for row in rows if row["table"] == rows[0]["table"] and row["median_ms"] != ""]
     shown.sort(key=lambda row: -row["median_ms"])
-    colors = ["#d1495b" if row["role"] == "ours" else "#8d99ae" for row in shown]
-    bars = axes.barh([row["case"] for row in shown], [r["median_ms"] for r in shown], color=colors)
-    axes.bar_label(bars, [f"{row['median_ms']:.3g} ms" for row in shown], padding=3)
-    axes.set_xscale("log")
-    axes.margins(x=0.2)
-    axes.set_xlabel("milliseconds per draw (log scale)")
+    draw_times(axes, [(row["case"], row["median_ms"], row["role"] == "ours") for row in shown])
     axes.set_title(rows[0]["table"], fontsize=10)
 
 

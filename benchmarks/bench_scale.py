@@ -81,7 +81,10 @@ def draw_lines(axes: Any, rows: list[Row]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("classes")
     axes.set_ylabel("milliseconds per step")
-    axes.set_title("A step's time does not depend on the number of classes", fontsize=10)
+    axes.set_title(
+        f"Training step, B={rows[0]['batch']} D={rows[0]['width']} S={rows[0]['samples']}",
+        fontsize=10,
+    )
     axes.legend()
 
 

@@ -253,6 +253,26 @@ def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+OURS_COLOR, PEER_COLOR = "#d1495b", "#8d99ae"
+
+
+def draw_times(axes: Any, bars: Sequence[tuple[str, float, bool]]) -> None:
+    """Horizontal bars (label, milliseconds, is it ours?) on a logarithmic axis."""
+    times = [milliseconds for _, milliseconds, _ in bars]
+    colors = [OURS_COLOR if ours else PEER_COLOR for _, _, ours in bars]
+    drawn = axes.barh([label for label, _, _ in bars], times, color=colors)
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 2, max(times) * 6)
+    axes.bar_label(drawn, [_milliseconds(time_ms) for time_ms in times], padding=3)
+    axes.set_xlabel("milliseconds (log scale)")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
 def plot(path: Path, draw: Callable[[Any], None], size: tuple[float, float] = (8, 4.5)) -> None:
     """Calls `draw(axes)` and saves the figure; without matplotlib it says so and goes on."""
     try:
