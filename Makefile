@@ -56,9 +56,9 @@ demo: build
 	$(BIN)/python examples/code_lm.py $(DEMO_ARGS)
 
 bench: build
-	$(BIN)/python benchmarks/bench_sample.py --quick
-	$(BIN)/python benchmarks/bench_loss.py --quick
-	$(BIN)/python benchmarks/bench_scale.py --quick
+	for name in sample loss scale memory stages; do \
+	    $(BIN)/python benchmarks/bench_$$name.py --quick || exit 1; \
+	done
 
 clean:
 	rm -rf build dist *.egg-info sampled_softmax_cuda/*.so
