@@ -18,8 +18,19 @@ void check_int64(const Tensor& tensor, const char* name) {
                   " must be a contiguous int64 tensor");
 }
 
-Tensor like_ids(const Tensor& ids, ScalarType dtype) {
-  return torch::stable::new_empty(ids, ids.sizes(), dtype);
+Tensor empty_cpu(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType dtype) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// A contiguous tensor like `ids` but for its type, by the allocator: the dispatcher's new_empty
+// takes two microseconds, and a small draw is all overhead.
+Tensor empty_like_ids(const Tensor& ids, ScalarType dtype) {
+  const auto sizes = ids.sizes();
+  return empty_cpu(sizes.data(), ids.strides().data(), static_cast<int64_t>(sizes.size()), dtype);
 }
 
 Proposal uniform_proposal(int64_t num_classes) {
@@ -58,7 +69,7 @@ LogCount log_count(int64_t num_samples, const std::optional<Tensor>& tries) {
 }
 
 Tensor log_counts(const Proposal& proposal, const Tensor& ids, const LogCount& count) {
-  const Tensor out = like_ids(ids, ScalarType::Float);
+  const Tensor out = empty_like_ids(ids, ScalarType::Float);
   log_expected_counts(proposal, static_cast<const int64_t*>(ids.const_data_ptr()), ids.numel(),
                       count, static_cast<float*>(out.mutable_data_ptr()), torch_parallel_for());
   return out;
@@ -79,8 +90,9 @@ Draw draw(const Proposal& proposal, const Tensor& key, const Tensor& target, int
       "num_samples must not exceed the number of classes");
   const auto* words = static_cast<const uint64_t*>(key.const_data_ptr());
   const PhiloxKey philox_key{words[0], words[1]};
-  const Tensor ids = torch::stable::new_empty(target, {num_samples}, ScalarType::Long);
-  const Tensor num_draws = torch::stable::new_empty(target, {}, ScalarType::Long);
+  const int64_t stride = 1;
+  const Tensor ids = empty_cpu(&num_samples, &stride, 1, ScalarType::Long);
+  const Tensor num_draws = empty_cpu(nullptr, nullptr, 0, ScalarType::Long);
   auto* out = static_cast<int64_t*>(ids.mutable_data_ptr());
   int64_t draws = num_samples;
   if (method == kWithReplacement) {
@@ -136,7 +148,7 @@ Tensor alias_table(Tensor probabilities) {
   STD_TORCH_CHECK(probabilities.scalar_type() == ScalarType::Double &&
                       probabilities.is_contiguous() && probabilities.numel() > 0,
                   "probabilities must be a contiguous float64 tensor [C], C > 0");
-  const Tensor table = like_ids(probabilities, ScalarType::Long);
+  const Tensor table = empty_like_ids(probabilities, ScalarType::Long);
   build_alias_table(static_cast<const double*>(probabilities.const_data_ptr()),
                     static_cast<uint64_t>(probabilities.numel()),
                     static_cast<uint64_t*>(table.mutable_data_ptr()));
