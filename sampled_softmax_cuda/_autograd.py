@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._sparse import sparse_rows
+from ._sparse import mark_coalesced_when_done, sparse_rows
 from ._traced import loss_and_padded_grads
 from .reference.loss import compute_dtype
 
@@ -75,16 +75,19 @@ def wanted_grads(
     `grads` are the last four results of loss_and_grads.
     """
     want_input, want_weight, want_bias = ctx.needs_input_grad[:3]
+    grad_input, grad_weight, grad_bias, rows = grads
     result: list[Tensor | None] = [
-        grads[0] if want_input else None,
-        grads[1] if want_weight else None,
-        grads[2] if want_bias and bias is not None else None,
+        grad_input if want_input else None,
+        grad_weight if want_weight else None,
+        grad_bias if want_bias and bias is not None else None,
     ]
     if sweep.sparse_grad:
-        for slot, parameter in ((1, weight), (2, bias)):
-            values = result[slot]
-            if values is not None and parameter is not None:
-                result[slot] = sparse_rows(grads[3], values, parameter, sweep.traced)
+        if want_weight:
+            result[1] = sparse_rows(rows, grad_weight, weight, not sweep.traced)
+        if want_bias and bias is not None:
+            result[2] = sparse_rows(rows, grad_bias, bias, not sweep.traced)
+        if not sweep.traced:
+            mark_coalesced_when_done((weight, bias), rows)
     return result
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._sparse import sparse_rows
+from .._sparse import mark_coalesced_when_done, sparse_rows
 
 if TYPE_CHECKING:
     from ..samplers.base import Samples
@@ -57,6 +57,7 @@ class _GatherRows(torch.autograd.Function):
             return dense.to(table.dtype), None, None, None
         rows, position = torch.unique(ids, return_inverse=True)
         values = grad.new_zeros((rows.numel(), *table.shape[1:])).index_add(0, position, grad)
+        mark_coalesced_when_done((table,), rows)
         return sparse_rows(rows, values.to(table.dtype), table), None, None, None
 
 
@@ -130,6 +131,10 @@ def loss_rows(
         b_rows = gather_rows(bias, rows, dtype, sparse_grad)
         b_sample, b_target = b_rows.tensor_split([num_samples])
         z, z_target = z + b_sample, z_target + b_target
+    # A sample of the target's class has the target's logit, whatever the rounding of h @ Wᵀ: it
+    # must not count as an error by the last bit.
+    hits = ids == target[:, None]
+    z = torch.where(hits, z_target[:, None], z)
     z, z_target = z * inv_temperature, z_target * inv_temperature
     if log_expected_count is not None:
         z = z - log_expected_count.detach().to(dtype)
@@ -137,7 +142,7 @@ def loss_rows(
         correction = target_log_expected_count.detach().to(dtype)
         z_target = z_target - torch.where(counted, correction, 0)
     if remove_accidental_hits:
-        z = z.masked_fill(ids == target[:, None], -torch.inf)
+        z = z.masked_fill(hits, -torch.inf)
 
     # Not torch.logsumexp: an infinite logit has to give NaN, as F.cross_entropy does.
     largest = torch.maximum(z.amax(dim=-1), z_target).detach()
