@@ -91,6 +91,7 @@ def main(
     print(describe(corpus, settings), flush=True)
     results = [run_alone(kind, source, settings) for kind in ("sampled", "full")]
     print(table(results, unigram))
+    print(verdict(*results))
     for prompt, likely in results[0].continuations:
         print(f"  {prompt:24} -> {'   '.join(likely)}")
     draw(results, unigram, corpus.num_classes, settings, plot)
@@ -141,6 +142,18 @@ def table(results: list[Result], unigram: float) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     return "\n" + "\n".join(lines) + "\n"
+
+
+def verdict(sampled: Result, full: Result) -> str:
+    """When the sampled run passed what the full one reached in the end, in one line."""
+    goal = full.curve[-1].perplexity
+    for evaluation in sampled.curve:
+        if evaluation.perplexity <= goal:
+            return (
+                f"sampled softmax was below the full softmax's {goal:,.1f} after "
+                f"{evaluation.seconds:,.1f} of {full.seconds:,.1f} s\n"
+            )
+    return f"sampled softmax did not get below the full softmax's {goal:,.1f}\n"
 
 
 def draw(
