@@ -103,7 +103,8 @@ def sampled_softmax_loss(
         reduction: "mean" (default) divides by the number, or the summed weight, of the rows that
             count and is 0 if there are none; "sum"; "none" gives losses of the target's shape.
         sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors over the rows
-            touched, for SGD, Adagrad and SparseAdam. Default False: dense.
+            touched, for SGD, Adagrad and SparseAdam. Default False: dense. Under torch.compile they
+            have S + B rows, some of them zero, and are not marked as coalesced.
         return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`.
 
     Returns:

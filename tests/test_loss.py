@@ -341,6 +341,20 @@ def test_same_inputs_give_the_same_bits_for_any_number_of_threads(backend: str) 
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_total_of_many_rows_is_the_same_for_any_number_of_threads(native: None) -> None:
+    """Many enough that torch's own sum is split between threads."""
+    problem = make_problem(100_000, 3, 20, 8)
+    threads = torch.get_num_threads()
+    try:
+        totals = set()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            totals.add(problem.loss(reduction="sum").item())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(totals) == 1
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_problem(data: st.DataObject) -> None:

@@ -72,8 +72,8 @@ def test_gather_rows_adds_in_float32(sparse_grad: bool) -> None:
     assert torch.equal(grad[0], torch.zeros(2, dtype=torch.bfloat16))
 
 
-def test_functorch_sees_through_the_dense_reference() -> None:
-    """Plain operations compose with other tools: here a Hessian-vector product by torch.func."""
+def test_loss_is_convex_in_the_input() -> None:
+    """By its Hessian, which the reference can give."""
     problem = make_problem(3, 4, 6, 5, dtype=torch.float64)
     h = problem.input.detach()
 
@@ -84,4 +84,4 @@ def test_functorch_sees_through_the_dense_reference() -> None:
         return value
 
     hessian = torch.autograd.functional.hessian(loss, h).reshape(12, 12)
-    assert float(torch.linalg.eigvalsh(hessian).min()) > -1e-12  # convex in h
+    assert float(torch.linalg.eigvalsh(hessian).min()) > -1e-12
