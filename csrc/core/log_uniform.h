@@ -12,6 +12,7 @@
 #pragma once
 
 #include "csrc/core/lane.h"
+#include "csrc/core/logit_correction.h"
 #include "csrc/core/portable_math.h"
 
 namespace ssc {
@@ -93,12 +94,14 @@ SSC_HD typename L::U log_uniform_id(typename L::U x, const LogUniform& p,
   return (k_plus_1 < last ? k_plus_1 : last) - 1;
 }
 
-// q_k for k < num_classes; log((k + 2) / (k + 1)) as log1p(1 / (k + 1)), which keeps its relative
-// accuracy where the quotient would round to 1.
+// q_k, and kNoClass for k >= num_classes. log((k + 2) / (k + 1)) as log1p(1 / (k + 1)), which keeps
+// its relative accuracy where the quotient would round to 1.
 template <class L>
 SSC_HD typename L::F log_uniform_probability(typename L::U id, const LogUniform& p) {
-  const typename L::F reciprocal = 1.0 / (to_float<L>(id) + 1.0);
-  return L::mul(portable_log1p<L>(reciprocal), L::splat(p.inverse_log_range));
+  const auto valid = id < L::splat(p.num_classes);
+  const typename L::F n = to_float<L>(valid ? id : L::splat(uint64_t{0})) + 1.0;
+  const typename L::F q = L::mul(portable_log1p<L>(1.0 / n), L::splat(p.inverse_log_range));
+  return valid ? q : L::splat(kNoClass);
 }
 
 }  // namespace ssc

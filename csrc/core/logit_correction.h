@@ -21,7 +21,11 @@ SSC_HD LogCount log_count_with_replacement(uint64_t num_samples) {
 }
 SSC_HD LogCount log_count_distinct(double tries) { return {true, tries, 0.0}; }
 
-// log n of a class of probability q (0, or a normal number); -inf for q = 0.
+// What stands for the probability of an id outside [0, C), a row to be ignored.
+constexpr double kNoClass = -1.0;
+
+// log n of a class of probability q (0, or a normal number); -inf for q = 0, and 0, which corrects
+// nothing, for kNoClass.
 template <class L>
 SSC_HD typename L::F log_expected_count(typename L::F q, const LogCount& count) {
   using F = typename L::F;
@@ -32,7 +36,8 @@ SSC_HD typename L::F log_expected_count(typename L::F q, const LogCount& count) 
   } else {
     result = portable_log<L>(q) + count.log_num_samples;
   }
-  return q > L::splat(0.0) ? result : L::splat(-__builtin_inf());
+  const F without = q < L::splat(0.0) ? L::splat(0.0) : L::splat(-__builtin_inf());
+  return q > L::splat(0.0) ? result : without;
 }
 
 // The exponential race: E / q, the time at which class k first arrives when classes arrive at rate

@@ -64,7 +64,7 @@ void draw_block(const SampleLeaf& leaf, const Proposal& proposal, PhiloxKey key,
   }
 }
 
-// q of each id, n <= kBlock. Ids outside [0, num_classes) may get any number.
+// q of each id, n <= kBlock; kNoClass for ids outside [0, num_classes).
 void probabilities_of(const SampleLeaf& leaf, const Proposal& proposal, const int64_t* ids,
                       int64_t n, double* q) {
   switch (proposal.kind) {
@@ -75,7 +75,7 @@ void probabilities_of(const SampleLeaf& leaf, const Proposal& proposal, const in
     case ProposalKind::weighted:
       for (int64_t i = 0; i < n; ++i) {
         const auto id = static_cast<uint64_t>(ids[i]);
-        q[i] = id < proposal.num_classes ? proposal.probabilities[id] : 1.0;
+        q[i] = id < proposal.num_classes ? proposal.probabilities[id] : kNoClass;
       }
   }
 }
@@ -171,24 +171,21 @@ int64_t sample_race(const Proposal& proposal, PhiloxKey key, int64_t num_samples
 void log_expected_counts(const Proposal& proposal, const int64_t* ids, int64_t n,
                          const LogCount& count, float* out, const ParallelFor& parallel_for) {
   const SampleLeaf& leaf = sample_leaf(active_isa());
-  const bool same_for_all = proposal.kind == ProposalKind::uniform;
   float common = 0.0f;
-  if (same_for_all) {
+  if (proposal.kind == ProposalKind::uniform) {
     const double q = 1.0 / static_cast<double>(proposal.num_classes);
     leaf.log_expected_count(&q, 1, count, &common);
   }
   for_blocks(n, parallel_for, [&](int64_t first, int64_t size) {
-    const int64_t* block_ids = ids + first;
-    if (same_for_all) {
-      std::fill_n(out + first, size, common);
-    } else {
-      double q[kBlock];
-      probabilities_of(leaf, proposal, block_ids, size, q);
-      leaf.log_expected_count(q, size, count, out + first);
+    if (proposal.kind == ProposalKind::uniform) {
+      for (int64_t i = first; i < first + size; ++i) {
+        out[i] = static_cast<uint64_t>(ids[i]) < proposal.num_classes ? common : 0.0f;
+      }
+      return;
     }
-    for (int64_t i = 0; i < size; ++i) {
-      if (static_cast<uint64_t>(block_ids[i]) >= proposal.num_classes) out[first + i] = 0.0f;
-    }
+    double q[kBlock];
+    probabilities_of(leaf, proposal, ids + first, size, q);
+    leaf.log_expected_count(q, size, count, out + first);
   });
 }
 
