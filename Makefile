@@ -43,7 +43,7 @@ test-cpp: $(BIN)/.complete
 
 test-python: build
 	$(BIN)/python tools/check_leaf_symbols.py build/dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(BIN)/.package
 	ruff check .

@@ -22,11 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(torch.__file__).resolve().parent.parent
 PACKAGE = "sampled_softmax_cuda"
 
-# One group: pytest-xdist gives it to one worker, so that the sdist is made once.
-pytestmark = [
-    pytest.mark.xdist_group("install"),
-    pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree"),
-]
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree")
 
 # A training step in the installed package, away from the sources; prints what served it.
 STEP = """
@@ -77,11 +73,12 @@ def fresh_python(folder: Path) -> Path:
     """The Python of a new virtual environment that has pip, and torch and the rest by links."""
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
+    # Some versions of Python put an old setuptools there, which would hide the linked one.
+    run(python, "-m", "pip", "uninstall", "--yes", "setuptools", cwd=folder)
     libraries = folder / "libraries"
     libraries.mkdir()
-    ours = (PACKAGE, "__editable__", "pip", "_distutils_hack", "distutils-precedence")
     for entry in SITE.iterdir():
-        if not entry.name.startswith(ours):
+        if entry.suffix != ".pth" and not entry.name.startswith((PACKAGE, "__editable__", "pip")):
             (libraries / entry.name).symlink_to(entry)
     (site,) = (folder / "venv").glob("lib/python3*/site-packages")
     (site / "torch_and_the_rest.pth").write_text(f"{libraries}\n")
