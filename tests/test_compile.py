@@ -68,6 +68,18 @@ def test_function(native: None, compiler: str, reduction: str, sparse_grad: bool
         check(problem, compiled, loss, exact=compiler != "inductor")
 
 
+def test_reference() -> None:
+    """Without the compiled library too, with dense gradients."""
+
+    def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
+        return ssc.sampled_softmax_loss(h, weight, target, samples, bias=bias)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with testing.use_backend("reference"):
+        for size in SIZES:
+            check(make_problem(size, 12, 60, 20, ignored=2), compiled, loss, exact=False)
+
+
 def test_one_graph_serves_every_batch_size(native: None) -> None:
     frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
