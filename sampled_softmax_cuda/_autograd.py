@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from ._sparse import mark_coalesced_when_done, sparse_rows
 from ._traced import loss_and_padded_grads
@@ -135,6 +136,13 @@ class _RowsLoss(torch.autograd.Function):
         return (*result, None, None)
 
 
+def _known_to_be_one(factor: Tensor) -> bool:
+    """Whether a scalar is 1, as far as that can be seen without waiting for a device."""
+    if factor.device.type != "cpu" or isinstance(factor, FakeTensor):
+        return False
+    return factor.item() == 1.0
+
+
 class _TotalLoss(torch.autograd.Function):
     """sum_i row_scale_i * loss_i, and, if wanted, the details of the rows.
 
@@ -186,8 +194,7 @@ class _TotalLoss(torch.autograd.Function):
         if grads is None:
             *tensors, row_scale = ctx.saved_tensors
             grads = run_sweep((*tensors, *ctx.scalars), row_scale, ctx.sweep)[4:]
-        # Asking a CUDA scalar for its value would wait for the device.
-        if factor.device.type != "cpu" or factor.item() != 1.0:
+        if not _known_to_be_one(factor):
             for grad in grads[:3]:
                 grad.mul_(factor)
         weight, bias = ctx.parameters

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from .samplers.base import Samples
 
@@ -198,7 +199,9 @@ def check_id_range(
     Returns:
         True if all ids are known to be in range and none is `ignore_index`.
     """
-    if torch.compiler.is_compiling() or ids.numel() == 0 or ids.is_meta:
+    if torch.compiler.is_compiling() or ids.numel() == 0:
+        return False
+    if ids.is_meta or isinstance(ids, FakeTensor):
         return False
     if ids.device.type != "cpu" and os.environ.get("SSC_CHECK_TARGETS", "0") in ("", "0"):
         return False

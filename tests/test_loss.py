@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda import testing
@@ -339,6 +340,29 @@ def test_same_inputs_give_the_same_bits_for_any_number_of_threads(backend: str) 
         results = [results[0], results[3]]
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_shapes_without_numbers(either: str, reduction: str) -> None:
+    """On the meta device and under FakeTensorMode, as tools that only look at shapes do."""
+    problem = make_problem(6, 5, 20, 8)
+    shape = (6,) if reduction == "none" else ()
+    meta = testing.Problem(
+        *(t.detach().to("meta").requires_grad_() for t in problem.leaves),
+        problem.target.to("meta"),
+        ssc.Samples(*(t.to("meta") for t in problem.samples)),
+    )
+    assert meta.loss(reduction=reduction).shape == shape
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = testing.Problem(
+            *(mode.from_tensor(t) for t in problem.leaves),
+            mode.from_tensor(problem.target),
+            ssc.Samples(*(mode.from_tensor(t) for t in problem.samples)),
+        )
+        loss = fake.loss(reduction=reduction)
+        assert loss.shape == shape
+        loss.sum().backward()
+        assert fake.weight.grad.shape == (20, 5)
 
 
 def test_total_of_many_rows_is_the_same_for_any_number_of_threads(native: None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .loss import compute_dtype
+from .loss import compute_dtype, matmul
 
 # Classes per chunk are chosen so that a chunk of logits takes about this many elements.
 CHUNK_ELEMENTS = 1 << 22
@@ -23,8 +23,7 @@ def chunk_classes(num_rows: int, num_classes: int) -> int:
 def _logits(
     h: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, inv_temperature: float
 ) -> Tensor:
-    with torch.autocast(h.device.type, enabled=False):
-        z = h @ weight[begin:end].to(h.dtype).T
+    z = matmul(h, weight[begin:end].to(h.dtype).T)
     if bias is not None:
         z = z + bias[begin:end].to(h.dtype)
     return z * inv_temperature

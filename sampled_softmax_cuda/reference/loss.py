@@ -79,9 +79,17 @@ def result_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dt
     dtype = torch.promote_types(input.dtype, weight.dtype)
     if bias is not None:
         dtype = torch.promote_types(dtype, bias.dtype)
-    if dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
-        return torch.float32
-    return dtype
+    if dtype == torch.float64 or not torch.amp.is_autocast_available(input.device.type):
+        return dtype
+    return torch.float32 if torch.is_autocast_enabled(input.device.type) else dtype
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in their own dtype, under autocast as well."""
+    if not torch.amp.is_autocast_available(a.device.type):
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def loss_rows(
@@ -124,8 +132,7 @@ def loss_rows(
     h = torch.where(counted[:, None], input, 0).to(dtype)
     w_sample, w_target = gather_rows(weight, rows, dtype, sparse_grad).tensor_split([num_samples])
 
-    with torch.autocast(input.device.type, enabled=False):
-        z = h @ w_sample.T
+    z = matmul(h, w_sample.T)
     z_target = (h * w_target).sum(dim=-1)
     if bias is not None:
         b_rows = gather_rows(bias, rows, dtype, sparse_grad)
