@@ -1,4 +1,7 @@
-"""How often classes are drawn: chi-square against exact probabilities. Keys are fixed."""
+"""How often classes are drawn: chi-square against exact probabilities. Keys are fixed.
+
+On one backend, the compiled one if there is one: test_sample_ids.py shows that all draw the same.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ from sampling import (
 )
 
 import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda._load import has_native
 from sampled_softmax_cuda.reference.sample import Method
 from sampled_softmax_cuda.samplers import _ops
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 257, 5000])
-def test_draws_with_replacement(either: str, kind: str, num_classes: int) -> None:
+def test_draws_with_replacement(kind: str, num_classes: int) -> None:
     ids = make_sampler(kind, num_classes).draw(key(num_classes), 200_000)[0]
     assert_chi_square(
         torch.bincount(ids, minlength=num_classes).tolist(), probabilities(kind, num_classes)
@@ -30,7 +34,7 @@ def test_draws_with_replacement(either: str, kind: str, num_classes: int) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neighbouring_draws_are_independent(either: str, kind: str) -> None:
+def test_neighbouring_draws_are_independent(kind: str) -> None:
     # Draws 2i and 2i + 1 come from one counter, 2i + 1 and 2i + 2 from neighbours.
     ids = make_sampler(kind, 6).draw(key(2), 100_001)[0]
     q = probabilities(kind, 6)
@@ -41,7 +45,7 @@ def test_neighbouring_draws_are_independent(either: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_different_keys_draw_independently(either: str, kind: str) -> None:
+def test_different_keys_draw_independently(kind: str) -> None:
     q = probabilities(kind, 6)
     sampler = make_sampler(kind, 6)
     for a, b in [(key(1), key(2)), (key(1), key(1, 2**40)), (key(0, 5), key(5, 0))]:
@@ -50,7 +54,7 @@ def test_different_keys_draw_independently(either: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [10**6, 2**24 + 3, 2**31 + 5, 2**40])
-def test_log_uniform_over_octaves(either: str, num_classes: int) -> None:
+def test_log_uniform_over_octaves(num_classes: int) -> None:
     # Octave a holds the classes with 2^a <= k + 1 < 2^(a+1), that is 1 / log2(C + 1) of the draws.
     ids = ssc.LogUniformSampler(num_classes).draw(key(8), 200_000)[0]
     octave = torch.frexp((ids + 1).double())[1].long() - 1
@@ -65,7 +69,7 @@ def test_log_uniform_over_octaves(either: str, num_classes: int) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [2**24 + 3, 2**31 + 5, 2**32, 2**40, 2**62 + 1])
-def test_uniform_over_many_classes(either: str, num_classes: int) -> None:
+def test_uniform_over_many_classes(num_classes: int) -> None:
     ids = ssc.UniformSampler(num_classes).draw(key(6), 200_000)[0]
     cells = 64
     cell = (ids.double() / num_classes * cells).long().clamp(max=cells - 1)
@@ -73,7 +77,7 @@ def test_uniform_over_many_classes(either: str, num_classes: int) -> None:
     assert_chi_square(torch.bincount(ids & 7, minlength=8).tolist(), [1 / 8] * 8)
 
 
-def test_a_class_of_weight_zero_is_never_drawn(either: str) -> None:
+def test_a_class_of_weight_zero_is_never_drawn() -> None:
     weights = torch.rand(1000)
     weights[::3] = 0
     sampler = ssc.WeightedSampler(weights)
@@ -85,7 +89,7 @@ def test_a_class_of_weight_zero_is_never_drawn(either: str) -> None:
         assert bool((weights[ids] > 0).all())
 
 
-def test_power_flattens_the_weights(either: str) -> None:
+def test_power_flattens_the_weights() -> None:
     for power in (0.75, 0.0, -1.0, 2.0):
         ids = ssc.WeightedSampler(zipf(50), power).draw(key(3), 100_000)[0]
         expected = zipf(50).numpy() ** power
@@ -106,10 +110,8 @@ def ordered_counts(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", [Method.DISTINCT, Method.RACE], ids=["rejection", "race"])
 @pytest.mark.parametrize("num_samples", [1, 3, 4])
-def test_every_order_of_distinct_draws(
-    either: str, kind: str, method: Method, num_samples: int
-) -> None:
-    repetitions = 4000 if either == "native" else 250
+def test_every_order_of_distinct_draws(kind: str, method: Method, num_samples: int) -> None:
+    repetitions = 4000 if has_native() else 250
     counts = ordered_counts(make_sampler(kind, 4), num_samples, method, repetitions)
     exact = ordered_probabilities(probabilities(kind, 4).tolist(), num_samples)
     assert_chi_square(counts, list(exact.values()))
@@ -127,7 +129,7 @@ def test_a_sorted_set_of_samples_would_be_noticed() -> None:
 
 
 @pytest.mark.parametrize("inclusion", ["expected", "observed", "estimated"])
-def test_the_number_of_draws_is_expected(either: str, inclusion: str) -> None:
+def test_the_number_of_draws_is_expected(inclusion: str) -> None:
     # E[draws] for S distinct of C equally likely classes: sum of C / (C - i).
     num_classes, num_samples, repetitions = 100, 60, 300
     sampler = ssc.UniformSampler(num_classes)
@@ -144,10 +146,10 @@ def test_the_number_of_draws_is_expected(either: str, inclusion: str) -> None:
     assert abs(float(log_n.exp()) - 0.6) < 0.12
 
 
-def test_the_race_says_how_many_draws_it_stands_for(either: str) -> None:
+def test_the_race_says_how_many_draws_it_stands_for() -> None:
     # The mean over many keys of the time of the S-th arrival is the expected number of draws.
     sampler = ssc.LogUniformSampler(50)
-    repetitions = 400 if either == "native" else 100
+    repetitions = 400 if has_native() else 100
     target = torch.empty(0, dtype=torch.int64)
     means = []
     for method in (Method.DISTINCT, Method.RACE):
