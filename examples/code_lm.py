@@ -188,7 +188,8 @@ def draw(
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks([y for m in (1, 2, 5) for y in (m, 10 * m, 100 * m, 1000 * m)])
+    axes.set_yticks([m * 10**e for m in (1, 1.5, 2, 3, 5, 7) for e in range(5)])
+    axes.margins(x=0.08)  # room for the numbers at the ends
     lowest = min(evaluation.perplexity for result in results for evaluation in result.curve)
     axes.set_ylim(0.8 * lowest, 1.25 * unigram)
     axes.set_xlabel(f"training time, seconds ({torch.get_num_threads()} threads)")

@@ -176,7 +176,8 @@ def train(kind: str, corpus: Corpus, settings: Settings, prompts: tuple[str, ...
             trainer.step(rate=min(1.0, (step + 1) / WARM_UP_STEPS) * (1.0 - share))
             seconds += time.perf_counter() - began
             step += 1
-            bar.update(100 * (_share_done(seconds, step, settings) - share))
+            bar.n = round(100 * _share_done(seconds, step, settings), 3)
+            bar.update(0)
     return Result(
         kind=kind,
         steps=step,
