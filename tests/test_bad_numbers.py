@@ -1,0 +1,76 @@
+"""NaN, infinities and logits beyond the range of exp: what they give, and what they leave alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda import testing
+from sampled_softmax_cuda.testing import make_problem
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_bad_numbers_stay_in_their_row(backend: str, bad: float) -> None:
+    problem = make_problem(40, 16, 50, 37)
+    expected = problem.loss(reduction="none")
+    expected.sum().backward()
+    clean = problem.input.grad.clone()
+    h = problem.input.detach().clone()
+    h[5, 3] = bad
+    h.requires_grad_()
+    loss = ssc.sampled_softmax_loss(
+        h, problem.weight, problem.target, problem.samples, bias=problem.bias, reduction="none"
+    )
+    assert loss[5].isnan()
+    others = torch.arange(40) != 5
+    torch.testing.assert_close(loss[others], expected[others], rtol=1e-6, atol=1e-6)
+    loss[others].sum().backward(retain_graph=True)
+    torch.testing.assert_close(h.grad[others], clean[others], rtol=1e-5, atol=1e-6)
+    h.grad = None
+    loss.sum().backward()
+    assert h.grad[5].isnan().all()
+    torch.testing.assert_close(h.grad[others], clean[others], rtol=1e-5, atol=1e-6)
+
+
+def test_bad_numbers_in_ignored_rows_reach_nothing(backend: str) -> None:
+    problem = make_problem(6, 8, 20, 10, ignored=2)
+    h = problem.input.detach().clone()
+    h[:2] = torch.nan
+    counts = problem.samples.target_log_expected_count.clone()
+    counts[:2] = torch.nan
+    bad = testing.Problem(
+        h.requires_grad_(),
+        problem.weight,
+        problem.bias,
+        problem.target,
+        problem.samples._replace(target_log_expected_count=counts),
+    )
+    loss = bad.loss()
+    assert loss.isfinite()
+    loss.backward()
+    assert all(bool(leaf.grad.isfinite().all()) for leaf in bad.leaves)
+    assert torch.equal(h.grad[:2], torch.zeros(2, 8))
+
+
+def test_large_logits_neither_overflow_nor_vanish(backend: str) -> None:
+    """A sample far above the target, and one far below: both beyond exp's range in float32."""
+    h = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    w = torch.tensor([[0.0], [300.0]])
+    samples = ssc.Samples(torch.tensor([1]), None, None)
+    loss = ssc.sampled_softmax_loss(h, w, torch.tensor([0, 0]), samples, reduction="none")
+    assert loss.tolist() == [300.0, 0.0]
+    loss.sum().backward()
+    assert h.grad.flatten().tolist() == [300.0, 0.0]
+
+
+def test_a_class_switched_off_by_its_bias(backend: str) -> None:
+    h, w = torch.randn(3, 4), torch.randn(5, 4)
+    bias = torch.tensor([0.0, -torch.inf, 0.0, 0.0, 0.0])
+    target = torch.tensor([0, 2, 3])
+    with_it = ssc.Samples(torch.tensor([1, 4]), None, None)
+    without = ssc.Samples(torch.tensor([4]), None, None)
+    torch.testing.assert_close(
+        ssc.sampled_softmax_loss(h, w, target, with_it, bias=bias),
+        ssc.sampled_softmax_loss(h, w, target, without, bias=bias),
+    )
