@@ -49,7 +49,7 @@ lint: $(BIN)/.package
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run -Werror $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+	clang-format --dry-run -Werror $$(find csrc tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
 	$(BIN)/python tools/check_layers.py
 
 demo: build

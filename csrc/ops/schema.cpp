@@ -30,8 +30,7 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " int num_samples, int method, Tensor? tries) -> (Tensor ids, Tensor num_draws,"
       " Tensor log_count, Tensor target_log_count)");
   // log n of any ids: with replacement (no tries; num_samples = 1 makes it log q), or without.
-  m.def(
-      "log_count_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries) -> Tensor");
+  m.def("log_count_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries) -> Tensor");
   m.def(
       "log_count_log_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries)"
       " -> Tensor");
