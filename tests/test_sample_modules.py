@@ -13,6 +13,7 @@ from sampling import KINDS, key, make_sampler, zipf
 from torch import nn
 
 import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda import testing
 
 TARGET = torch.tensor([[3, 1], [0, 41]])
 
@@ -142,15 +143,12 @@ def test_estimates_of_the_number_of_draws_leave_the_random_state_alone(either: s
 # --- torch.compile and the operators --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("replacement", [True, False])
-@pytest.mark.parametrize("inclusion", ["expected", "observed", "estimated"])
-def test_compiled_samplers(native: None, kind: str, replacement: bool, inclusion: str) -> None:
+def check_compiled(kind: str, **options: Any) -> None:
     torch.compiler.reset()
     sampler = make_sampler(kind, 100)
 
     def draw(target: torch.Tensor) -> ssc.Samples:
-        return sampler.sample(target, 20, replacement=replacement, inclusion=inclusion)
+        return sampler.sample(target, 20, **options)
 
     compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
     torch.manual_seed(1)
@@ -165,6 +163,19 @@ def test_compiled_samplers(native: None, kind: str, replacement: bool, inclusion
         updated = compiled(TARGET)
         torch.manual_seed(2)
         assert_same(updated, draw(TARGET))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("inclusion", ["expected", "observed", "estimated"])
+def test_compiled_samplers(native: None, kind: str, replacement: bool, inclusion: str) -> None:
+    check_compiled(kind, replacement=replacement, inclusion=inclusion)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_the_compiled_reference(replacement: bool) -> None:
+    with testing.use_backend("reference"):
+        check_compiled("weighted", replacement=replacement)
 
 
 @pytest.mark.parametrize("kind", KINDS)

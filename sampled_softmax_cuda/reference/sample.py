@@ -219,6 +219,34 @@ def sample_distinct(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[
     )
 
 
+# How many draws it takes depends on what they are, which no graph can hold: under torch.compile the
+# search is one operator.
+@torch.library.custom_op("sampled_softmax::reference_distinct", mutates_args=())
+def _distinct_op(
+    key: Tensor, num_samples: int, kind: str, num_classes: int, table: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    proposal: Proposal = Weighted(table, table) if table is not None else Uniform(num_classes)
+    if kind == LogUniform.__name__:
+        proposal = LogUniform(num_classes)
+    return sample_distinct(proposal, key, num_samples)
+
+
+@_distinct_op.register_fake
+def _(
+    key: Tensor, num_samples: int, kind: str, num_classes: int, table: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return key.new_empty(num_samples), key.new_empty(())
+
+
+def _traced_distinct(
+    proposal: Uniform | LogUniform | Weighted, key: Tensor, num_samples: int
+) -> tuple[Tensor, Tensor]:
+    table = proposal.table if isinstance(proposal, Weighted) else None
+    kind = type(proposal).__name__
+    found: tuple[Tensor, Tensor] = _distinct_op(key, num_samples, kind, proposal.num_classes, table)
+    return found
+
+
 def sample_race(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
     """The S classes of the smallest E_k / q_k [S], and what stands for the number of draws []."""
     classes = torch.arange(proposal.num_classes, device=key.device)
@@ -230,7 +258,7 @@ def sample_race(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[Tens
 
 
 def sample(
-    proposal: Proposal,
+    proposal: Uniform | LogUniform | Weighted,
     key: Tensor,
     target: Tensor,
     num_samples: int,
@@ -254,7 +282,8 @@ def sample(
         ids = proposal.ids(philox_bits(key, 0, num_samples))
         draws = torch.full((), num_samples, dtype=torch.int64, device=key.device)
     else:
-        find = sample_distinct if method == Method.DISTINCT else sample_race
+        distinct = _traced_distinct if torch.compiler.is_compiling() else sample_distinct
+        find = distinct if method == Method.DISTINCT else sample_race
         ids, draws = find(proposal, key, num_samples)
         tries = draws.to(torch.float64) if tries is None else tries
     return (
