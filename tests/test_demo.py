@@ -100,13 +100,15 @@ def test_unigram_perplexity_of_known_frequencies(code_corpus):
     assert corpus.unigram_perplexity(torch.tensor([[0, 1]])) == pytest.approx(math.sqrt(64 / 12))
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_both_runs(text, tmp_path):
     figure = tmp_path / "figure.png"
     run = _demo("--text", text, "--cache", tmp_path, "--plot", figure, "--steps", 30,
                 "--num-samples", 64)  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert figure.read_bytes().startswith(b"\x89PNG")
-    rows = {line[:15].strip(): line.split() for line in run.stdout.splitlines()}
+    table = run.stdout.split("perplexity\n")[1].split("\n\n")[0]
+    rows = {line[:15].strip(): line.split() for line in table.splitlines()}
     unigram = float(rows["unigram model"][-1])
     for kind in ("sampled softmax", "full softmax"):
         assert re.fullmatch(r"[\d.,]+", rows[kind][2])  # ms/step
