@@ -31,4 +31,10 @@ struct MatrixView {
   }
 };
 
+// A borrowed contiguous vector; data may be null.
+struct Vector {
+  const void* data;
+  DType dtype;
+};
+
 }  // namespace ssc

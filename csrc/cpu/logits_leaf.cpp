@@ -1,4 +1,4 @@
-// Plain logits against a block of packed classes, for evaluation.
+// Plain logits against all samples (for evaluation: a range of classes).
 #include "csrc/cpu/loss_stages.h"
 #include "csrc/cpu/register_tile.h"
 
@@ -8,15 +8,18 @@ namespace {
 template <class T>
 struct Logits {
   template <int M>
-  struct Tile {
-    static void run(const PackedSamples<T>* samples, const RowChunk<T>* chunk, T inv_temperature,
-                    int64_t row, int64_t panel, T* out) {
+  struct Body {
+    static void run(const Tile<T>* tile, const RowChunk<T>* chunk, const Samples* samples,
+                    int64_t row, int64_t local, T* out) {
       constexpr int P = kPanel<T>;
+      const int64_t dim = samples->dim;
+      Wanted wanted = nothing_wanted(out);
       Vec<T> z[M][2];
       clear_tile<T>(z);
-      multiply_add<T, M, 1, M>(z, chunk->packed + row * samples->dim,
-                               samples->columns + panel * samples->dim * P, samples->dim);
-      const T* adjust = samples->adjust + panel * P;
+      multiply_add<T, M>(z, chunk->packed + row * dim, tile->columns + local * dim * P, dim,
+                         wanted);
+      const T inv_temperature = static_cast<T>(samples->inv_temperature);
+      const T* adjust = tile->adjust + local * P;
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
         z[i][0] = z[i][0] * inv_temperature + load(adjust);
@@ -30,28 +33,32 @@ struct Logits {
 }  // namespace
 
 template <class T>
-void logits(const PackedSamples<T>& samples, const RowChunk<T>& chunk, T inv_temperature,
-            int64_t count, int64_t begin, int64_t end, MatrixView out, int64_t first_column) {
+void logits(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t begin,
+            int64_t end, MatrixView out) {
   constexpr int P = kPanel<T>;
-  T tile[kTileRows * P];
-  for (int64_t b = begin; b < end; ++b) {
-    const Range r = piece(chunk.rows, chunk.blocks, b);
-    for (int64_t panel = 0; panel < samples.panels; ++panel) {
-      with_rows<Logits<T>::template Tile>(r.end - r.begin, &samples, &chunk, inv_temperature,
-                                          r.begin, panel, static_cast<T*>(tile));
-      const int64_t left = count - panel * P;
-      for (int64_t i = r.begin; i < r.end; ++i) {
-        char* to = const_cast<char*>(out.row(chunk.row_ids[i])) +
-                   (first_column + panel * P) * element_size(out.dtype);
-        convert<T>(tile + (i - r.begin) * P, to, out.dtype, left < P ? left : P);
+  alignas(64) T block[kTileRows * P];
+  const int64_t panels = count_panels<T>(samples.count);
+  for (int64_t first = 0; first < panels; first += tile.panels) {
+    const int64_t last = smaller(first + tile.panels, panels);
+    gather_tile<T>(samples, first, last, tile);
+    for (int64_t b = begin; b < end; ++b) {
+      const Range r = piece(chunk.blocks, b);
+      for (int64_t panel = first; panel < last; ++panel) {
+        with_rows<Logits<T>::template Body>(r.end - r.begin, &tile, &chunk, &samples, r.begin,
+                                            panel - first, static_cast<T*>(block));
+        for (int64_t i = r.begin; i < r.end; ++i) {
+          char* row = const_cast<char*>(out.row(chunk.row_ids[i]));
+          convert<T>(block + (i - r.begin) * P, row + panel * P * element_size(out.dtype),
+                     out.dtype, smaller(P, samples.count - panel * P));
+        }
       }
     }
   }
 }
 
-template void logits(const PackedSamples<float>&, const RowChunk<float>&, float, int64_t, int64_t,
-                     int64_t, MatrixView, int64_t);
-template void logits(const PackedSamples<double>&, const RowChunk<double>&, double, int64_t,
-                     int64_t, int64_t, MatrixView, int64_t);
+template void logits(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t, int64_t,
+                     MatrixView);
+template void logits(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t, int64_t,
+                     MatrixView);
 
 }  // namespace ssc::SSC_ISA

@@ -16,11 +16,6 @@
 
 namespace ssc {
 
-struct Vector {
-  const void* data;  // may be null
-  DType dtype;
-};
-
 struct LossProblem {
   MatrixView input;                  // [batch, dim]
   MatrixView weight;                 // [classes, dim]

@@ -29,28 +29,26 @@ class GradientPass {
         parallel_for_(parallel_for),
         leaf_(loss_leaf<T>(isa)),
         has_bias_(gradients.bias.data != nullptr),
-        grad_blocks_(ceil_div(problem.dim + has_bias_, leaf_.tile_rows)) {}
+        panels_(std::max<int64_t>(ceil_div(plan.distinct, leaf_.panel), 1)) {}
 
   void run() {
-    packed_ = take_packed(plan_.distinct, problem_.dim, true, leaf_, workspace_);
-    pack_samples(problem_, plan_.ids, plan_.log_count, 0, plan_.distinct, packed_, leaf_,
-                 parallel_for_);
-    take_chunk();
+    allocate_chunk();
     place_outputs();
-    const int64_t chunks = ceil_div(plan_.rows, most_rows_);
-    for (int64_t c = 0; c < chunks; ++c) {
-      const Range rows = piece(plan_.rows, chunks, c);
-      chunk_.rows = rows.end - rows.begin;
-      chunk_.blocks = count_blocks(chunk_.rows, leaf_, parallel_for_);
-      chunk_.row_ids = plan_.row_ids + rows.begin;
+    const Partition chunks = partition(plan_.rows, ceil_div(plan_.rows, most_rows_));
+    for (int64_t c = 0; c < chunks.count; ++c) {
+      const Range rows = piece(chunks, c);
+      set_rows(chunk_, plan_.row_ids + rows.begin, rows.end - rows.begin, leaf_, parallel_for_);
       chunk_.hit = plan_.hit + rows.begin;
-      parallel_for_(chunk_.blocks, 1,
+      chunk_.remove_hits = plan_.remove_hits;
+      chunk_start_ = rows.begin;
+      parallel_for_(chunk_.blocks.count, 1,
                     [&](int64_t begin, int64_t end) { sweep_blocks(begin, end); });
-      const int64_t panels = std::max<int64_t>(packed_.panels, 1);  // targets want one at least
-      parallel_for_(panels, 1, [&](int64_t begin, int64_t end) {
+      parallel_for_(panels_, 1, [&](int64_t begin, int64_t end) {
+        Workspace local;
+        T* scratch = local.take<T>((problem_.dim + 1) * leaf_.panel);
         for (int64_t p = begin; p < end; ++p) {
-          write_panel(p, scratch_ + begin * (problem_.dim + 1) * leaf_.panel, c > 0);
-          add_targets(p, panels, rows);
+          write_panel(p, scratch, c > 0);
+          add_targets(p, rows);
         }
       });
     }
@@ -58,27 +56,22 @@ class GradientPass {
   }
 
  private:
-  void take_chunk() {
-    const int64_t row_bytes =
-        std::max<int64_t>(packed_.panels, 1) * leaf_.panel * static_cast<int64_t>(sizeof(T));
-    most_rows_ = std::clamp<int64_t>(kChunkBytes / row_bytes, 1, kMaxChunkRows);
+  void allocate_chunk() {
+    const int64_t row_bytes = leaf_.panel * static_cast<int64_t>(sizeof(T));
+    most_rows_ = std::clamp<int64_t>(kChunkBytes / (panels_ * row_bytes), 1, kMaxChunkRows);
     const int64_t rows = std::min(most_rows_, plan_.rows);
-    chunk_.packed = workspace_.take<T>(rows * problem_.dim);
-    chunk_.reference = workspace_.take<T>(rows);
-    chunk_.settled = workspace_.take<double>(rows);
-    chunk_.sum = workspace_.take<T>(rows * leaf_.lanes);
-    chunk_.peak = workspace_.take<T>(rows * leaf_.lanes);
-    chunk_.grad_input = workspace_.take<T>(rows * packed_.padded_dim);
-    chunk_.grad_scaled = workspace_.take<T>(rows * (problem_.dim + 1));
+    const int64_t columns = problem_.dim + has_bias_;
+    padded_dim_ = ceil_div(problem_.dim, leaf_.panel) * leaf_.panel;
+    chunk_ = take_chunk(rows, problem_.dim, leaf_, workspace_);
+    chunk_.columns = partition(columns, ceil_div(columns, leaf_.tile_rows));
+    chunk_.grad_input = workspace_.take<T>(rows * padded_dim_);
+    chunk_.grad_scaled = workspace_.take<T>(rows * columns);
     target_coefficient_ = workspace_.take<T>(rows);
     // The same row of consecutive panels should not fall into the same sets of L1: let a panel's
     // stride be one register tile past a multiple of 4 KiB.
-    const int64_t row = leaf_.panel * static_cast<int64_t>(sizeof(T));
-    const int64_t stride = ceil_div(rows * row, 4096) * 4096 + leaf_.tile_rows * row;
+    const int64_t stride = ceil_div(rows * row_bytes, 4096) * 4096 + leaf_.tile_rows * row_bytes;
     chunk_.exps_stride = stride / static_cast<int64_t>(sizeof(T));
-    chunk_.exps = workspace_.take<T>(packed_.panels * chunk_.exps_stride);
-    scratch_ =
-        workspace_.take<T>(std::max<int64_t>(packed_.panels, 1) * (problem_.dim + 1) * leaf_.panel);
+    chunk_.exps = workspace_.take<T>(panels_ * chunk_.exps_stride);
   }
 
   // Sums are gathered in T: in place where the parameter has that type, else in a copy that
@@ -114,26 +107,23 @@ class GradientPass {
   }
 
   void sweep_blocks(int64_t begin, int64_t end) {
-    const Range rows = {piece(chunk_.rows, chunk_.blocks, begin).begin,
-                        piece(chunk_.rows, chunk_.blocks, end - 1).end};
-    for (int64_t b = begin; b < end; ++b) leaf_.pack_rows(problem_.input, chunk_, problem_.dim, b);
-    for (int64_t i = rows.begin; i < rows.end; ++i) {
-      const int64_t row = chunk_.row_ids[i];
-      results_.target_logit[row] = target_logit<T>(problem_, row, leaf_);
-      start_row(chunk_, i, results_.target_logit[row], leaf_);
-      if (packed_.panels == 0) {
-        std::fill_n(chunk_.grad_input + i * packed_.padded_dim, packed_.padded_dim, T(0));
-      }
+    Workspace local;
+    const Tile<T> tile = take_tile(problem_.dim, true, leaf_, local);
+    const Range rows = start_rows(problem_, chunk_, begin, end, results_, leaf_);
+    if (plan_.distinct == 0) {
+      std::fill_n(chunk_.grad_input + rows.begin * padded_dim_,
+                  (rows.end - rows.begin) * padded_dim_, T(0));
     }
-    leaf_.sweep(packed_, chunk_, static_cast<T>(problem_.inv_temperature), begin, end);
+    leaf_.sweep(distinct_samples(problem_, plan_), tile, chunk_, begin, end);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      const RowSums sums = end_row(chunk_, i, results_, leaf_);
+      const RowSums sums = end_row(problem_, plan_, chunk_start_, chunk_, i, results_, leaf_);
       const int64_t row = chunk_.row_ids[i];
       const double k = gradients_.row_scale[row] * problem_.inv_temperature;
       target_coefficient_[i] = static_cast<T>(-k * (sums.sampled / sums.total));
-      leaf_.finish_row(problem_.input, problem_.weight, chunk_, i, problem_.dim, grad_blocks_,
-                       has_bias_, problem_.target[row], static_cast<T>(k / sums.total),
-                       target_coefficient_[i], gradients_.input);
+      prefetch_target(problem_, chunk_, i + kPrefetchRows, rows.end);
+      leaf_.finish_row(problem_.input, problem_.weight, chunk_, i, problem_.dim,
+                       problem_.target[row], static_cast<T>(k / sums.total), target_coefficient_[i],
+                       gradients_.input);
     }
   }
 
@@ -141,8 +131,8 @@ class GradientPass {
     const int64_t first = panel * leaf_.panel;
     const int64_t count = std::min<int64_t>(leaf_.panel, plan_.distinct - first);
     if (count <= 0) return;
-    leaf_.weight_grad(packed_, chunk_, grad_blocks_, has_bias_, sample_row_ + first, count, panel,
-                      accumulate, weight_grad_, weight_stride_, scratch);
+    leaf_.weight_grad(chunk_, problem_.dim, sample_row_ + first, count, panel, accumulate,
+                      weight_grad_, weight_stride_, scratch);
     if (!has_bias_) return;
     const T* sums = scratch + problem_.dim * leaf_.panel;
     for (int64_t s = 0; s < count; ++s) {
@@ -153,9 +143,9 @@ class GradientPass {
 
   // The contributions of this chunk's targets to the rows that follow panel's first sample, up to
   // the next panel's: panels own disjoint ranges of slots, so no two threads meet.
-  void add_targets(int64_t panel, int64_t panels, Range rows) {
+  void add_targets(int64_t panel, Range rows) {
     const auto slot_of = [&](int64_t p) {
-      return p == 0 ? 0 : p == panels ? plan_.touched_count : plan_.slot[p * leaf_.panel];
+      return p == 0 ? 0 : p == panels_ ? plan_.touched_count : plan_.slot[p * leaf_.panel];
     };
     const int64_t* slots = plan_.by_target_slot;
     const int64_t* begin = std::lower_bound(slots, slots + plan_.rows, slot_of(panel));
@@ -196,14 +186,13 @@ class GradientPass {
   const ParallelFor& parallel_for_;
   const LossLeaf<T>& leaf_;
   const bool has_bias_;
-  const int64_t grad_blocks_;
+  const int64_t panels_;  // of samples; at least one, which the targets' rows hang on
 
-  PackedSamples<T> packed_{};
   RowChunk<T> chunk_{};
-  int64_t most_rows_ = 0;
+  int64_t most_rows_ = 0, padded_dim_ = 0;
+  int64_t chunk_start_ = 0;          // the chunk's first row in plan_.row_ids
   T* target_coefficient_ = nullptr;  // k_i (p_it − 1) of the chunk's rows
-  T* scratch_ = nullptr;
-  T* weight_grad_ = nullptr;  // row of slot n at (row_of_slot_ ? row_of_slot_[n] : n)
+  T* weight_grad_ = nullptr;         // row of slot n at (row_of_slot_ ? row_of_slot_[n] : n)
   int64_t weight_stride_ = 0;
   const int64_t* row_of_slot_ = nullptr;
   const int64_t* sample_row_ = nullptr;  // [distinct] row of each sample in weight_grad_

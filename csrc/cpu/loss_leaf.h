@@ -1,15 +1,14 @@
 // The vectorised stages of the loss, as one table of functions per (instruction set, arithmetic
 // type). csrc/cpu/loss.cpp calls them in the data's order:
 //
-//   gather_panels   sampled rows of W  -> panels, in the two layouts that the matmuls stream
 //   pack_rows       a block of H       -> the broadcast operand of z = H Ws^T
-//   sweep           per tile of samples: z, E = exp(z − reference), row sums, dH += E Ws
+//   sweep           per tile of samples: gather and pack its rows of W; z, E = exp(z − reference),
+//                   row sums, dH += E Ws
 //   finish_rows     loss, lse, dH out, and H scaled by its row's coefficient for dWs
 //   weight_grad     dWs = E^T (scaled H), then the targets' own contributions
 //
 // Symbols as in the design: B rows, D width, S samples (here distinct ones), R rows of one chunk.
-// "Row block" b is rows [b·R/blocks, (b+1)·R/blocks) of the chunk: equal to within one row, so that
-// no thread is left with a thin remainder. All blocks are at most `tile_rows` high.
+// The rows of a chunk are partitioned into blocks of at most `tile_rows` rows.
 #pragma once
 
 #include <cstdint>
@@ -19,42 +18,67 @@
 
 namespace ssc {
 
-// Block `index` of `blocks` nearly equal pieces of [0, n).
 struct Range {
   int64_t begin, end;
 };
-constexpr Range piece(int64_t n, int64_t blocks, int64_t index) {
-  return {index * n / blocks, (index + 1) * n / blocks};
+
+// [0, n) in `count` pieces whose lengths differ by one at most. The divisions are done once: inner
+// loops ask for a piece before each register tile.
+struct Partition {
+  int64_t count, size, longer;  // the first `longer` pieces have size + 1 elements
+};
+constexpr Partition partition(int64_t n, int64_t count) {
+  return {count, count > 0 ? n / count : 0, count > 0 ? n % count : 0};
+}
+constexpr Range piece(const Partition& p, int64_t index) {
+  const int64_t begin = index * p.size + (index < p.longer ? index : p.longer);
+  return {begin, begin + p.size + (index < p.longer)};
 }
 
-// Sampled rows in the two layouts of the matmuls. P = kPanel samples of a panel, zero padded.
-//   columns [panels][D][P]                         vectors over samples, for z
-//   rows    [tiles][Dp / P][tile_panels · P][P]    vectors over D, for dH; null where not needed
-// The last tile may hold fewer panels; Dp = D rounded up to P.
-template <class T>
-struct PackedSamples {
-  T* columns;
-  T* rows;
-  T* adjust;  // [panels · P]: bias/τ − log n of each sample; −inf in the padding
-  int64_t panels, tile_panels, dim, padded_dim;
+// The samples and where their rows of W come from.
+struct Samples {
+  MatrixView weight;         // [C, D]
+  Vector bias;               // [C], may be null
+  const int64_t* ids;        // [count] classes; null: first, first + 1, ...
+  const double* log_count;   // [count] log n of each sample; null: 0
+  const double* log_copies;  // [count] what merged copies add to a sample's logit; null: 0
+  int64_t first, count, dim;
+  double inv_temperature;
 };
 
-// One chunk of R rows on its way through a block of samples. State that must survive from one block
-// of samples to the next (forward only) is in reference, settled and peak.
+// Memory for one tile of packed samples, a thread's own. P = kPanel samples make a panel, the last
+// one of all padded; Dp = D rounded up to P.
+//   columns [panels][D][P]            vectors over samples, for z
+//   rows    [Dp / P][panels · P][P]   vectors over D, for dH; null where not needed
+//   adjust  [panels · P]              bias/τ − log n of each sample; −inf in the padding
+//   copies  [panels · P]              log_copies
+template <class T>
+struct Tile {
+  T* columns;
+  T* rows;
+  T* adjust;
+  T* copies;
+  int64_t panels, padded_dim;
+};
+
+// One chunk of R rows on its way through the samples.
 template <class T>
 struct RowChunk {
-  int64_t rows, blocks;
+  int64_t rows;
+  Partition blocks;        // of the rows
   const int64_t* row_ids;  // [R] row of H (and of all per-row inputs and outputs)
   T* packed;               // [blocks][D][block rows]
   T* reference;            // [R] exp's reference point: at first the target's corrected logit
-  T* sum;                  // [R][lanes] partial sums of E over the present block of samples
-  double* settled;         // [R] sums of E over earlier blocks of samples
-  T* peak;                 // [R][lanes] partial maxima of z − reference
-  const int64_t* hit;      // [R] which sample is the row's own target, or −1
-  T* exps;                 // E [panels][exps_stride / P rows][P]; null: forward only
-  int64_t exps_stride;     // elements from panel to panel
-  T* grad_input;           // [R][Dp] Σ_s E_is W_s, not yet scaled; null: forward only
-  T* grad_scaled;          // [D (+1) in blocks][R][block]: coefficient · H (· 1 for the bias)
+  T* sum;                  // [R][lanes] partial sums of E over the latest samples
+  double* settled;         // [R] sums of E over the samples before
+  T* peak;              // [R][lanes] partial maxima of z − reference: single copies, hits left out
+  const int64_t* hit;   // [R] which sample is the row's own target, or −1
+  bool remove_hits;     // whether that sample is left out of sums and gradients
+  T* exps;              // E [panels][exps_stride / P rows][P]; null: forward only
+  int64_t exps_stride;  // elements from panel to panel
+  T* grad_input;        // [R][Dp] Σ_s E_is W_s, not yet scaled; null: forward only
+  Partition columns;    // of D, and one more column of ones where there is a bias
+  T* grad_scaled;       // [columns][R][columns of the piece]: coefficient · H
 };
 
 template <class T>
@@ -63,34 +87,29 @@ struct LossLeaf {
   int panel;      // samples in a panel: 2 vectors
   int tile_rows;  // rows of a register tile
 
-  // Packs panels [begin, end) of the samples `ids` (first + s where ids is null).
-  void (*gather_panels)(MatrixView weight, const int64_t* ids, int64_t first, int64_t samples,
-                        const PackedSamples<T>& out, int64_t begin, int64_t end);
-
   // H's block `index` into chunk.packed.
   void (*pack_rows)(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index);
 
   // h_i · W_class for one pair of rows.
   T (*dot)(MatrixView input, int64_t row, MatrixView weight, int64_t class_id, int64_t dim);
 
-  // z, E, sums and dH of row blocks [begin, end) against all panels of `samples`.
-  void (*sweep)(const PackedSamples<T>& samples, const RowChunk<T>& chunk, T inv_temperature,
+  // z, E, sums and dH of row blocks [begin, end) against all samples.
+  void (*sweep)(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk,
                 int64_t begin, int64_t end);
 
-  // Σ and max over the lanes of row i's state.
-  void (*reduce_row)(const RowChunk<T>& chunk, int64_t i, T* sum, T* peak);
+  // Row i's Σ_s E and maximum of z − reference.
+  void (*reduce_row)(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak);
 
   // grad_out[row] = scale · (Σ_s E_is W_s) + target_coefficient · W_target, and the row's share of
   // chunk.grad_scaled = scale · (H_i, 1).
   void (*finish_row)(MatrixView input, MatrixView weight, const RowChunk<T>& chunk, int64_t i,
-                     int64_t dim, int64_t grad_blocks, bool has_bias, int64_t target, T scale,
-                     T target_coefficient, MatrixView grad_out);
+                     int64_t dim, int64_t target, T scale, T target_coefficient,
+                     MatrixView grad_out);
 
   // Rows dWs of panel `index` = E^T grad_scaled to out + slot[s] · out_stride: added where
   // `accumulate`, stored otherwise. scratch [D + 1][P], one per thread, holds the transposed
   // product afterwards: its last row is the bias gradient.
-  void (*weight_grad)(const PackedSamples<T>& samples, const RowChunk<T>& chunk,
-                      int64_t grad_blocks, bool has_bias, const int64_t* slot, int64_t count,
+  void (*weight_grad)(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int64_t count,
                       int64_t index, bool accumulate, T* out, int64_t out_stride, T* scratch);
 
   // out[0:dim] += coefficient · row `row` of the matrix.
@@ -99,9 +118,9 @@ struct LossLeaf {
   // Writes dim elements as `dtype`.
   void (*convert)(const T* from, void* to, DType dtype, int64_t count);
 
-  // z (not exponentiated) of row blocks [begin, end) against all panels, to out[row · stride + s].
-  void (*logits)(const PackedSamples<T>& samples, const RowChunk<T>& chunk, T inv_temperature,
-                 int64_t count, int64_t begin, int64_t end, MatrixView out, int64_t first_column);
+  // z (not exponentiated) of row blocks [begin, end) against all samples, to out[row][sample].
+  void (*logits)(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk,
+                 int64_t begin, int64_t end, MatrixView out);
 };
 
 template <class T>

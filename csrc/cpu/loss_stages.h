@@ -9,25 +9,24 @@ namespace ssc::SSC_ISA {
 
 // pack_leaf.cpp
 template <class T>
-void gather_panels(MatrixView weight, const int64_t* ids, int64_t first, int64_t samples,
-                   const PackedSamples<T>& out, int64_t begin, int64_t end);
+void gather_tile(const Samples& samples, int64_t first_panel, int64_t last_panel,
+                 const Tile<T>& tile);
 template <class T>
 void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index);
 
 // sweep_leaf.cpp
 template <class T>
-void sweep(const PackedSamples<T>& samples, const RowChunk<T>& chunk, T inv_temperature,
-           int64_t begin, int64_t end);
+void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t begin,
+           int64_t end);
 template <class T>
-void reduce_row(const RowChunk<T>& chunk, int64_t i, T* sum, T* peak);
+void reduce_row(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak);
 
 // row_leaf.cpp
 template <class T>
 T dot(MatrixView input, int64_t row, MatrixView weight, int64_t class_id, int64_t dim);
 template <class T>
 void finish_row(MatrixView input, MatrixView weight, const RowChunk<T>& chunk, int64_t i,
-                int64_t dim, int64_t grad_blocks, bool has_bias, int64_t target, T scale,
-                T target_coefficient, MatrixView grad_out);
+                int64_t dim, int64_t target, T scale, T target_coefficient, MatrixView grad_out);
 template <class T>
 void add_row(MatrixView matrix, int64_t row, int64_t dim, T coefficient, T* out);
 template <class T>
@@ -35,14 +34,21 @@ void convert(const T* from, void* to, DType dtype, int64_t count);
 
 // weight_grad_leaf.cpp
 template <class T>
-void weight_grad(const PackedSamples<T>& samples, const RowChunk<T>& chunk, int64_t grad_blocks,
-                 bool has_bias, const int64_t* slot, int64_t count, int64_t index, bool accumulate,
-                 T* out, int64_t out_stride, T* scratch);
+void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int64_t count,
+                 int64_t index, bool accumulate, T* out, int64_t out_stride, T* scratch);
 
 // logits_leaf.cpp
 template <class T>
-void logits(const PackedSamples<T>& samples, const RowChunk<T>& chunk, T inv_temperature,
-            int64_t count, int64_t begin, int64_t end, MatrixView out, int64_t first_column);
+void logits(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t begin,
+            int64_t end, MatrixView out);
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Panels of P samples that hold them all.
+template <class T>
+constexpr int64_t count_panels(int64_t samples) {
+  return (samples + kPanel<T> - 1) / kPanel<T>;
+}
 
 // Calls f(p) with p typed as `dtype`'s storage, where arithmetic is in T.
 template <class T, class F>

@@ -40,54 +40,83 @@ inline double element(const Vector& v, int64_t i) {
 // Row blocks for R rows: as few as fit register tiles, but a multiple of the threads where there
 // are rows enough, so that every thread gets the same work. Results do not depend on it.
 template <class T>
-int64_t count_blocks(int64_t rows, const LossLeaf<T>& leaf, const ParallelFor& parallel_for) {
+Partition row_blocks(int64_t rows, const LossLeaf<T>& leaf, const ParallelFor& parallel_for) {
   const int64_t least = ceil_div(rows, leaf.tile_rows);
   const int64_t even = ceil_div(least, parallel_for.num_threads()) * parallel_for.num_threads();
-  return std::min(even, rows);
+  return partition(rows, std::min(even, rows));
 }
 
-// Panels of a tile: its two layouts should fill half of a 1 MiB L2.
+// A thread's own tile of packed samples. Its two layouts should fill a part of L2 that leaves room
+// for the rows in work.
 template <class T>
-int64_t tile_panels(int64_t dim, int64_t panel) {
-  constexpr int64_t kTileBytes = int64_t{512} << 10;
-  return std::clamp<int64_t>(kTileBytes / (2 * dim * panel * static_cast<int64_t>(sizeof(T))), 4,
-                             16);
+Tile<T> take_tile(int64_t dim, bool with_rows, const LossLeaf<T>& leaf, Workspace& workspace) {
+  constexpr int64_t kTileBytes = int64_t{256} << 10;
+  const int64_t panel_bytes = 2 * dim * leaf.panel * static_cast<int64_t>(sizeof(T));
+  Tile<T> tile{};
+  tile.panels = std::clamp<int64_t>(kTileBytes / panel_bytes, 4, 16);
+  tile.padded_dim = ceil_div(dim, leaf.panel) * leaf.panel;
+  tile.columns = workspace.take<T>(tile.panels * leaf.panel * dim);
+  tile.adjust = workspace.take<T>(tile.panels * leaf.panel);
+  tile.copies = workspace.take<T>(tile.panels * leaf.panel);
+  if (with_rows) tile.rows = workspace.take<T>(tile.panels * leaf.panel * tile.padded_dim);
+  return tile;
+}
+
+// The plan's distinct samples.
+inline Samples distinct_samples(const LossProblem& problem, const SamplePlan& plan) {
+  Samples samples{};
+  samples.weight = problem.weight;
+  samples.bias = problem.bias;
+  samples.ids = plan.ids;
+  samples.log_count = plan.log_count;
+  samples.log_copies = plan.log_copies;
+  samples.count = plan.distinct;
+  samples.dim = problem.dim;
+  samples.inv_temperature = problem.inv_temperature;
+  return samples;
+}
+
+// Classes [begin, begin + count) as samples with n = 1.
+inline Samples class_range(const LossProblem& problem, int64_t begin, int64_t count) {
+  Samples samples{};
+  samples.weight = problem.weight;
+  samples.bias = problem.bias;
+  samples.first = begin;
+  samples.count = count;
+  samples.dim = problem.dim;
+  samples.inv_temperature = problem.inv_temperature;
+  return samples;
+}
+
+// Memory for chunks of up to `rows` rows, without what only the gradients need.
+template <class T>
+RowChunk<T> take_chunk(int64_t rows, int64_t dim, const LossLeaf<T>& leaf, Workspace& workspace) {
+  RowChunk<T> chunk{};
+  chunk.packed = workspace.take<T>(rows * dim);
+  chunk.reference = workspace.take<T>(rows);
+  chunk.settled = workspace.take<double>(rows);
+  chunk.sum = workspace.take<T>(rows * leaf.lanes);
+  chunk.peak = workspace.take<T>(rows * leaf.lanes);
+  return chunk;
 }
 
 template <class T>
-PackedSamples<T> take_packed(int64_t samples, int64_t dim, bool with_rows, const LossLeaf<T>& leaf,
-                             Workspace& workspace) {
-  PackedSamples<T> packed{};
-  packed.panels = ceil_div(samples, leaf.panel);
-  packed.tile_panels = tile_panels<T>(dim, leaf.panel);
-  packed.dim = dim;
-  packed.padded_dim = ceil_div(dim, leaf.panel) * leaf.panel;
-  packed.columns = workspace.take<T>(packed.panels * leaf.panel * dim);
-  packed.adjust = workspace.take<T>(packed.panels * leaf.panel);
-  if (with_rows) {
-    packed.rows = workspace.take<T>(ceil_div(packed.panels, packed.tile_panels) *
-                                    packed.tile_panels * leaf.panel * packed.padded_dim);
-  }
-  return packed;
+void set_rows(RowChunk<T>& chunk, const int64_t* row_ids, int64_t rows, const LossLeaf<T>& leaf,
+              const ParallelFor& parallel_for) {
+  chunk.rows = rows;
+  chunk.row_ids = row_ids;
+  chunk.blocks = row_blocks(rows, leaf, parallel_for);
 }
 
-// Packs samples [first, first + count): of `ids`, or the classes of those numbers where it is null.
+// Targets' rows of W lie anywhere in memory: ask for them some rows ahead.
+constexpr int64_t kPrefetchRows = 8;
+
 template <class T>
-void pack_samples(const LossProblem& problem, const int64_t* ids, const double* log_count,
-                  int64_t first, int64_t count, PackedSamples<T>& packed, const LossLeaf<T>& leaf,
-                  const ParallelFor& parallel_for) {
-  packed.panels = ceil_div(count, leaf.panel);
-  const int64_t* from = ids == nullptr ? nullptr : ids + first;
-  parallel_for(packed.panels, 4, [&](int64_t begin, int64_t end) {
-    leaf.gather_panels(problem.weight, from, first, count, packed, begin, end);
-    for (int64_t s = begin * leaf.panel; s < end * leaf.panel; ++s) {
-      const int64_t id = s < count ? (from == nullptr ? first + s : from[s]) : -1;
-      packed.adjust[s] = id < 0
-                             ? -std::numeric_limits<T>::infinity()
-                             : static_cast<T>(element(problem.bias, id) * problem.inv_temperature -
-                                              (log_count == nullptr ? 0 : log_count[first + s]));
-    }
-  });
+void prefetch_target(const LossProblem& problem, const RowChunk<T>& chunk, int64_t i, int64_t end) {
+  if (i >= end) return;
+  const char* row = problem.weight.row(problem.target[chunk.row_ids[i]]);
+  const int64_t bytes = problem.dim * element_size(problem.weight.dtype);
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
 }
 
 // The corrected logit of row `row`'s target.
@@ -100,13 +129,24 @@ T target_logit(const LossProblem& problem, int64_t row, const LossLeaf<T>& leaf)
                         element(problem.target_log_expected_count, row));
 }
 
-// Starts row i of a chunk: reference at the target's logit, nothing summed yet.
+// Packs row blocks [begin, end) and starts their rows: reference at the target's logit, nothing
+// summed yet. Returns the rows.
 template <class T>
-void start_row(const RowChunk<T>& chunk, int64_t i, T logit, const LossLeaf<T>& leaf) {
-  chunk.reference[i] = logit;
-  chunk.settled[i] = 0;
-  std::fill_n(chunk.sum + i * leaf.lanes, leaf.lanes, T(0));
-  std::fill_n(chunk.peak + i * leaf.lanes, leaf.lanes, -std::numeric_limits<T>::infinity());
+Range start_rows(const LossProblem& problem, const RowChunk<T>& chunk, int64_t begin, int64_t end,
+                 const RowResults<T>& results, const LossLeaf<T>& leaf) {
+  const Range rows = {piece(chunk.blocks, begin).begin, piece(chunk.blocks, end - 1).end};
+  for (int64_t b = begin; b < end; ++b) leaf.pack_rows(problem.input, chunk, problem.dim, b);
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    const int64_t row = chunk.row_ids[i];
+    prefetch_target(problem, chunk, i + kPrefetchRows, rows.end);
+    const T logit = target_logit<T>(problem, row, leaf);
+    results.target_logit[row] = logit;
+    chunk.reference[i] = std::isinf(logit) && logit < 0 ? T(0) : logit;  // z − (−inf) would be inf
+    chunk.settled[i] = 0;
+    std::fill_n(chunk.sum + i * leaf.lanes, leaf.lanes, T(0));
+    std::fill_n(chunk.peak + i * leaf.lanes, leaf.lanes, -std::numeric_limits<T>::infinity());
+  }
+  return rows;
 }
 
 struct RowSums {
@@ -114,22 +154,36 @@ struct RowSums {
   double total;    // with the target's own term
 };
 
-// The row's loss from its sums; writes the results of its row of the batch.
+// Whether a kept hit beats the row's own target: their products are the same, so only log n
+// decides.
+inline bool beaten_by_hit(const LossProblem& problem, const SamplePlan& plan, int64_t planned) {
+  const int64_t hit = plan.remove_hits || plan.distinct == 0 ? -1 : plan.hit[planned];
+  if (hit < 0) return false;
+  const double single = plan.log_count[hit] + plan.log_copies[hit];
+  return element(problem.target_log_expected_count, plan.row_ids[planned]) > single;
+}
+
+// The loss of the chunk's row i from its sums; writes the results of its row of the batch. The
+// chunk starts at plan.row_ids[start].
 template <class T>
-RowSums end_row(const RowChunk<T>& chunk, int64_t i, const RowResults<T>& results,
+RowSums end_row(const LossProblem& problem, const SamplePlan& plan, int64_t start,
+                const RowChunk<T>& chunk, int64_t i, const RowResults<T>& results,
                 const LossLeaf<T>& leaf) {
-  T sum, peak;
-  leaf.reduce_row(chunk, i, &sum, &peak);
+  RowSums sums;
+  T peak;
+  leaf.reduce_row(chunk, i, &sums.sampled, &peak);
   const int64_t row = chunk.row_ids[i];
   const double logit = results.target_logit[row];
-  const double above = static_cast<double>(chunk.reference[i]) - logit;  // 0 unless raised
-  RowSums sums;
-  sums.sampled = chunk.settled[i] + static_cast<double>(sum);
+  const double reference = chunk.reference[i];
+  const double above = reference - logit;  // 0 unless raised
   sums.total = sums.sampled + std::exp(-above);
   const double loss = above == 0 ? std::log1p(sums.sampled) : above + std::log(sums.total);
   results.loss[row] = static_cast<T>(loss);
-  results.lse[row] = static_cast<T>(logit + loss);
-  if (results.error != nullptr) results.error[row] = peak + above > 0 ? T(1) : T(0);
+  results.lse[row] = static_cast<T>(above == 0 ? logit + loss : reference + std::log(sums.total));
+  if (results.error != nullptr) {
+    const bool beaten = peak + above > 0 || beaten_by_hit(problem, plan, start + i);
+    results.error[row] = beaten ? T(1) : T(0);
+  }
   return sums;
 }
 

@@ -1,33 +1,27 @@
 // Packing: the matmuls stream panels, so the gather of sampled rows and the conversion from 16-bit
 // types cost no pass of their own.
+#include <limits>
+
 #include "csrc/cpu/loss_stages.h"
 
 namespace ssc::SSC_ISA {
 namespace {
 
-constexpr int64_t kCacheLine = 64;
-
-template <class S>
-SSC_INLINE void prefetch_row(const S* row, int64_t dim) {
-  const int64_t bytes = dim * static_cast<int64_t>(sizeof(S));
-  for (int64_t b = 0; b < bytes; b += kCacheLine) {
-    __builtin_prefetch(reinterpret_cast<const char*>(row) + b, 0, 2);
-  }
-}
-
-// Rows `row[0:lanes]` (null: zeros), columns [d, d + lanes), to out's two layouts.
-template <class T, class S, bool kWhole>
+// Rows row[0:lanes], columns [d, d + width), to out's two layouts.
+template <class T, class S, bool kWhole, bool kRows>
 SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* columns, T* rows) {
   constexpr int L = kLanes<T>, P = kPanel<T>;
   Vec<T> v[L];
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) {
-    if (row[i] == nullptr) {
-      v[i] = Vec<T>{};
-    } else {
-      v[i] = kWhole ? load_as<T>(row[i] + d) : load_head<T>(row[i] + d, width);
-    }
-    if (rows != nullptr) store<T>(rows + i * P, v[i]);
+    v[i] = kWhole ? load_as<T>(row[i] + d) : load_head<T>(row[i] + d, width);
+  }
+  // All loads before any store: rows of W and the tile often agree in the low 12 bits of their
+  // addresses, and a load then waits for every such store before it.
+  asm volatile("" ::: "memory");
+  if constexpr (kRows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) store<T>(rows + i * P, v[i]);
   }
   transpose<T>(v);
 #pragma GCC unroll 16
@@ -36,45 +30,71 @@ SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* co
   }
 }
 
-template <class T, class S>
-void gather_panel(const S* const (&row)[kPanel<T>], int64_t panel, const PackedSamples<T>& out) {
+// next: the rows of the panel after this one. They lie anywhere in memory, so each step asks for
+// the lines that the same step of the next panel will read.
+template <class T, class S, bool kRows>
+void gather_panel(const S* const (&row)[kPanel<T>], const S* const (&next)[kPanel<T>],
+                  int64_t panel, int64_t dim, const Tile<T>& tile) {
   constexpr int L = kLanes<T>, P = kPanel<T>;
-  const int64_t height = out.tile_panels * P;
-  T* columns = out.columns + panel * out.dim * P;
-  T* rows = out.rows == nullptr ? nullptr
-                                : out.rows + panel / out.tile_panels * height * out.padded_dim +
-                                      panel % out.tile_panels * P * P;
-  for (int64_t d = 0; d < out.padded_dim; d += L) {
-    const int64_t left = out.dim - d;
-    T* to = rows == nullptr ? nullptr : rows + d / P * P * height + d % P;
-    for (int half = 0; half < P; half += L) {
-      T* target = to == nullptr ? nullptr : to + half * P;
-      if (left >= L) {
-        pack_square<T, S, true>(row + half, d, L, columns + d * P + half, target);
-      } else if (left > 0 || target != nullptr) {
-        pack_square<T, S, false>(row + half, d, left > 0 ? left : 0, columns + d * P + half,
-                                 target);
-      }
+  const int64_t height = tile.panels * P;
+  T* columns = tile.columns + panel * dim * P;
+  T* rows = kRows ? tile.rows + panel * P * P : nullptr;
+  const int64_t whole = dim / L * L;
+  for (int64_t d = 0; d < whole; d += L) {
+    for (int i = 0; i < P; ++i) __builtin_prefetch(next[i] + d, 0, 2);
+    T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
+    pack_square<T, S, true, kRows>(row, d, L, columns + d * P, to);
+    pack_square<T, S, true, kRows>(row + L, d, L, columns + d * P + L, to + (kRows ? L * P : 0));
+  }
+  for (int64_t d = whole; d < (kRows ? tile.padded_dim : dim); d += L) {
+    const int64_t left = dim > d ? dim - d : 0;
+    T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
+    pack_square<T, S, false, kRows>(row, d, left, columns + d * P, to);
+    pack_square<T, S, false, kRows>(row + L, d, left, columns + d * P + L,
+                                    to + (kRows ? L * P : 0));
+  }
+}
+
+template <class T, class S>
+void gather(const S* weight, const Samples& samples, int64_t first_panel, int64_t last_panel,
+            const Tile<T>& tile) {
+  constexpr int P = kPanel<T>;
+  const S* row[P];
+  const S* next[P];
+  // The padding repeats the last sample: its logits are −inf through `adjust`.
+  const auto point_at = [&](int64_t panel, const S** rows) {
+    for (int64_t i = 0; i < P; ++i) {
+      const int64_t s = smaller(panel * P + i, samples.count - 1);
+      const int64_t id = samples.ids == nullptr ? samples.first + s : samples.ids[s];
+      rows[i] = weight + id * samples.weight.stride;
+    }
+  };
+  point_at(first_panel, next);
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    std::memcpy(row, next, sizeof(row));
+    if (panel + 1 < last_panel) point_at(panel + 1, next);
+    if (tile.rows != nullptr) {
+      gather_panel<T, S, true>(row, next, panel - first_panel, samples.dim, tile);
+    } else {
+      gather_panel<T, S, false>(row, next, panel - first_panel, samples.dim, tile);
     }
   }
 }
 
 template <class T, class S>
-void gather(const S* weight, int64_t stride, const int64_t* ids, int64_t first, int64_t samples,
-            const PackedSamples<T>& out, int64_t begin, int64_t end) {
-  constexpr int P = kPanel<T>;
-  const auto row_of = [&](int64_t s) -> const S* {
-    if (s >= samples) return nullptr;
-    return weight + (ids == nullptr ? first + s : ids[s]) * stride;
-  };
-  for (int64_t panel = begin; panel < end; ++panel) {
-    const S* row[P];
-    for (int i = 0; i < P; ++i) {
-      row[i] = row_of(panel * P + i);
-      const S* next = panel + 1 < end ? row_of((panel + 1) * P + i) : nullptr;
-      if (next != nullptr) prefetch_row(next, out.dim);
+void gather_adjust(const S* bias, const Samples& samples, int64_t begin, int64_t end, T* adjust,
+                   T* copies) {
+  for (int64_t s = begin; s < end; ++s, ++adjust, ++copies) {
+    *copies = 0;
+    if (s >= samples.count) {
+      *adjust = -std::numeric_limits<T>::infinity();
+      continue;
     }
-    gather_panel<T, S>(row, panel, out);
+    const int64_t id = samples.ids == nullptr ? samples.first + s : samples.ids[s];
+    const double b = bias == nullptr ? 0 : static_cast<double>(get<T>(bias + id));
+    const double log_count = samples.log_count == nullptr ? 0 : samples.log_count[s];
+    *adjust = static_cast<T>(b * samples.inv_temperature - log_count);
+    if (samples.log_copies != nullptr) *copies = static_cast<T>(samples.log_copies[s]);
   }
 }
 
@@ -99,18 +119,23 @@ void transpose_rows(const S* const* row, int64_t rows, int64_t dim, T* out) {
 
 }  // namespace
 
+// Packs panels [first_panel, last_panel) of the samples into the tile.
 template <class T>
-void gather_panels(MatrixView weight, const int64_t* ids, int64_t first, int64_t samples,
-                   const PackedSamples<T>& out, int64_t begin, int64_t end) {
-  with_storage<T>(weight.data, weight.dtype, [&](const auto* data) {
-    gather<T>(data, weight.stride, ids, first, samples, out, begin, end);
+void gather_tile(const Samples& samples, int64_t first_panel, int64_t last_panel,
+                 const Tile<T>& tile) {
+  with_storage<T>(samples.weight.data, samples.weight.dtype, [&](const auto* weight) {
+    gather<T>(weight, samples, first_panel, last_panel, tile);
+  });
+  with_storage<T>(samples.bias.data, samples.bias.dtype, [&](const auto* bias) {
+    gather_adjust<T>(bias, samples, first_panel * kPanel<T>, last_panel * kPanel<T>, tile.adjust,
+                     tile.copies);
   });
 }
 
 template <class T>
 void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index) {
   static_assert(kTileRows <= kLanes<float> && kTileRows <= 2 * kLanes<double>);
-  const Range r = piece(chunk.rows, chunk.blocks, index);
+  const Range r = piece(chunk.blocks, index);
   with_storage<T>(input.data, input.dtype, [&](const auto* data) {
     using S = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
     const int64_t rows = r.end - r.begin;
@@ -127,10 +152,8 @@ void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t 
   });
 }
 
-template void gather_panels(MatrixView, const int64_t*, int64_t, int64_t,
-                            const PackedSamples<float>&, int64_t, int64_t);
-template void gather_panels(MatrixView, const int64_t*, int64_t, int64_t,
-                            const PackedSamples<double>&, int64_t, int64_t);
+template void gather_tile(const Samples&, int64_t, int64_t, const Tile<float>&);
+template void gather_tile(const Samples&, int64_t, int64_t, const Tile<double>&);
 template void pack_rows(MatrixView, const RowChunk<float>&, int64_t, int64_t);
 template void pack_rows(MatrixView, const RowChunk<double>&, int64_t, int64_t);
 

@@ -3,23 +3,47 @@
 
 #include <utility>
 
+#include "csrc/cpu/prefetch.h"
 #include "csrc/cpu/simd.h"
 
 namespace ssc::SSC_ISA {
 
-// acc[i][:] += Σ_k a[i · kRowStride + k · kStep] · b[k][0:P], the rows of b being P = 2 vectors.
-template <class T, int M, int64_t kRowStride, int64_t kStep>
-SSC_INLINE void multiply_add(Vec<T> (&acc)[M][2], const T* a, const T* b, int64_t count) {
-  for (int64_t k = 0; k < count; ++k) {
-    const Vec<T> b0 = load(b), b1 = load(b + kLanes<T>);
+// One step of a matmul: acc[i][:] += a[i · kRowStride] · b[0:P], P = 2 vectors.
+template <class T, int M, int64_t kRowStride>
+SSC_INLINE void multiply_add_step(Vec<T> (&acc)[M][2], const T* a, const T* b) {
+  const Vec<T> b0 = load(b), b1 = load(b + kLanes<T>);
 #pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) {
-      const Vec<T> x = splat(a[i * kRowStride]);
-      acc[i][0] += x * b0;
-      acc[i][1] += x * b1;
+  for (int i = 0; i < M; ++i) {
+    const Vec<T> x = splat(a[i * kRowStride]);
+    acc[i][0] += x * b0;
+    acc[i][1] += x * b1;
+  }
+}
+
+// acc[i][:] += Σ_k a[k][i] · b[k][0:P] over `count` steps, a having M columns.
+template <class T, int M>
+SSC_INLINE void multiply_add(Vec<T> (&acc)[M][2], const T* a, const T* b, int64_t count,
+                             Wanted& wanted) {
+  int64_t k = 0;
+  for (; k + kPrefetchInterval <= count; k += kPrefetchInterval) {
+    __builtin_prefetch(wanted.read, 0, 2);
+    __builtin_prefetch(wanted.write, 1, 3);
+    wanted.read += wanted.read_stride;
+    wanted.write += wanted.write_stride;
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kPrefetchInterval; ++j, a += M, b += kPanel<T>) {
+      multiply_add_step<T, M, 1>(acc, a, b);
     }
-    a += kStep;
-    b += kPanel<T>;
+  }
+  for (; k < count; ++k, a += M, b += kPanel<T>) multiply_add_step<T, M, 1>(acc, a, b);
+}
+
+// acc[i][:] += Σ_k a[i][k] · b[k][0:P] over the P steps of one panel, a having rows of P.
+template <class T, int M>
+SSC_INLINE void multiply_add_panel(Vec<T> (&acc)[M][2], const T* a, const T* b) {
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < kPanel<T>; ++k) {
+    multiply_add_step<T, M, kPanel<T>>(acc, a + k, b + k * kPanel<T>);
   }
 }
 

@@ -49,8 +49,7 @@ T dot(MatrixView input, int64_t row, MatrixView weight, int64_t class_id, int64_
 
 template <class T>
 void finish_row(MatrixView input, MatrixView weight, const RowChunk<T>& chunk, int64_t i,
-                int64_t dim, int64_t grad_blocks, bool has_bias, int64_t target, T scale,
-                T target_coefficient, MatrixView grad_out) {
+                int64_t dim, int64_t target, T scale, T target_coefficient, MatrixView grad_out) {
   constexpr int L = kLanes<T>;
   const int64_t row = chunk.row_ids[i];
   const int64_t padded_dim = (dim + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
@@ -71,9 +70,8 @@ void finish_row(MatrixView input, MatrixView weight, const RowChunk<T>& chunk, i
   });
   with_storage<T>(input.data, input.dtype, [&](const auto* inputs) {
     const auto* h = row_at(inputs, input, row);
-    const int64_t width = dim + has_bias;
-    for (int64_t g = 0; g < grad_blocks; ++g) {
-      const Range r = piece(width, grad_blocks, g);
+    for (int64_t g = 0; g < chunk.columns.count; ++g) {
+      const Range r = piece(chunk.columns, g);
       const int64_t count = r.end - r.begin;
       T* out = chunk.grad_scaled + r.begin * chunk.rows + i * count;
       if (r.begin + L <= dim && count <= L) {
@@ -114,9 +112,9 @@ void convert(const T* from, void* to, DType dtype, int64_t count) {
 template float dot(MatrixView, int64_t, MatrixView, int64_t, int64_t);
 template double dot(MatrixView, int64_t, MatrixView, int64_t, int64_t);
 template void finish_row(MatrixView, MatrixView, const RowChunk<float>&, int64_t, int64_t, int64_t,
-                         bool, int64_t, float, float, MatrixView);
+                         float, float, MatrixView);
 template void finish_row(MatrixView, MatrixView, const RowChunk<double>&, int64_t, int64_t, int64_t,
-                         bool, int64_t, double, double, MatrixView);
+                         double, double, MatrixView);
 template void add_row(MatrixView, int64_t, int64_t, float, float*);
 template void add_row(MatrixView, int64_t, int64_t, double, double*);
 template void convert(const float*, void*, DType, int64_t);

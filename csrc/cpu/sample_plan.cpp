@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <utility>
 
 namespace ssc {
 namespace {
@@ -51,15 +52,16 @@ class LogCounts {
                                 : static_cast<const float*>(data_)[s];
   }
 
-  // −log Σ exp(−c) over the samples of a run of equal ids.
-  double merged(const Entry* begin, const Entry* end) const {
+  // The smallest c of a run of equal ids, and log Σ exp(smallest − c) over it: how much likelier
+  // they are together than the likeliest alone.
+  std::pair<double, double> merged(const Entry* begin, const Entry* end) const {
     double least = (*this)[begin->source];
-    if (end - begin == 1) return least;
+    if (end - begin == 1) return {least, 0};
     for (const Entry* e = begin; e < end; ++e) least = std::min(least, (*this)[e->source]);
-    if (std::isinf(least)) return least;
+    if (std::isinf(least)) return {least, 0};
     double sum = 0;
     for (const Entry* e = begin; e < end; ++e) sum += std::exp(least - (*this)[e->source]);
-    return least - std::log(sum);
+    return {least, std::log(sum)};
   }
 
  private:
@@ -83,6 +85,7 @@ SamplePlan plan_samples(const int64_t* ids, int64_t samples, const void* log_exp
                         int64_t classes, int64_t ignore_index, bool remove_accidental_hits,
                         Workspace& workspace) {
   SamplePlan plan;
+  plan.remove_hits = remove_accidental_hits;
   plan.bad_target = first_outside(target, batch, classes, ignore_index);
   plan.bad_id = first_outside(ids, samples, classes, 0);
   if (plan.bad_target >= 0 || plan.bad_id >= 0) return plan;
@@ -100,6 +103,7 @@ SamplePlan plan_samples(const int64_t* ids, int64_t samples, const void* log_exp
 
   plan.ids = workspace.take<int64_t>(samples);
   plan.log_count = workspace.take<double>(samples);
+  plan.log_copies = workspace.take<double>(samples);
   plan.slot = workspace.take<int64_t>(samples);
   plan.hit = workspace.take<int64_t>(plan.rows);
   plan.touched = workspace.take<int64_t>(count);
@@ -115,13 +119,15 @@ SamplePlan plan_samples(const int64_t* ids, int64_t samples, const void* log_exp
     const int64_t sample = sampled ? plan.distinct : -1;
     if (sampled) {
       plan.ids[sample] = run->id;
-      plan.log_count[sample] = log_counts.merged(run, e);
+      const auto [least, log_copies] = log_counts.merged(run, e);
+      plan.log_count[sample] = least - log_copies;
+      plan.log_copies[sample] = log_copies;
       plan.slot[sample] = plan.touched_count;
       ++plan.distinct;
     }
     for (; e < end && e->id == run->id; ++e) {
       const int64_t row = e->source - samples;
-      plan.hit[row] = remove_accidental_hits ? sample : -1;
+      plan.hit[row] = sample;
       plan.by_target[targets] = row;
       plan.by_target_slot[targets++] = plan.touched_count;
     }

@@ -13,13 +13,15 @@ struct SamplePlan {
   // Distinct samples by rising id. Duplicates have equal logits, so they are merged before the
   // matmuls: Σ_j exp(z − c_j) = exp(z − c) with c = −log Σ_j exp(−c_j).
   int64_t distinct = 0;
-  int64_t* ids = nullptr;       // [distinct]
-  double* log_count = nullptr;  // [distinct]: the merged c
-  int64_t* slot = nullptr;      // [distinct] position in `touched`
+  int64_t* ids = nullptr;        // [distinct]
+  double* log_count = nullptr;   // [distinct]: the merged c
+  double* log_copies = nullptr;  // [distinct]: c of its likeliest copy, less the merged c; >= 0
+  int64_t* slot = nullptr;       // [distinct] position in `touched`
 
   // Rows that count, i.e. whose target is not ignore_index, in rising order.
   int64_t rows = 0;
   int64_t* row_ids = nullptr;  // [rows]
+  bool remove_hits = true;     // whether a hit is left out
   int64_t* hit = nullptr;      // [rows]: the distinct sample that is the row's target, or −1
 
   // Classes whose gradient rows are written: samples and targets, by rising id.

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "csrc/cpu/dtype.h"
 
@@ -257,27 +258,37 @@ SSC_INLINE Vec<T> exp_in_range(Vec<T> x) {
 
 // --- transposition ----------------------------------------------------------------------------
 
-// v[i][j] <- v[j][i] for kLanes vectors of kLanes elements, in log2(kLanes) butterfly rounds.
 template <class T>
-SSC_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
+using MaskElement = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+template <class T>
+struct ShuffleMask {
+  typedef MaskElement<T> Vector __attribute__((vector_size(kVectorBytes)));
+};
+
+// One butterfly round: exchanges the off-diagonal blocks of size kHalf.
+template <class T, int kHalf, int... kLane>
+SSC_INLINE void exchange_blocks(Vec<T> (&v)[kLanes<T>], std::integer_sequence<int, kLane...>) {
   constexpr int n = kLanes<T>;
-  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
-  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
-#pragma GCC unroll 4
-  for (int half = n / 2; half >= 1; half /= 2) {
-    Mask low, high;
-    for (int i = 0; i < n; ++i) {
-      const bool upper = (i & half) != 0;
-      low[i] = static_cast<Index>(upper ? n + (i ^ half) : i);
-      high[i] = static_cast<Index>(upper ? n + i : i ^ half);
-    }
+  constexpr typename ShuffleMask<T>::Vector low = {
+      ((kLane & kHalf) != 0 ? n + (kLane ^ kHalf) : kLane)...};
+  constexpr typename ShuffleMask<T>::Vector high = {
+      ((kLane & kHalf) != 0 ? n + kLane : kLane ^ kHalf)...};
 #pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) {
-      if (i & half) continue;
-      const Vec<T> a = v[i], b = v[i + half];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + half] = __builtin_shuffle(a, b, high);
-    }
+  for (int i = 0; i < n; ++i) {
+    if ((i & kHalf) != 0) continue;
+    const Vec<T> a = v[i], b = v[i + kHalf];
+    v[i] = __builtin_shuffle(a, b, low);
+    v[i + kHalf] = __builtin_shuffle(a, b, high);
+  }
+}
+
+// v[i][j] <- v[j][i] for kLanes vectors of kLanes elements, in log2(kLanes) rounds.
+template <class T, int kHalf = kLanes<T> / 2>
+SSC_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
+  if constexpr (kHalf >= 1) {
+    exchange_blocks<T, kHalf>(v, std::make_integer_sequence<int, kLanes<T>>{});
+    transpose<T, kHalf / 2>(v);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "csrc/cpu/loss_stages.h"
+#include "csrc/cpu/prefetch.h"
 #include "csrc/cpu/register_tile.h"
 
 namespace ssc::SSC_ISA {
@@ -17,6 +18,39 @@ namespace {
 // Up to this width a block of rows runs over a whole tile of samples before the next block, its
 // packed rows staying in L1; beyond it a panel of samples is what is worth keeping close.
 constexpr int64_t kRowsOuterDim = 1024;
+// Samples after which a row's partial sums are settled.
+constexpr int64_t kSettleSamples = 16384;
+
+// Rows of W that the next tile will gather, from all over memory: handed out two at a time, they
+// are on their way into L2 while the present tile is in work.
+struct Upcoming {
+  const char* row[2];
+  int64_t stride;  // bytes from one prefetch to the next: half a matmul's steps cover a row
+};
+
+class UpcomingRows {
+ public:
+  UpcomingRows(const Samples& samples, int64_t begin, int64_t end)
+      : samples_(samples), next_(begin), end_(end) {}
+
+  Upcoming take() {
+    const int64_t stride = 2 * kPrefetchInterval * element_size(samples_.weight.dtype);
+    if (next_ + 2 > end_) {
+      const char* any = static_cast<const char*>(samples_.weight.data);
+      return {{any, any}, 0};
+    }
+    next_ += 2;
+    return {{row(next_ - 2), row(next_ - 1)}, stride};
+  }
+
+ private:
+  const char* row(int64_t s) const {
+    return samples_.weight.row(samples_.ids == nullptr ? samples_.first + s : samples_.ids[s]);
+  }
+
+  const Samples& samples_;
+  int64_t next_, end_;
+};
 
 template <class T>
 SSC_INLINE bool any_above_ceiling(Vec<T> v) {
@@ -38,9 +72,8 @@ SSC_INLINE bool any_above_ceiling(Vec<T> v) {
 // new reference and scales what the row has gathered so far: its sums, its E of earlier panels, its
 // gradient of earlier tiles. x: the row's P values in the present panel, relative to the reference.
 template <class T>
-__attribute__((noinline, cold)) void raise_reference(const PackedSamples<T>& samples,
-                                                     const RowChunk<T>& chunk, int64_t i,
-                                                     int64_t panel, T* x) {
+__attribute__((noinline, cold)) void raise_reference(int64_t padded_dim, const RowChunk<T>& chunk,
+                                                     int64_t i, int64_t panel, T* x) {
   constexpr int P = kPanel<T>, L = kLanes<T>;
   T shift = x[0];
   for (int s = 1; s < P; ++s) shift = x[s] > shift ? x[s] : shift;
@@ -59,38 +92,56 @@ __attribute__((noinline, cold)) void raise_reference(const PackedSamples<T>& sam
     T* e = chunk.exps + p * chunk.exps_stride + i * P;
     for (int s = 0; s < P; ++s) e[s] = e[s] * factor < vanishing ? T(0) : e[s] * factor;
   }
-  T* grad = chunk.grad_input + i * samples.padded_dim;
-  for (int64_t d = 0; d < samples.padded_dim; ++d) grad[d] *= factor;
+  T* grad = chunk.grad_input + i * padded_dim;
+  for (int64_t d = 0; d < padded_dim; ++d) grad[d] *= factor;
 }
 
 template <class T>
 struct Score {
-  // z and E of M rows from `row` against one panel.
+  // z and E of M rows from `row` against panel `local` of the tile, `panel` of all. Meanwhile the
+  // lines of `upcoming`, two rows of W that the next tile will gather, are asked for.
   template <int M>
-  struct Tile {
-    static void run(const PackedSamples<T>* samples, const RowChunk<T>* chunk, T inv_temperature,
-                    int64_t row, int64_t panel) {
+  struct Body {
+    static void run(const Tile<T>* tile, const RowChunk<T>* chunk, const Samples* samples,
+                    int64_t row, int64_t local, int64_t panel, const Upcoming* upcoming) {
       constexpr int P = kPanel<T>, L = kLanes<T>;
+      const int64_t dim = samples->dim;
+      const int64_t half = dim / (2 * kPrefetchInterval) * kPrefetchInterval;
+      const T* h = chunk->packed + row * dim;
+      const T* w = tile->columns + local * dim * P;
+      T* exps = chunk->exps == nullptr ? chunk->sum + row * L
+                                       : chunk->exps + panel * chunk->exps_stride + row * P;
+      Wanted wanted = {upcoming->row[0], upcoming->stride, reinterpret_cast<const char*>(exps),
+                       chunk->exps == nullptr ? 0 : 64};
       Vec<T> z[M][2];
       clear_tile<T>(z);
-      multiply_add<T, M, 1, M>(z, chunk->packed + row * samples->dim,
-                               samples->columns + panel * samples->dim * P, samples->dim);
-      const Vec<T> adjust0 = load(samples->adjust + panel * P);
-      const Vec<T> adjust1 = load(samples->adjust + panel * P + L);
+      multiply_add<T, M>(z, h, w, half, wanted);
+      wanted.read = upcoming->row[1];
+      multiply_add<T, M>(z, h + half * M, w + half * P, dim - half, wanted);
+
+      const T inv_temperature = static_cast<T>(samples->inv_temperature);
+      const Vec<T> adjust0 = load(tile->adjust + local * P);
+      const Vec<T> adjust1 = load(tile->adjust + local * P + L);
+      const Vec<T> copies0 = load(tile->copies + local * P);
+      const Vec<T> copies1 = load(tile->copies + local * P + L);
       Vec<T> top = splat(-std::numeric_limits<T>::infinity());
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
         const T reference = chunk->reference[row + i];
         z[i][0] = z[i][0] * inv_temperature + (adjust0 - reference);
         z[i][1] = z[i][1] * inv_temperature + (adjust1 - reference);
+        Vec<T> single0 = z[i][0] - copies0, single1 = z[i][1] - copies1;
         const int64_t hit = chunk->hit[row + i] - panel * P;
         if (static_cast<uint64_t>(hit) < P) {
+          constexpr T kNever = -std::numeric_limits<T>::infinity();
           for (int l = 0; l < L; ++l) {
-            if (l == hit) z[i][0][l] = -std::numeric_limits<T>::infinity();
-            if (l + L == hit) z[i][1][l] = -std::numeric_limits<T>::infinity();
+            if (l == hit) single0[l] = kNever;
+            if (l + L == hit) single1[l] = kNever;
+            if (l == hit && chunk->remove_hits) z[i][0][l] = kNever;
+            if (l + L == hit && chunk->remove_hits) z[i][1][l] = kNever;
           }
         }
-        const Vec<T> most = maximum<T>(z[i][0], z[i][1]);
+        const Vec<T> most = maximum<T>(single0, single1);
         T* peak = chunk->peak + (row + i) * L;
         store<T>(peak, maximum<T>(load(peak), most));
         top = maximum<T>(top, most);
@@ -99,7 +150,7 @@ struct Score {
         T x[M * P];
         store_tile<T, M>(z, x, P);
         for (int i = 0; i < M; ++i) {
-          raise_reference<T>(*samples, *chunk, row + i, panel, x + i * P);
+          raise_reference<T>(tile->padded_dim, *chunk, row + i, panel, x + i * P);
         }
         load_tile<T, M>(z, x, P);
       }
@@ -109,9 +160,8 @@ struct Score {
         T* sum = chunk->sum + (row + i) * L;
         store<T>(sum, load(sum) + (e0 + e1));
         if (chunk->exps != nullptr) {
-          T* e = chunk->exps + panel * chunk->exps_stride + (row + i) * P;
-          store<T>(e, e0);
-          store<T>(e + L, e1);
+          store<T>(exps + i * P, e0);
+          store<T>(exps + i * P + L, e1);
         }
       }
     }
@@ -120,75 +170,98 @@ struct Score {
 
 template <class T>
 struct Gradient {
-  // grad_input[row : row + M][column : column + P] += E Ws over panels [first, last) of one tile.
+  // grad_input[row : row + M][column : column + P] += E Ws over panels [first, last), the tile; w
+  // are its packed rows from that column on.
   template <int M>
-  struct Tile {
-    static void run(const PackedSamples<T>* samples, const RowChunk<T>* chunk, int64_t row,
-                    int64_t column, int64_t first, int64_t last) {
+  struct Body {
+    static void run(const RowChunk<T>* chunk, int64_t row, int64_t padded_dim, int64_t column,
+                    const T* w, int64_t first, int64_t last) {
       constexpr int P = kPanel<T>;
-      T* out = chunk->grad_input + row * samples->padded_dim + column;
+      T* out = chunk->grad_input + row * padded_dim + column;
       Vec<T> acc[M][2];
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {  // the next column's accumulators, from L2
+        __builtin_prefetch(out + i * padded_dim + P, 1, 3);
+        __builtin_prefetch(out + i * padded_dim + P + kLanes<T>, 1, 3);
+      }
       if (first == 0) {
         clear_tile<T>(acc);
       } else {
-        load_tile<T, M>(acc, out, samples->padded_dim);
+        load_tile<T, M>(acc, out, padded_dim);
       }
-      const int64_t height = samples->tile_panels * P;
-      const T* w = samples->rows + (first / samples->tile_panels) * height * samples->padded_dim +
-                   column * height;
       for (int64_t p = first; p < last; ++p, w += P * P) {
-        multiply_add<T, M, P, 1>(acc, chunk->exps + p * chunk->exps_stride + row * P, w, P);
+        const T* e = chunk->exps + p * chunk->exps_stride + row * P;
+        multiply_add_panel<T, M>(acc, e, w);
       }
-      store_tile<T, M>(acc, out, samples->padded_dim);
+      store_tile<T, M>(acc, out, padded_dim);
     }
   };
 };
 
+// Moves the lanes' sums into the double, before their number of terms costs float its precision.
+template <class T>
+void settle(const RowChunk<T>& chunk, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    T* sum = chunk.sum + i * kLanes<T>;
+    chunk.settled[i] += static_cast<double>(sum_lanes<T>(load(sum)));
+    store<T>(sum, Vec<T>{});
+  }
+}
+
 }  // namespace
 
 template <class T>
-void sweep(const PackedSamples<T>& samples, const RowChunk<T>& chunk, T inv_temperature,
-           int64_t begin, int64_t end) {
-  const auto score = [&](int64_t b, int64_t panel) {
-    const Range r = piece(chunk.rows, chunk.blocks, b);
-    with_rows<Score<T>::template Tile>(r.end - r.begin, &samples, &chunk, inv_temperature, r.begin,
-                                       panel);
-  };
-  const auto gradient = [&](int64_t b, int64_t column, int64_t first, int64_t last) {
-    const Range r = piece(chunk.rows, chunk.blocks, b);
-    with_rows<Gradient<T>::template Tile>(r.end - r.begin, &samples, &chunk, r.begin, column, first,
-                                          last);
-  };
-  const int64_t columns = chunk.exps == nullptr ? 0 : samples.padded_dim;
-  for (int64_t first = 0; first < samples.panels; first += samples.tile_panels) {
-    const int64_t last =
-        first + samples.tile_panels < samples.panels ? first + samples.tile_panels : samples.panels;
+void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t begin,
+           int64_t end) {
+  constexpr int P = kPanel<T>;
+  const int64_t panels = count_panels<T>(samples.count);
+  const int64_t columns = chunk.exps == nullptr ? 0 : tile.padded_dim;
+  int64_t settled = 0;
+  for (int64_t first = 0; first < panels; first += tile.panels) {
+    const int64_t last = smaller(first + tile.panels, panels);
+    gather_tile<T>(samples, first, last, tile);
+    UpcomingRows upcoming(samples, last * P, smaller((last + tile.panels) * P, samples.count));
+    const auto score = [&](int64_t b, int64_t panel) {
+      const Range r = piece(chunk.blocks, b);
+      const Upcoming two = upcoming.take();
+      with_rows<Score<T>::template Body>(r.end - r.begin, &tile, &chunk, &samples, r.begin,
+                                         panel - first, panel, &two);
+    };
+    const auto gradient = [&](int64_t b, int64_t column) {
+      const Range r = piece(chunk.blocks, b);
+      const T* w = tile.rows + column * tile.panels * P;
+      with_rows<Gradient<T>::template Body>(r.end - r.begin, &chunk, r.begin, tile.padded_dim,
+                                            column, w, first, last);
+    };
     if (samples.dim <= kRowsOuterDim) {
       for (int64_t b = begin; b < end; ++b) {
         for (int64_t p = first; p < last; ++p) score(b, p);
-        for (int64_t c = 0; c < columns; c += kPanel<T>) gradient(b, c, first, last);
+        for (int64_t c = 0; c < columns; c += P) gradient(b, c);
       }
     } else {
       for (int64_t p = first; p < last; ++p) {
         for (int64_t b = begin; b < end; ++b) score(b, p);
       }
-      for (int64_t c = 0; c < columns; c += kPanel<T>) {
-        for (int64_t b = begin; b < end; ++b) gradient(b, c, first, last);
+      for (int64_t c = 0; c < columns; c += P) {
+        for (int64_t b = begin; b < end; ++b) gradient(b, c);
       }
+    }
+    if ((last - settled) * P >= kSettleSamples) {
+      settle(chunk, piece(chunk.blocks, begin).begin, piece(chunk.blocks, end - 1).end);
+      settled = last;
     }
   }
 }
 
 template <class T>
-void reduce_row(const RowChunk<T>& chunk, int64_t i, T* sum, T* peak) {
-  *sum = sum_lanes<T>(load(chunk.sum + i * kLanes<T>));
+void reduce_row(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak) {
+  *sum = chunk.settled[i] + static_cast<double>(sum_lanes<T>(load(chunk.sum + i * kLanes<T>)));
   *peak = max_lanes<T>(load(chunk.peak + i * kLanes<T>));
 }
 
-template void sweep(const PackedSamples<float>&, const RowChunk<float>&, float, int64_t, int64_t);
-template void sweep(const PackedSamples<double>&, const RowChunk<double>&, double, int64_t,
-                    int64_t);
-template void reduce_row(const RowChunk<float>&, int64_t, float*, float*);
+template void sweep(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t, int64_t);
+template void sweep(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t, int64_t);
+template void reduce_row(const RowChunk<float>&, int64_t, double*, float*);
 template void reduce_row(const RowChunk<double>&, int64_t, double*, double*);
 
 }  // namespace ssc::SSC_ISA

@@ -6,9 +6,8 @@ namespace ssc::SSC_ISA {
 template <class T>
 const LossLeaf<T>& loss_table() {
   static constexpr LossLeaf<T> table = {
-      kLanes<T>,   kPanel<T>,   kTileRows,      &gather_panels<T>, &pack_rows<T>,
-      &dot<T>,     &sweep<T>,   &reduce_row<T>, &finish_row<T>,    &weight_grad<T>,
-      &add_row<T>, &convert<T>, &logits<T>,
+      kLanes<T>,      kPanel<T>,      kTileRows,       &pack_rows<T>, &dot<T>,     &sweep<T>,
+      &reduce_row<T>, &finish_row<T>, &weight_grad<T>, &add_row<T>,   &convert<T>, &logits<T>,
   };
   return table;
 }
