@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+import sampled_softmax_cuda as ssc
+
 Step = Callable[[], object]
 
 
@@ -49,7 +51,7 @@ def make_problem(
     batch: int, width: int, samples: int, classes: int, dtype: torch.dtype, sampler: str
 ) -> Problem:
     torch.manual_seed(0)
-    weight = torch.empty(classes, width, dtype=dtype).uniform_(-0.05, 0.05)
+    weight = ssc.prefer_huge_pages(torch.empty(classes, width, dtype=dtype)).uniform_(-0.05, 0.05)
     return Problem(
         input=torch.randn(batch, width).to(dtype).requires_grad_(),
         target=zipf_targets(batch, classes),

@@ -2,12 +2,13 @@
 
 # Plain C++, compiled once for the baseline CPU.
 set(SSC_CPU_SOURCES
+    csrc/cpu/huge_pages.cpp
     csrc/cpu/isa.cpp
-    csrc/cpu/sample.cpp
-    csrc/cpu/sample_alias.cpp
     csrc/cpu/loss_grads.cpp
     csrc/cpu/loss_leaf.cpp
     csrc/cpu/loss_rows.cpp
+    csrc/cpu/sample.cpp
+    csrc/cpu/sample_alias.cpp
     csrc/cpu/sample_plan.cpp
     csrc/cpu/workspace.cpp
 )
@@ -31,8 +32,9 @@ set(SSC_LEAF_SOURCES_FMA
 set(SSC_OPS_SOURCES
     csrc/ops/exact.cpp
     csrc/ops/info.cpp
-    csrc/ops/sample.cpp
     csrc/ops/loss.cpp
+    csrc/ops/memory.cpp
+    csrc/ops/sample.cpp
     csrc/ops/schema.cpp
 )
 

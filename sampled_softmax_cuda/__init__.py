@@ -12,6 +12,7 @@ from . import _ops as _ops  # registers what PyTorch needs to know of the compil
 from . import cntk, reference, samplers
 from ._info import build_info, version
 from .functional import SampledSoftmaxDetails, sampled_softmax_loss
+from .memory import prefer_huge_pages
 from .modules import SampledSoftmaxLoss
 from .samplers import LogUniformSampler, Sampler, Samples, UniformSampler, WeightedSampler
 
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "build_info",
     "cntk",
+    "prefer_huge_pages",
     "reference",
     "sampled_softmax_loss",
     "samplers",

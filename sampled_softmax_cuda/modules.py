@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import _checks, exact
 from .exact import TopK
 from .functional import sampled_softmax_loss
+from .memory import prefer_huge_pages
 from .samplers import LogUniformSampler, Sampler, UniformSampler, WeightedSampler
 
 __all__ = ["SampledSoftmaxLoss"]
@@ -149,7 +150,7 @@ class SampledSoftmaxLoss(nn.Module):
         self.sparse_grad = sparse_grad
         self.sampler = _make_sampler(sampler, num_classes).to(device=device)
         self.weight = nn.Parameter(
-            torch.empty((num_classes, in_features), device=device, dtype=dtype)
+            prefer_huge_pages(torch.empty((num_classes, in_features), device=device, dtype=dtype))
         )
         if bias:
             self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))

@@ -6,27 +6,22 @@
 #include <mutex>
 #include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "csrc/cpu/huge_pages.h"
 
 namespace ssc {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kAlignment = 64;
 // What the cache may hold while no call is running.
 constexpr size_t kCacheLimit = size_t{160} << 20;
 
 Workspace::Block allocate(size_t bytes) {
   // Small steps stay small: below a huge page, round to 64 KiB.
-  const size_t unit = bytes < kHugePage ? size_t{64} << 10 : kHugePage;
+  const size_t unit = bytes < kHugePageBytes ? size_t{64} << 10 : kHugePageBytes;
   const size_t size = (bytes + unit - 1) / unit * unit;
-  void* data = std::aligned_alloc(std::min(unit, kHugePage), size);
+  void* data = std::aligned_alloc(std::min(unit, kHugePageBytes), size);
   if (data == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-  if (unit == kHugePage) madvise(data, size, MADV_HUGEPAGE);
-#endif
+  advise_huge_pages(data, size);
   return {static_cast<char*>(data), size};
 }
 

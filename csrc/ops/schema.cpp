@@ -11,6 +11,8 @@
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // The instruction set of the CPU kernels: "scalar", "avx2" or "avx512".
   m.def("cpu_isa() -> str");
+  // Asks for huge pages under a large tensor; changes no value.
+  m.def("advise_huge_pages(Tensor tensor) -> ()");
 
   // Draws: ids [num_samples], the number of draws of the stream that gave them, and log n of the
   // ids and of the targets. method: 0 with replacement, 1 the first distinct draws, 2 a race with
