@@ -38,7 +38,7 @@ STAGES = (
     (Z, r"Score<|sweep"),
     (DH, r"Gradient<"),
     (DW, r"Product<|weight_grad|write_panel"),
-    ("gather and pack the sampled rows", r"gather_panels|pack_samples"),
+    ("gather and pack the sampled rows", r"gather_|pack_samples"),
     ("pack the input, finish the rows", r"pack_rows|finish_row|reduce_row|end_row|start_row"),
     ("targets' logits and gradients", r"\bdot<|target_logit|add_row|add_targets"),
     ("plan: sort, merge, find hits", r"plan_samples|sort_by_id"),

@@ -129,6 +129,9 @@ def _first_calls(timing: Timing) -> None:
 def _one_block(timing: Timing, roof: Roof | None) -> None:
     case = timing.case
     threads = case.threads or torch.get_num_threads()
+    if timing.seconds:  # the first guess may have met a slow moment
+        fastest = max(timing.quantile(0), 1e-7)
+        timing.calls_per_block = max(timing.calls_per_block, round(BLOCK_SECONDS / fastest))
     paired = roof is not None and case.roof_kind is not None
     before = roof.rate(case.roof_kind, threads) if paired else 0.0
     with _settings(case):
