@@ -3,8 +3,8 @@
 //
 //   p_is = E_is / sum_i,  k_i = row_scale_i / τ
 //   dH_i = k_i (Σ_s p_is W_s + (p_it − 1) W_t)
-//   dW_s = Σ_i k_i p_is h_i,  and for the target  dW_t += k_i (p_it − 1) h_i;  db likewise with h =
-//   1
+//   dW_s = Σ_i k_i p_is h_i,  and for the target  dW_t += k_i (p_it − 1) h_i
+//   db likewise, with 1 for h_i
 //
 // p_it − 1 is taken as −(Σ_s E_is) / sum_i, which does not cancel when the row is nearly learnt.
 #include "csrc/cpu/loss_steps.h"
@@ -12,7 +12,8 @@
 namespace ssc {
 namespace {
 
-constexpr int64_t kChunkBytes = int64_t{64} << 20;  // of E, whatever B · S is
+constexpr int64_t kChunkBytes = int64_t{56} << 20;   // of E, 64 MiB with padding, whatever B · S is
+constexpr int64_t kPaddedBytes = int64_t{64} << 10;  // a panel of E from this size on is padded
 constexpr int64_t kMaxChunkRows = 768;
 
 template <class T>
@@ -69,7 +70,9 @@ class GradientPass {
     target_coefficient_ = workspace_.take<T>(rows);
     // The same row of consecutive panels should not fall into the same sets of L1: let a panel's
     // stride be one register tile past a multiple of 4 KiB.
-    const int64_t stride = ceil_div(rows * row_bytes, 4096) * 4096 + leaf_.tile_rows * row_bytes;
+    int64_t stride = rows * row_bytes;
+    if (stride >= kPaddedBytes)
+      stride = ceil_div(stride, 4096) * 4096 + leaf_.tile_rows * row_bytes;
     chunk_.exps_stride = stride / static_cast<int64_t>(sizeof(T));
     chunk_.exps = workspace_.take<T>(panels_ * chunk_.exps_stride);
   }
