@@ -20,9 +20,11 @@ set(SSC_LEAF_SOURCES_EXACT
 
 # Leaves whose products may be contracted into fused multiply-adds: -ffp-contract=fast.
 set(SSC_LEAF_SOURCES_FMA
+    csrc/cpu/input_grad_leaf.cpp
     csrc/cpu/logits_leaf.cpp
     csrc/cpu/pack_leaf.cpp
     csrc/cpu/row_leaf.cpp
+    csrc/cpu/score_leaf.cpp
     csrc/cpu/sweep_leaf.cpp
     csrc/cpu/table_leaf.cpp
     csrc/cpu/weight_grad_leaf.cpp

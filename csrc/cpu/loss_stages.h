@@ -3,6 +3,7 @@
 #pragma once
 
 #include "csrc/cpu/loss_leaf.h"
+#include "csrc/cpu/prefetch.h"
 #include "csrc/cpu/simd.h"
 
 namespace ssc::SSC_ISA {
@@ -13,6 +14,18 @@ void gather_tile(const Samples& samples, int64_t first_panel, int64_t last_panel
                  const Tile<T>& tile);
 template <class T>
 void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index);
+
+// score_leaf.cpp: z and E of row block `block` against panel `local` of the tile, `panel` of all.
+// Meanwhile the lines of `upcoming` are asked for.
+template <class T>
+void score(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t block,
+           int64_t local, int64_t panel, const Upcoming& upcoming);
+
+// input_grad_leaf.cpp: dH of row block `block`, columns [column, column + P), over panels
+// [first, last), which the tile holds.
+template <class T>
+void input_grad(const Tile<T>& tile, const RowChunk<T>& chunk, int64_t block, int64_t column,
+                int64_t first, int64_t last);
 
 // sweep_leaf.cpp
 template <class T>

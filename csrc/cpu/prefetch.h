@@ -22,4 +22,10 @@ inline Wanted nothing_wanted(const void* any) {
   return {static_cast<const char*>(any), 0, static_cast<const char*>(any), 0};
 }
 
+// Two rows of W that a later tile will gather.
+struct Upcoming {
+  const char* row[2];
+  int64_t stride;  // bytes from one prefetch to the next: half a matmul's steps cover a row
+};
+
 }  // namespace ssc::SSC_ISA

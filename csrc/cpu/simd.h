@@ -206,7 +206,7 @@ SSC_INLINE Vec<T> load_head(const S* p, int64_t count) {
 
 // Below the floor exp counts as 0: far under the rounding of a sum that is at least 1, and it
 // keeps subnormal numbers, which cost 100 cycles each, out of the matmuls. Above the ceiling a
-// row's reference point is moved up (see sweep_leaf.cpp).
+// row's reference point is moved up (see score_leaf.cpp).
 template <class T>
 constexpr T kExpFloor = sizeof(T) == 4 ? T(-60) : T(-600);
 template <class T>
