@@ -9,23 +9,24 @@ namespace ssc::SSC_ISA {
 // Steps of a matmul's inner loop between two prefetches of a stream.
 constexpr int64_t kPrefetchInterval = 8;
 
-// What one call of a register tile asks for on the side: `read` is wanted next for loads, `write`
-// for stores, one line of each per interval. A stride of 0 asks for the same line again: nothing.
+// What one call of a register tile asks for on the side: two streams wanted next for loads, one for
+// stores, a line of each per interval. A stride of 0 asks for the same line again: nothing.
 struct Wanted {
-  const char* read;
+  const char* read[2];
   int64_t read_stride;
   const char* write;
   int64_t write_stride;
 };
 
 inline Wanted nothing_wanted(const void* any) {
-  return {static_cast<const char*>(any), 0, static_cast<const char*>(any), 0};
+  const char* line = static_cast<const char*>(any);
+  return {{line, line}, 0, line, 0};
 }
 
-// Two rows of W that a later tile will gather.
+// Up to four rows of W that a later tile will gather: one pair in each half of a matmul's steps.
 struct Upcoming {
-  const char* row[2];
-  int64_t stride;  // bytes from one prefetch to the next: half a matmul's steps cover a row
+  const char* row[4];
+  int64_t stride;  // bytes from one prefetch to the next, so that half the steps cover a row
 };
 
 }  // namespace ssc::SSC_ISA

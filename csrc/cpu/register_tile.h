@@ -26,9 +26,11 @@ SSC_INLINE void multiply_add(Vec<T> (&acc)[M][2], const T* a, const T* b, int64_
                              Wanted& wanted) {
   int64_t k = 0;
   for (; k + kPrefetchInterval <= count; k += kPrefetchInterval) {
-    __builtin_prefetch(wanted.read, 0, 2);
+    __builtin_prefetch(wanted.read[0], 0, 2);
+    __builtin_prefetch(wanted.read[1], 0, 2);
     __builtin_prefetch(wanted.write, 1, 3);
-    wanted.read += wanted.read_stride;
+    wanted.read[0] += wanted.read_stride;
+    wanted.read[1] += wanted.read_stride;
     wanted.write += wanted.write_stride;
 #pragma GCC unroll 2
     for (int64_t j = 0; j < kPrefetchInterval; ++j, a += M, b += kPanel<T>) {

@@ -62,7 +62,7 @@ __attribute__((noinline, cold)) void raise_reference(int64_t padded_dim, const R
 template <class T>
 struct Score {
   // z and E of M rows from `row` against panel `local` of the tile, `panel` of all. Meanwhile the
-  // lines of `upcoming`, two rows of W that the next tile will gather, are asked for.
+  // lines of `upcoming`, rows of W that the next tile will gather, are asked for.
   template <int M>
   struct Body {
     static void run(const Tile<T>* tile, const RowChunk<T>* chunk, const Samples* samples,
@@ -74,12 +74,15 @@ struct Score {
       const T* w = tile->columns + local * dim * P;
       T* exps = chunk->exps == nullptr ? chunk->sum + row * L
                                        : chunk->exps + panel * chunk->exps_stride + row * P;
-      Wanted wanted = {upcoming->row[0], upcoming->stride, reinterpret_cast<const char*>(exps),
+      Wanted wanted = {{upcoming->row[0], upcoming->row[1]},
+                       upcoming->stride,
+                       reinterpret_cast<const char*>(exps),
                        chunk->exps == nullptr ? 0 : 64};
       Vec<T> z[M][2];
       clear_tile<T>(z);
       multiply_add<T, M>(z, h, w, half, wanted);
-      wanted.read = upcoming->row[1];
+      wanted.read[0] = upcoming->row[2];
+      wanted.read[1] = upcoming->row[3];
       multiply_add<T, M>(z, h + half * M, w + half * P, dim - half, wanted);
 
       const T inv_temperature = static_cast<T>(samples->inv_temperature);

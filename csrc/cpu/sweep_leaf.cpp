@@ -13,21 +13,24 @@ constexpr int64_t kRowsOuterDim = 1024;
 // Samples after which a row's partial sums are settled.
 constexpr int64_t kSettleSamples = 16384;
 
-// Hands out the rows of W that the next tile will gather, from all over memory, two at a time: so
-// they are on their way into L2 while the present tile is in work.
+// Hands out the rows of W that the next tile will gather, from all over memory, over the `takes`
+// register tiles of the present one: so they are on their way into L2 while it is in work.
 class UpcomingRows {
  public:
-  UpcomingRows(const Samples& samples, int64_t begin, int64_t end)
-      : samples_(samples), next_(begin), end_(end) {}
+  UpcomingRows(const Samples& samples, int64_t begin, int64_t end, int64_t takes)
+      : samples_(samples), next_(begin), end_(end), wide_(end - begin > 2 * takes) {}
 
   Upcoming take() {
     const int64_t stride = 2 * kPrefetchInterval * element_size(samples_.weight.dtype);
-    if (next_ + 2 > end_) {
+    const int64_t count = wide_ ? 4 : 2;
+    if (next_ + count > end_) {
       const char* any = static_cast<const char*>(samples_.weight.data);
-      return {{any, any}, 0};
+      return {{any, any, any, any}, 0};
     }
-    next_ += 2;
-    return {{row(next_ - 2), row(next_ - 1)}, stride};
+    const int64_t s = next_;
+    next_ += count;
+    if (wide_) return {{row(s), row(s + 1), row(s + 2), row(s + 3)}, stride};
+    return {{row(s), row(s), row(s + 1), row(s + 1)}, stride};
   }
 
  private:
@@ -37,6 +40,7 @@ class UpcomingRows {
 
   const Samples& samples_;
   int64_t next_, end_;
+  const bool wide_;  // four rows a time, where two would not cover the next tile
 };
 
 // Moves the lanes' sums into the double, before their number of terms costs float its precision.
@@ -61,7 +65,8 @@ void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
   for (int64_t first = 0; first < panels; first += tile.panels) {
     const int64_t last = smaller(first + tile.panels, panels);
     gather_tile<T>(samples, first, last, tile);
-    UpcomingRows upcoming(samples, last * P, smaller((last + tile.panels) * P, samples.count));
+    UpcomingRows upcoming(samples, last * P, smaller((last + tile.panels) * P, samples.count),
+                          (end - begin) * (last - first));
     const auto score_panel = [&](int64_t b, int64_t p) {
       score(samples, tile, chunk, b, p - first, p, upcoming.take());
     };

@@ -52,7 +52,7 @@ class NextPanel {
     const int64_t lines = steps / kPrefetchInterval;
     Wanted wanted = nothing_wanted(slot_);
     if (e_ < e_end_) {
-      wanted.read = reinterpret_cast<const char*>(e_);
+      wanted.read[0] = wanted.read[1] = reinterpret_cast<const char*>(e_);
       wanted.read_stride = 64;
       e_ += lines * kLine;
     }
