@@ -139,9 +139,7 @@ class _RowsLoss(torch.autograd.Function):
 
 def _known_to_be_one(factor: Tensor) -> bool:
     """Whether a scalar is 1, as far as that can be seen without waiting for a device."""
-    if factor.device.type != "cpu" or isinstance(factor, FakeTensor):
-        return False
-    return factor.item() == 1.0
+    return factor.is_cpu and not isinstance(factor, FakeTensor) and factor.item() == 1.0
 
 
 class _TotalLoss(torch.autograd.Function):

@@ -95,7 +95,7 @@ def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
         raise ValueError(
             f"{fn}: weight must hold at least one class and one feature, got {list(weight.shape)}"
         )
-    parameters: list[tuple[str, Tensor]] = [("weight", weight)]
+    _check_pair(fn, "weight", weight, input)
     if bias is not None:
         check_float(fn, "bias", bias)
         if bias.dim() != 1 or bias.shape[0] != num_classes:
@@ -103,15 +103,17 @@ def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
                 f"{fn}: bias must be [C={num_classes}] to match weight {list(weight.shape)},"
                 f" got {list(bias.shape)}"
             )
-        parameters.append(("bias", bias))
-    is_double = input.dtype == torch.float64
-    for name, tensor in parameters:
-        if (tensor.dtype == torch.float64) != is_double:
-            raise TypeError(
-                f"{fn}: float64 does not mix with other dtypes:"
-                f" input is {input.dtype}, {name} is {tensor.dtype}"
-            )
-        check_device(fn, name, tensor, input)
+        _check_pair(fn, "bias", bias, input)
+
+
+def _check_pair(fn: str, name: str, parameter: Tensor, input: Tensor) -> None:
+    dtype, input_dtype = parameter.dtype, input.dtype
+    if dtype != input_dtype and torch.float64 in (dtype, input_dtype):
+        raise TypeError(
+            f"{fn}: float64 does not mix with other dtypes:"
+            f" input is {input_dtype}, {name} is {dtype}"
+        )
+    check_device(fn, name, parameter, input)
 
 
 def check_device(fn: str, name: str, tensor: Tensor, input: Tensor) -> None:
@@ -176,9 +178,7 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor) -> None:
 
 
 def check_sample_weight(fn: str, sample_weight: Any, target: Tensor) -> None:
-    """sample_weight is None or a floating tensor of the target's shape."""
-    if sample_weight is None:
-        return
+    """sample_weight is a floating tensor of the target's shape."""
     check_float(fn, "sample_weight", sample_weight)
     if sample_weight.shape != target.shape:
         raise ValueError(

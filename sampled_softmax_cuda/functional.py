@@ -133,7 +133,8 @@ def sampled_softmax_loss(
     _checks.check_parameters(_NAME, input, weight, bias)
     _checks.check_target(_NAME, target, input)
     _checks.check_samples(_NAME, samples, target, input)
-    _checks.check_sample_weight(_NAME, sample_weight, target)
+    if sample_weight is not None:
+        _checks.check_sample_weight(_NAME, sample_weight, target)
     _checks.check_temperature(_NAME, temperature)
     _checks.check_choice(_NAME, "correction", correction, _checks.CORRECTIONS)
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
@@ -221,4 +222,6 @@ def _fused(arguments: Arguments, row_weight: Tensor | None) -> bool:
     """
     if not wants_gradient(arguments) or (row_weight is not None and row_weight.requires_grad):
         return False
-    return all(tensor is None or tensor.dtype != torch.float16 for tensor in arguments[:3])
+    input, weight, bias = arguments[:3]
+    bias_dtype = None if bias is None else bias.dtype
+    return torch.float16 not in (input.dtype, weight.dtype, bias_dtype)

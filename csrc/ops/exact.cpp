@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor
   const RowTensors rows(a.problem.batch, plan.rows, a.dtype);
   const auto run = [&]<class T>(T) {
     exact_loss_rows<T>(a.problem, plan, rows.results<T>(), workspace, active_isa(),
-                       torch_parallel_for());
+                       a.threads(a.problem.classes));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {rows.loss, rows.lse};
@@ -35,7 +35,7 @@ Tensor logits_cpu(const Tensor& input, const Tensor& weight, const std::optional
   const MatrixView view = {out.data_ptr(), end - begin, a.problem.input.dtype};
   Workspace workspace;
   const auto run = [&]<class T>(T) {
-    logits<T>(a.problem, begin, end - begin, view, workspace, active_isa(), torch_parallel_for());
+    logits<T>(a.problem, begin, end - begin, view, workspace, active_isa(), a.threads(end - begin));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return out;

@@ -46,7 +46,7 @@ Rows loss_rows_cpu(const Tensor& input, const Tensor& weight, const std::optiona
   const RowTensors rows(a.problem.batch, a.plan.rows, a.dtype);
   const auto run = [&]<class T>(T) {
     loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(),
-                 torch_parallel_for());
+                 a.threads(ids.numel()));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {rows.loss, rows.lse, rows.target_logit, rows.error};
@@ -113,7 +113,7 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
                                     bias_grad,
                                     sparse_grad};
     loss_and_grads<T>(p, a.plan, results, gradients, a.workspace, active_isa(),
-                      torch_parallel_for());
+                      a.threads(ids.numel()));
     *static_cast<T*>(total.data_ptr()) = weighted_sum(factors, loss, p.batch);
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});

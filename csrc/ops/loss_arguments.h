@@ -82,6 +82,15 @@ struct Arguments {
                     "] is out of range: expected [0, C=", problem.classes, ")");
   }
 
+  // torch's threads, or only the caller's where the matmuls are so small that waking another thread
+  // costs what it saves (and milliseconds if its core is busy with something else).
+  ParallelFor threads(int64_t samples) const {
+    constexpr double kSerialProducts = 1 << 19;
+    const double rows = static_cast<double>(problem.batch);
+    const double products = rows * static_cast<double>(samples) * static_cast<double>(problem.dim);
+    return products <= kSerialProducts ? serial() : torch_parallel_for();
+  }
+
   LossProblem problem{};
   ScalarType dtype;  // of the row outputs
   std::optional<Tensor> target, bias_holder, target_count_holder;
