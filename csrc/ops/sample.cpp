@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "csrc/cpu/huge_pages.h"
 #include "csrc/cpu/sample_alias.h"
 #include "csrc/ops/stable_compat.h"
 
@@ -139,6 +140,7 @@ Tensor alias_table(Tensor probabilities) {
                       probabilities.is_contiguous() && probabilities.numel() > 0,
                   "probabilities must be a contiguous float64 tensor [C], C > 0");
   const Tensor table = empty_like_ids(probabilities, ScalarType::Long);
+  advise_huge_pages(table.data_ptr(), static_cast<size_t>(table.numel()) * sizeof(int64_t));
   build_alias_table(static_cast<const double*>(probabilities.const_data_ptr()),
                     static_cast<uint64_t>(probabilities.numel()),
                     static_cast<uint64_t*>(table.mutable_data_ptr()));
