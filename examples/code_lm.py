@@ -196,7 +196,7 @@ def draw(
     axes.set_ylabel("held-out perplexity")
     axes.set_title(f"A language model of Python code with {num_classes:,} classes")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")  # off the curves
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,10 +1,11 @@
 """Autograd of the sampled loss over the compiled kernels.
 
-The op `loss_and_grads` gives the losses and the gradients of sum_i row_scale_i * loss_i in one
-sweep. So the reduced loss (`total_loss`) has its gradients after the forward pass already, and its
-backward pass only multiplies by what comes from above; losses per row (`rows_loss`) do the sweep in
-the backward pass, when the factors of the rows are known. In both, the overhead beside the kernels
-is what small steps feel: hence few arguments and no tensor operation that is not needed.
+The op `loss_and_grads` gives sum_i row_scale_i * loss_i and its gradients in one sweep. So the
+reduced loss (`total_loss`) has its gradients after the forward pass already, and its backward pass
+only multiplies by what comes from above; losses per row (`rows_loss`) do the sweep in the backward
+pass, when the factors of the rows are known. In both, the overhead beside the kernels is what small
+steps feel: a tensor operation that takes 2 us by itself takes 10 after a sweep has filled the
+caches. Hence few arguments, and no tensor operation that is not needed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def wanted_grads(
 ) -> list[Tensor | None]:
     """Gradients of input, weight and bias, None for those that nobody asked for.
 
-    `grads` are the last four results of loss_and_grads.
+    `grads` are the last four results of the sweep.
     """
     want_input, want_weight, want_bias = ctx.needs_input_grad[:3]
     grad_input, grad_weight, grad_bias, rows = grads
@@ -92,11 +93,11 @@ def wanted_grads(
     return result
 
 
-def run_sweep(arguments: Any, row_scale: Tensor, sweep: Sweep) -> Any:
+def run_sweep(arguments: Any, sweep: Sweep) -> Any:
     """The op loss_and_grads, or its variant whose results have a size that a graph can know."""
     if sweep.sparse_grad and sweep.traced:
-        return loss_and_padded_grads(*arguments, row_scale)
-    return torch.ops.sampled_softmax.loss_and_grads(*arguments, row_scale, sweep.sparse_grad)
+        return loss_and_padded_grads(*arguments)
+    return torch.ops.sampled_softmax.loss_and_grads(*arguments, sweep.sparse_grad)
 
 
 def rows_backward(
@@ -105,7 +106,7 @@ def rows_backward(
     """Gradients of input, weight and bias from that of the losses [B]."""
     refuse_double_backward()
     row_scale = grad_loss.to(compute_dtype(tensors[0])).contiguous()
-    grads = run_sweep((*tensors, *scalars), row_scale, sweep)[4:]
+    grads = run_sweep((*tensors, *scalars, row_scale, False), sweep)[2:]
     return wanted_grads(ctx, tensors[1], tensors[2], grads, sweep)
 
 
@@ -138,16 +139,15 @@ class _RowsLoss(torch.autograd.Function):
 
 def _known_to_be_one(factor: Tensor) -> bool:
     """Whether a scalar is 1, as far as that can be seen without waiting for a device."""
-    if factor.device.type != "cpu" or isinstance(factor, FakeTensor):
-        return False
-    return factor.item() == 1.0
+    return factor.is_cpu and not isinstance(factor, FakeTensor) and factor.item() == 1.0
 
 
 class _TotalLoss(torch.autograd.Function):
-    """sum_i row_scale_i * loss_i, and, if wanted, the details of the rows.
+    """The op loss_and_grads: the total of the losses and, if wanted, the details of the rows.
 
     The forward pass keeps the gradients and the first backward pass hands them out without a copy;
     a later one (retain_graph=True) computes them again. In a traced graph they are saved tensors.
+    `rest` are the op's arguments from the target on, without sparse_grad.
     """
 
     @staticmethod
@@ -157,48 +157,44 @@ class _TotalLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         rest: tuple[Any, ...],
-        row_scale: Tensor,
         details: bool,
         sweep: Sweep,
-    ) -> Tensor | tuple[Tensor, ...]:
-        loss, lse, target_logit, error, *grads = run_sweep(
-            (input, weight, bias, *rest), row_scale, sweep
-        )
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        total, rows, *grads = run_sweep((input, weight, bias, *rest), sweep)
         ctx.sweep = sweep
         if sweep.traced:
             ctx.save_for_backward(weight, bias, *grads)
         else:
-            ctx.save_for_backward(input, weight, bias, *rest[:4], row_scale)
-            ctx.scalars = rest[4:]
+            ctx.save_for_backward(input, weight, bias, *rest[:4], rest[7])
+            ctx.scalars, ctx.mean = rest[4:7], rest[8]
             ctx.parameters = weight, bias
             ctx.grads = grads
-        total = ordered_sum(loss * row_scale)
         if not details:
-            return total
+            return total  # type: ignore[no-any-return]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(lse, target_logit, error)
-        return total, lse, target_logit, error
+        ctx.mark_non_differentiable(rows)
+        return total, rows
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
-        nothing = (None, None, None, None)
         factor = upstream[0]
         if factor is None:
-            return (None, None, None, *nothing)
+            return (None,) * 6
         if ctx.sweep.traced:
             weight, bias, *grads, rows = ctx.saved_tensors
             scaled = [grad * factor.to(grad.dtype) for grad in grads]
-            return (*wanted_grads(ctx, weight, bias, (*scaled, rows), ctx.sweep), *nothing)
+            return (*wanted_grads(ctx, weight, bias, (*scaled, rows), ctx.sweep), None, None, None)
         refuse_double_backward()
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             *tensors, row_scale = ctx.saved_tensors
-            grads = run_sweep((*tensors, *ctx.scalars), row_scale, ctx.sweep)[4:]
+            arguments = (*tensors, *ctx.scalars, row_scale, ctx.mean)
+            grads = run_sweep(arguments, ctx.sweep)[2:]
         if not _known_to_be_one(factor):
             for grad in grads[:3]:
                 grad.mul_(factor)
         weight, bias = ctx.parameters
-        return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), *nothing)
+        return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), None, None, None)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -212,32 +208,39 @@ def _in_graph(total: bool, *args: Any) -> Any:
     return kind.apply(*rest, Sweep(sparse_grad, True))  # type: ignore[no-untyped-call]
 
 
-def _apply(total: bool, arguments: Arguments, *options: Any) -> Any:
-    args = (*arguments[:3], arguments[3:], *options)
-    if torch.compiler.is_compiling():
-        return _in_graph(total, *args)
-    kind = _TotalLoss if total else _RowsLoss
-    *rest, sparse_grad = args
-    return kind.apply(*rest, Sweep(sparse_grad, False))  # type: ignore[no-untyped-call]
+def wants_gradient(arguments: Arguments) -> bool:
+    """Whether a backward pass may follow."""
+    input, weight, bias = arguments[:3]
+    return torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 def rows_loss(arguments: Arguments, sparse_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, lse, target logit and error, each [B]; the loss is differentiable."""
-    return _apply(False, arguments, sparse_grad)  # type: ignore[no-any-return]
+    if not wants_gradient(arguments):
+        rows = torch.ops.sampled_softmax.loss_rows(*arguments)
+    elif torch.compiler.is_compiling():
+        rows = _in_graph(False, *arguments[:3], arguments[3:], sparse_grad)
+    else:
+        rows = _RowsLoss.apply(*arguments[:3], arguments[3:], Sweep(sparse_grad, False))  # type: ignore[no-untyped-call]
+    return rows  # type: ignore[no-any-return]
 
 
 def total_loss(
-    arguments: Arguments, row_scale: Tensor, details: bool, sparse_grad: bool
+    arguments: Arguments, row_scale: Tensor | None, mean: bool, details: bool, sparse_grad: bool
 ) -> tuple[Tensor, ...]:
     """sum_i row_scale_i * loss_i, a differentiable scalar; with `details`, then lse, target logit
-    and error [B].
+    and error [B]. The whole sweep, gradients included, is done now.
 
-    When a gradient is wanted, the whole sweep is done now; otherwise only the losses are computed.
+    Without `row_scale`: the mean of the rows that count (0 if none does), or their sum.
     """
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in arguments[:3]
-    ):
-        result = _apply(True, arguments, row_scale, details, sparse_grad)
-        return result if details else (result,)
-    loss, *rows = torch.ops.sampled_softmax.loss_rows(*arguments)
-    return (ordered_sum(loss * row_scale), *rows)
+    rest = (*arguments[3:], row_scale, mean)
+    if torch.compiler.is_compiling():
+        result = _in_graph(True, *arguments[:3], rest, details, sparse_grad)
+    else:
+        result = _TotalLoss.apply(*arguments[:3], rest, details, Sweep(sparse_grad, False))  # type: ignore[no-untyped-call]
+    if not details:
+        return (result,)
+    total, rows = result
+    return (total, *rows.unbind()[1:])

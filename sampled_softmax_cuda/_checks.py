@@ -1,8 +1,8 @@
 """Checks of arguments, with the value in the message; done once, before any work.
 
-Only shapes, dtypes and devices are looked at, and on the CPU the smallest and largest id: the
-checks of one call take about ten microseconds. Every function's first argument is the name of the
-public function, which opens the message.
+Only shapes, dtypes and devices are looked at, which takes some ten microseconds; ids are checked by
+the kernels, and here again to say which one is wrong. Every function's first argument is the name
+of the public function, which opens the message.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
         raise ValueError(
             f"{fn}: weight must hold at least one class and one feature, got {list(weight.shape)}"
         )
-    parameters: list[tuple[str, Tensor]] = [("weight", weight)]
+    _check_pair(fn, "weight", weight, input)
     if bias is not None:
         check_float(fn, "bias", bias)
         if bias.dim() != 1 or bias.shape[0] != num_classes:
@@ -103,15 +103,17 @@ def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
                 f"{fn}: bias must be [C={num_classes}] to match weight {list(weight.shape)},"
                 f" got {list(bias.shape)}"
             )
-        parameters.append(("bias", bias))
-    is_double = input.dtype == torch.float64
-    for name, tensor in parameters:
-        if (tensor.dtype == torch.float64) != is_double:
-            raise TypeError(
-                f"{fn}: float64 does not mix with other dtypes:"
-                f" input is {input.dtype}, {name} is {tensor.dtype}"
-            )
-        check_device(fn, name, tensor, input)
+        _check_pair(fn, "bias", bias, input)
+
+
+def _check_pair(fn: str, name: str, parameter: Tensor, input: Tensor) -> None:
+    dtype, input_dtype = parameter.dtype, input.dtype
+    if dtype != input_dtype and torch.float64 in (dtype, input_dtype):
+        raise TypeError(
+            f"{fn}: float64 does not mix with other dtypes:"
+            f" input is {input_dtype}, {name} is {dtype}"
+        )
+    check_device(fn, name, parameter, input)
 
 
 def check_device(fn: str, name: str, tensor: Tensor, input: Tensor) -> None:
@@ -176,9 +178,7 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor) -> None:
 
 
 def check_sample_weight(fn: str, sample_weight: Any, target: Tensor) -> None:
-    """sample_weight is None or a floating tensor of the target's shape."""
-    if sample_weight is None:
-        return
+    """sample_weight is a floating tensor of the target's shape."""
     check_float(fn, "sample_weight", sample_weight)
     if sample_weight.shape != target.shape:
         raise ValueError(
@@ -190,29 +190,26 @@ def check_sample_weight(fn: str, sample_weight: Any, target: Tensor) -> None:
 
 def check_id_range(
     fn: str, name: str, ids: Tensor, num_classes: int, ignore_index: int | None = None
-) -> bool:
+) -> None:
     """IndexError for the first id outside [0, C) that is not `ignore_index`.
 
     Looks at values on the CPU only; on CUDA only with SSC_CHECK_TARGETS=1, since that waits for
     the device. Not under torch.compile: there the kernels guard memory (RuntimeError on the CPU).
-
-    Returns:
-        True if all ids are known to be in range and none is `ignore_index`.
     """
     if torch.compiler.is_compiling() or ids.numel() == 0:
-        return False
+        return
     if ids.is_meta or isinstance(ids, FakeTensor):
-        return False
+        return
     if ids.device.type != "cpu" and os.environ.get("SSC_CHECK_TARGETS", "0") in ("", "0"):
-        return False
+        return
     first, last = (int(end) for end in torch.aminmax(ids))
     if first >= 0 and last < num_classes:
-        return ignore_index is None or not first <= ignore_index <= last
+        return
     bad = (ids < 0) | (ids >= num_classes)
     if ignore_index is not None:
         bad &= ids != ignore_index
     if not bool(bad.any()):
-        return False
+        return
     position = [int(i) for i in bad.nonzero()[0]]
     value = int(ids[tuple(position)])
     where = "" if ignore_index is None else f" or ignore_index={ignore_index}"

@@ -97,12 +97,14 @@ def _fake_loss_and_grads(*args: Any) -> tuple[Tensor, ...]:
     if sparse_grad:
         num_rows = num_touched = torch.library.get_ctx().new_dynamic_size()
     bias_like = weight if bias is None else bias
+    dtype = compute_dtype(input)
     return (
-        *_fake_loss_rows(input),
+        input.new_empty((), dtype=dtype),
+        input.new_empty(4, input.shape[0], dtype=dtype),
         torch.empty_like(input, memory_format=torch.contiguous_format),
         weight.new_empty(num_touched, weight.shape[1]),
         bias_like.new_empty(0 if bias is None else num_touched),
-        target.new_empty(num_rows),
+        target.new_empty(1, num_rows),
     )
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 
 def sparse_rows(rows: Tensor, values: Tensor, parameter: Tensor, coalesced: bool = True) -> Tensor:
-    """The gradient of `parameter` [C, ...]: `values` [N, ...] in its rows `rows` [N].
+    """The gradient of `parameter` [C, ...]: `values` [N, ...] in its rows `rows` [1, N].
 
     Args:
         coalesced: rows are sorted and distinct.
     """
+    # An alias of its own for each gradient: AccumulateGrad copies indices that others hold too.
     return torch.sparse_coo_tensor(
-        rows[None], values, parameter.shape, is_coalesced=coalesced, check_invariants=False
+        rows.detach(), values, parameter.shape, is_coalesced=coalesced, check_invariants=False
     )
 
 

@@ -26,10 +26,11 @@ def loss_and_padded_grads(
     inv_temperature: float,
     remove_accidental_hits: bool,
     ignore_index: int,
-    row_scale: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    row_scale: Tensor | None,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`loss_and_grads` with sparse_grad=True, its rows filled up to S + B."""
-    loss, lse, target_logit, error, grad_input, grad_weight, grad_bias, rows = (
+    total, rows, grad_input, grad_weight, grad_bias, grad_rows = (
         torch.ops.sampled_softmax.loss_and_grads(
             input,
             weight,
@@ -42,16 +43,19 @@ def loss_and_padded_grads(
             remove_accidental_hits,
             ignore_index,
             row_scale,
+            mean,
             True,
         )
     )
-    missing = ids.shape[0] + target.shape[0] - rows.shape[0]
-    last = rows[-1:].expand(missing) if rows.numel() else rows.new_zeros(missing)
+    missing = ids.shape[0] + target.shape[0] - grad_rows.shape[1]
+    last = grad_rows[:, -1:].expand(1, missing)
+    if grad_rows.numel() == 0:
+        last = grad_rows.new_zeros(1, missing)
     grad_weight = F.pad(grad_weight, (0, 0, 0, missing))
     if bias is not None:
         grad_bias = F.pad(grad_bias, (0, missing))
-    rows = torch.cat((rows, last))
-    return loss, lse, target_logit, error, grad_input, grad_weight, grad_bias, rows
+    grad_rows = torch.cat((grad_rows, last), dim=1)
+    return total, rows, grad_input, grad_weight, grad_bias, grad_rows
 
 
 @loss_and_padded_grads.register_fake
@@ -66,9 +70,10 @@ def _(
     num_rows = ids.shape[0] + target.shape[0]
     dtype = compute_dtype(input)
     return (
-        *(input.new_empty(input.shape[0], dtype=dtype) for _ in range(4)),
+        input.new_empty((), dtype=dtype),
+        input.new_empty(4, input.shape[0], dtype=dtype),
         torch.empty_like(input, memory_format=torch.contiguous_format),
         weight.new_empty(num_rows, weight.shape[1]),
         weight.new_empty(0) if bias is None else bias.new_empty(num_rows),
-        target.new_empty(num_rows),
+        target.new_empty(1, num_rows),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, reference
-from ._autograd import Arguments, ordered_sum, rows_loss, total_loss
+from ._autograd import Arguments, ordered_sum, rows_loss, total_loss, wants_gradient
 from ._load import native_for
 from .reference.loss import SampledSoftmaxDetails, compute_dtype, result_dtype, row_scale
 from .samplers.base import Samples
@@ -133,15 +133,15 @@ def sampled_softmax_loss(
     _checks.check_parameters(_NAME, input, weight, bias)
     _checks.check_target(_NAME, target, input)
     _checks.check_samples(_NAME, samples, target, input)
-    _checks.check_sample_weight(_NAME, sample_weight, target)
+    if sample_weight is not None:
+        _checks.check_sample_weight(_NAME, sample_weight, target)
     _checks.check_temperature(_NAME, temperature)
     _checks.check_choice(_NAME, "correction", correction, _checks.CORRECTIONS)
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
     _checks.check_ignore_index(_NAME, ignore_index)
     num_classes = weight.shape[0]
-    all_counted = _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
-
     if not native_for(input.device):
+        _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
         _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
         return reference.sampled_softmax_loss(
             input,
@@ -176,15 +176,16 @@ def sampled_softmax_loss(
         if reduction == "none":
             rows, *details = rows_loss(arguments, sparse_grad)
             result = (rows if row_weight is None else rows * row_weight).reshape(target.shape)
+        elif _fused(arguments, row_weight):
+            scale = None if row_weight is None else _row_scale(arguments, row_weight, reduction)
+            mean = reduction == "mean"
+            result, *details = total_loss(arguments, scale, mean, return_details, sparse_grad)
         else:
-            scale = _row_scale(arguments, row_weight, reduction, all_counted)
-            if _fused(arguments, row_weight):
-                result, *details = total_loss(arguments, scale, return_details, sparse_grad)
-            else:
-                rows, *details = rows_loss(arguments, sparse_grad)
-                result = ordered_sum(rows * scale)
+            rows, *details = rows_loss(arguments, sparse_grad)
+            result = ordered_sum(rows * _row_scale(arguments, row_weight, reduction))
     except RuntimeError:
         # The kernels look at every id before anything else; here it gets the message for users.
+        _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
         _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
         raise
     dtype = result_dtype(input, weight, bias)
@@ -206,23 +207,21 @@ def _log_count(log_count: Tensor | None) -> Tensor | None:
     return log_count.detach() if log_count.requires_grad else log_count
 
 
-def _row_scale(
-    arguments: Arguments, row_weight: Tensor | None, reduction: str, all_counted: bool
-) -> Tensor:
-    """The factor of each row's loss; without weights and ignored rows it is the same for all."""
-    target, dtype = arguments.target, compute_dtype(arguments.input)
-    if all_counted and row_weight is None:
-        factor = 1.0 / target.shape[0] if reduction == "mean" else 1.0
-        return torch.full(target.shape, factor, dtype=dtype, device=target.device)
-    return row_scale(target, arguments.ignore_index, row_weight, reduction, dtype)
+def _row_scale(arguments: Arguments, row_weight: Tensor | None, reduction: str) -> Tensor:
+    """The factor of each row's loss."""
+    dtype = compute_dtype(arguments.input)
+    return row_scale(arguments.target, arguments.ignore_index, row_weight, reduction, dtype)
 
 
 def _fused(arguments: Arguments, row_weight: Tensor | None) -> bool:
-    """Whether the gradients may be computed in the forward pass, before the upstream gradient.
+    """Whether the gradients are computed in the forward pass, before the upstream gradient.
 
-    Not if the weights of the rows want a gradient too, and not in float16: there they have to be
-    scaled by the upstream gradient (a GradScaler's, say) before they are rounded.
+    Not if nobody wants them, not if the weights of the rows want a gradient too, and not in
+    float16: there they have to be scaled by the upstream gradient (a GradScaler's, say) before they
+    are rounded.
     """
-    if row_weight is not None and row_weight.requires_grad:
+    if not wants_gradient(arguments) or (row_weight is not None and row_weight.requires_grad):
         return False
-    return all(tensor is None or tensor.dtype != torch.float16 for tensor in arguments[:3])
+    input, weight, bias = arguments[:3]
+    bias_dtype = None if bias is None else bias.dtype
+    return torch.float16 not in (input.dtype, weight.dtype, bias_dtype)

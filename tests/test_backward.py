@@ -302,9 +302,9 @@ def op_arguments(dtype: torch.dtype, requires_grad: bool) -> tuple[Any, ...]:
 
 OPCHECKS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "loss_rows": lambda: op_arguments(torch.float32, True),
-    "loss_and_grads": lambda: (*op_arguments(torch.float32, False), torch.rand(6), False),
-    "loss_and_grads sparse": lambda: (*op_arguments(torch.bfloat16, False), torch.rand(6), True),
-    "loss_and_padded_grads": lambda: (*op_arguments(torch.float32, False), torch.rand(6)),
+    "loss_and_grads": lambda: (*op_arguments(torch.float32, False), torch.rand(6), False, False),
+    "loss_and_grads sparse": lambda: (*op_arguments(torch.bfloat16, False), None, True, True),
+    "loss_and_padded_grads": lambda: (*op_arguments(torch.float32, False), torch.rand(6), False),
     "exact_loss_rows": lambda: (*op_arguments(torch.float64, True)[:4], 0.5, -100),
     "logits": lambda: (*op_arguments(torch.bfloat16, True)[:3], 2, 9, 0.5),
 }

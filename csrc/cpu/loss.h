@@ -32,7 +32,7 @@ struct RowResults {
   T* loss;
   T* lse;           // log(exp z_t + Σ exp z_s)
   T* target_logit;  // z_t
-  T* error;         // 1 where some z_s > z_t; may be null
+  T* error;         // 1 where some z_s > z_t
 };
 
 template <class T>

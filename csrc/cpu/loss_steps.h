@@ -19,20 +19,10 @@ inline double element(const Vector& v, int64_t i) {
       return static_cast<const double*>(v.data)[i];
     case DType::f32:
       return static_cast<const float*>(v.data)[i];
-    case DType::bf16: {
-      const uint32_t bits = uint32_t{static_cast<const uint16_t*>(v.data)[i]} << 16;
-      float out;
-      __builtin_memcpy(&out, &bits, 4);
-      return out;
-    }
-    case DType::f16: {
-      const uint16_t bits = static_cast<const uint16_t*>(v.data)[i];
-      const int exponent = (bits >> 10) & 31, fraction = bits & 1023;
-      const double magnitude = exponent == 31  ? (fraction != 0 ? std::nan("") : HUGE_VAL)
-                               : exponent == 0 ? std::ldexp(fraction, -24)
-                                               : std::ldexp(1024 + fraction, exponent - 25);
-      return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-    }
+    case DType::bf16:
+      return to_float(static_cast<const BFloat16*>(v.data)[i]);
+    case DType::f16:
+      return to_float(static_cast<const Float16*>(v.data)[i]);
   }
   return 0;
 }
@@ -180,10 +170,8 @@ RowSums end_row(const LossProblem& problem, const SamplePlan& plan, int64_t star
   const double loss = above == 0 ? std::log1p(sums.sampled) : above + std::log(sums.total);
   results.loss[row] = static_cast<T>(loss);
   results.lse[row] = static_cast<T>(above == 0 ? logit + loss : reference + std::log(sums.total));
-  if (results.error != nullptr) {
-    const bool beaten = peak + above > 0 || beaten_by_hit(problem, plan, start + i);
-    results.error[row] = beaten ? T(1) : T(0);
-  }
+  const bool beaten = peak + above > 0 || beaten_by_hit(problem, plan, start + i);
+  results.error[row] = beaten ? T(1) : T(0);
   return sums;
 }
 

@@ -80,6 +80,15 @@ void probabilities_of(const SampleLeaf& leaf, const Proposal& proposal, const in
   }
 }
 
+// Asks for what probabilities_of will read, so that it comes while logarithms are computed.
+void prefetch_probabilities(const Proposal& proposal, const int64_t* ids, int64_t n) {
+  if (proposal.kind != ProposalKind::weighted) return;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto id = static_cast<uint64_t>(ids[i]);
+    if (id < proposal.num_classes) __builtin_prefetch(proposal.probabilities + id);
+  }
+}
+
 // The ids seen so far, by open addressing; a quarter full at most, since whether a draw is new
 // can't be predicted and a longer search would cost a second mispredicted branch.
 class IdSet {
@@ -185,6 +194,7 @@ void log_expected_counts(const Proposal& proposal, const int64_t* ids, int64_t n
     }
     double q[kBlock];
     probabilities_of(leaf, proposal, ids + first, size, q);
+    prefetch_probabilities(proposal, ids + first + size, std::min(kBlock, n - first - size));
     leaf.log_expected_count(q, size, count, out + first);
   });
 }

@@ -91,33 +91,7 @@ SSC_INLINE T max_lanes(Vec<T> v) {
   return most;
 }
 
-// --- 16-bit floats -------------------------------------------------------------------------
-
-SSC_INLINE float to_float(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-
-SSC_INLINE float to_float(Float16 x) {
-  // Shift the 5-bit exponent into place, then scale by 2^112: exact, subnormals included.
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
-  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
-  float out;
-  if (magnitude >= 0x0f800000u) {  // inf and NaN keep their payload
-    const uint32_t bits = sign | magnitude | 0x7f800000u;
-    std::memcpy(&out, &bits, 4);
-    return out;
-  }
-  std::memcpy(&out, &magnitude, 4);
-  out *= 0x1p112f;
-  uint32_t bits;
-  std::memcpy(&bits, &out, 4);
-  bits |= sign;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
+// --- to 16-bit floats (from them: dtype.h) ----------------------------------------------------
 
 SSC_INLINE BFloat16 to_bfloat16(float x) {
   uint32_t bits;

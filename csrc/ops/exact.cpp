@@ -17,10 +17,10 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor
       plan_samples(nullptr, 0, nullptr, DType::f32, a.problem.target, a.problem.batch,
                    a.problem.classes, ignore_index, true, workspace);
   a.check(plan);
-  const RowTensors rows(input, a.problem.batch, plan.rows, a.dtype);
+  const RowTensors rows(a.problem.batch, plan.rows, a.dtype);
   const auto run = [&]<class T>(T) {
     exact_loss_rows<T>(a.problem, plan, rows.results<T>(), workspace, active_isa(),
-                       torch_parallel_for());
+                       a.threads(a.problem.classes));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {rows.loss, rows.lse};
@@ -31,11 +31,11 @@ Tensor logits_cpu(const Tensor& input, const Tensor& weight, const std::optional
   const Arguments a(input, weight, bias, nullptr, inv_temperature);
   STD_TORCH_CHECK(0 <= begin && begin <= end && end <= a.problem.classes, "classes [", begin, ", ",
                   end, ") are not within [0, C=", a.problem.classes, ")");
-  const Tensor out = torch::stable::new_empty(input, {a.problem.batch, end - begin});
+  const Tensor out = empty_cpu({a.problem.batch, end - begin}, input.scalar_type());
   const MatrixView view = {out.data_ptr(), end - begin, a.problem.input.dtype};
   Workspace workspace;
   const auto run = [&]<class T>(T) {
-    logits<T>(a.problem, begin, end - begin, view, workspace, active_isa(), torch_parallel_for());
+    logits<T>(a.problem, begin, end - begin, view, workspace, active_isa(), a.threads(end - begin));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return out;

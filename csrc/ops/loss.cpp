@@ -43,62 +43,81 @@ Rows loss_rows_cpu(const Tensor& input, const Tensor& weight, const std::optiona
                    bool remove_accidental_hits, int64_t ignore_index) {
   SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
                      remove_accidental_hits, ignore_index);
-  const RowTensors rows(input, a.problem.batch, a.plan.rows, a.dtype);
+  const RowTensors rows(a.problem.batch, a.plan.rows, a.dtype);
   const auto run = [&]<class T>(T) {
     loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(),
-                 torch_parallel_for());
+                 a.threads(ids.numel()));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {rows.loss, rows.lse, rows.target_logit, rows.error};
 }
 
-using RowsAndGrads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using LossAndGrads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-RowsAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
+// The factor of each row's loss, [batch]: given, or the same for all rows.
+template <class T>
+const T* row_factors(const std::optional<Tensor>& given, bool mean, SampledArguments& a) {
+  if (given.has_value()) return static_cast<const T*>(given->data_ptr());
+  const T factor = mean && a.plan.rows > 0 ? T(1) / static_cast<T>(a.plan.rows) : T(1);
+  T* factors = a.workspace.take<T>(a.problem.batch);
+  std::fill_n(factors, a.problem.batch, factor);
+  return factors;
+}
+
+// Added up in order, so that the number of threads does not change the sum.
+template <class T>
+T weighted_sum(const T* factors, const T* values, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(factors[i]) * values[i];
+  return static_cast<T>(sum);
+}
+
+LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
                                 const std::optional<Tensor>& bias, const Tensor& target,
                                 const Tensor& ids, const std::optional<Tensor>& log_count,
                                 const std::optional<Tensor>& target_log_count,
                                 double inv_temperature, bool remove_accidental_hits,
-                                int64_t ignore_index, const Tensor& row_scale, bool sparse_grad) {
+                                int64_t ignore_index, const std::optional<Tensor>& row_scale,
+                                bool mean, bool sparse_grad) {
   SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
                      remove_accidental_hits, ignore_index);
   const LossProblem& p = a.problem;
-  const RowTensors rows(input, p.batch, a.plan.rows, a.dtype);
-  const Tensor scale = contiguous_vector(row_scale, p.batch, "row_scale");
-  STD_TORCH_CHECK(scale.scalar_type() == a.dtype, "row_scale must have the row outputs' dtype");
+  std::optional<Tensor> scale;
+  if (row_scale.has_value()) {
+    scale = contiguous_vector(*row_scale, p.batch, "row_scale");
+    STD_TORCH_CHECK(scale->scalar_type() == a.dtype, "row_scale must have the row outputs' dtype");
+  }
+  const bool all_rows = a.plan.rows == p.batch;
+  const Tensor total = empty_cpu({}, a.dtype);
+  const Tensor rows = zeros_unless({4, p.batch}, all_rows, a.dtype);
+  const Tensor grad_input = zeros_unless({p.batch, p.dim}, all_rows, input.scalar_type());
 
-  const bool skips_rows = a.plan.rows < p.batch;
-  const Tensor grad_input = skips_rows ? torch::stable::new_zeros(input, {p.batch, p.dim})
-                                       : torch::stable::new_empty(input, {p.batch, p.dim});
   const int64_t touched = a.plan.touched_count;
-  const auto rows_of = [&](const Tensor& like, bool is_matrix) {
-    const int64_t n = sparse_grad ? touched : p.classes;
-    const int64_t shape[] = {n, p.dim};
-    const torch::headeronly::IntHeaderOnlyArrayRef size(shape, is_matrix ? 2 : 1);
-    return sparse_grad ? torch::stable::new_empty(like, size)
-                       : torch::stable::new_zeros(like, size);
-  };
-  const Tensor grad_weight = rows_of(weight, true);
+  const int64_t grad_size = sparse_grad ? touched : p.classes;
+  const Tensor grad_weight = zeros_unless({grad_size, p.dim}, sparse_grad, weight.scalar_type());
   const Tensor grad_bias =
-      bias.has_value() ? rows_of(*bias, false) : torch::stable::new_empty(weight, {0});
-  const Tensor grad_rows =
-      torch::stable::new_empty(target, {sparse_grad ? touched : 0}, ScalarType::Long);
+      zeros_unless({bias.has_value() ? grad_size : 0}, sparse_grad || !bias.has_value(),
+                   (bias.has_value() ? *bias : weight).scalar_type());
+  const Tensor grad_rows = empty_cpu({1, sparse_grad ? touched : 0}, ScalarType::Long);
   if (sparse_grad) {
     std::copy_n(a.plan.touched, touched, static_cast<int64_t*>(grad_rows.data_ptr()));
   }
   const auto run = [&]<class T>(T) {
+    const T* factors = row_factors<T>(scale, mean, a);
+    auto* loss = static_cast<T*>(rows.data_ptr());
+    const RowResults<T> results = {loss, loss + p.batch, loss + 2 * p.batch, loss + 3 * p.batch};
     const Vector bias_grad = {bias.has_value() ? grad_bias.data_ptr() : nullptr, p.bias.dtype};
-    const Gradients<T> gradients = {static_cast<const T*>(scale.data_ptr()),
+    const Gradients<T> gradients = {factors,
                                     {grad_input.data_ptr(), p.dim, p.input.dtype},
                                     {grad_weight.data_ptr(), p.dim, p.weight.dtype},
                                     bias_grad,
                                     sparse_grad};
-    loss_and_grads<T>(p, a.plan, rows.results<T>(), gradients, a.workspace, active_isa(),
-                      torch_parallel_for());
+    loss_and_grads<T>(p, a.plan, results, gradients, a.workspace, active_isa(),
+                      a.threads(ids.numel()));
+    *static_cast<T*>(total.data_ptr()) = weighted_sum(factors, loss, p.batch);
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
-  return {rows.loss,  rows.lse,    rows.target_logit, rows.error,
-          grad_input, grad_weight, grad_bias,         grad_rows};
+  return {total, rows, grad_input, grad_weight, grad_bias, grad_rows};
 }
 
 }  // namespace

@@ -82,23 +82,34 @@ struct Arguments {
                     "] is out of range: expected [0, C=", problem.classes, ")");
   }
 
+  // torch's threads, or only the caller's where the matmuls are so small that waking another thread
+  // costs what it saves (and milliseconds if its core is busy with something else).
+  ParallelFor threads(int64_t samples) const {
+    constexpr double kSerialProducts = 1 << 19;
+    const double rows = static_cast<double>(problem.batch);
+    const double products = rows * static_cast<double>(samples) * static_cast<double>(problem.dim);
+    return products <= kSerialProducts ? serial() : torch_parallel_for();
+  }
+
   LossProblem problem{};
   ScalarType dtype;  // of the row outputs
   std::optional<Tensor> target, bias_holder, target_count_holder;
 };
 
+// A contiguous tensor of zeros, or, if all of it will be `overwritten`, of anything.
+inline Tensor zeros_unless(std::initializer_list<int64_t> sizes, bool overwritten,
+                           ScalarType dtype) {
+  Tensor out = empty_cpu(sizes, dtype);
+  return overwritten ? out : torch::stable::zero_(out);
+}
+
 // loss, lse, target_logit, error: zero for the rows that are ignored.
 struct RowTensors {
-  RowTensors(const Tensor& like, int64_t batch, int64_t counted, ScalarType dtype)
-      : loss(rows(like, batch, counted, dtype)),
-        lse(rows(like, batch, counted, dtype)),
-        target_logit(rows(like, batch, counted, dtype)),
-        error(rows(like, batch, counted, dtype)) {}
-
-  static Tensor rows(const Tensor& like, int64_t batch, int64_t counted, ScalarType dtype) {
-    return counted == batch ? torch::stable::new_empty(like, {batch}, dtype)
-                            : torch::stable::new_zeros(like, {batch}, dtype);
-  }
+  RowTensors(int64_t batch, int64_t counted, ScalarType dtype)
+      : loss(zeros_unless({batch}, counted == batch, dtype)),
+        lse(zeros_unless({batch}, counted == batch, dtype)),
+        target_logit(zeros_unless({batch}, counted == batch, dtype)),
+        error(zeros_unless({batch}, counted == batch, dtype)) {}
 
   template <class T>
   RowResults<T> results() const {

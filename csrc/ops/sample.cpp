@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "csrc/cpu/huge_pages.h"
 #include "csrc/cpu/sample_alias.h"
 #include "csrc/ops/stable_compat.h"
 
@@ -18,19 +19,10 @@ void check_int64(const Tensor& tensor, const char* name) {
                   " must be a contiguous int64 tensor");
 }
 
-Tensor empty_cpu(const int64_t* sizes, const int64_t* strides, int64_t dim, ScalarType dtype) {
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-// A contiguous tensor like `ids` but for its type, by the allocator: the dispatcher's new_empty
-// takes two microseconds, and a small draw is all overhead.
+// A contiguous tensor of the shape of `ids`.
 Tensor empty_like_ids(const Tensor& ids, ScalarType dtype) {
   const auto sizes = ids.sizes();
-  return empty_cpu(sizes.data(), ids.strides().data(), static_cast<int64_t>(sizes.size()), dtype);
+  return empty_cpu(sizes.data(), static_cast<int64_t>(sizes.size()), dtype);
 }
 
 Proposal uniform_proposal(int64_t num_classes) {
@@ -90,9 +82,8 @@ Draw draw(const Proposal& proposal, const Tensor& key, const Tensor& target, int
       "num_samples must not exceed the number of classes");
   const auto* words = static_cast<const uint64_t*>(key.const_data_ptr());
   const PhiloxKey philox_key{words[0], words[1]};
-  const int64_t stride = 1;
-  const Tensor ids = empty_cpu(&num_samples, &stride, 1, ScalarType::Long);
-  const Tensor num_draws = empty_cpu(nullptr, nullptr, 0, ScalarType::Long);
+  const Tensor ids = empty_cpu({num_samples}, ScalarType::Long);
+  const Tensor num_draws = empty_cpu({}, ScalarType::Long);
   auto* out = static_cast<int64_t*>(ids.mutable_data_ptr());
   int64_t draws = num_samples;
   if (method == kWithReplacement) {
@@ -149,6 +140,7 @@ Tensor alias_table(Tensor probabilities) {
                       probabilities.is_contiguous() && probabilities.numel() > 0,
                   "probabilities must be a contiguous float64 tensor [C], C > 0");
   const Tensor table = empty_like_ids(probabilities, ScalarType::Long);
+  advise_huge_pages(table.data_ptr(), static_cast<size_t>(table.numel()) * sizeof(int64_t));
   build_alias_table(static_cast<const double*>(probabilities.const_data_ptr()),
                     static_cast<uint64_t>(probabilities.numel()),
                     static_cast<uint64_t*>(table.mutable_data_ptr()));

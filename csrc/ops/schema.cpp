@@ -3,9 +3,9 @@
 // sampled_softmax_cuda/_ops.py, and so is all checking of arguments with a message for users.
 //
 // Shapes: B rows, D features, C classes, S samples, N touched rows.
-//   key [2] int64 (seed, offset); ids, target, grad_rows int64; log counts float32
+//   key [2] int64 (seed, offset); ids, target, grad_rows [1, N] int64; log counts float32
 //   input [B, D]; weight [C, D]; bias [C]; target [B]; ids, log_expected_count [S];
-//   target_log_expected_count, row_scale, loss, lse, target_logit, error [B]
+//   target_log_expected_count, row_scale, loss, lse, target_logit, error [B]; rows [4, B]
 #include "csrc/ops/stable_compat.h"
 
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
@@ -48,14 +48,16 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
       " bool remove_accidental_hits, SymInt ignore_index)"
       " -> (Tensor loss, Tensor lse, Tensor target_logit, Tensor error)");
-  // The same with the gradients of sum(row_scale * loss). sparse_grad: grad_weight [N, D] and
-  // grad_bias [N] belong to the classes grad_rows [N]; else [C, D], [C], and grad_rows is empty.
+  // total = sum(row_scale * loss) with its gradients, and rows = (loss, lse, target_logit, error).
+  // No row_scale: the mean of the rows that count (0 if none does), or their sum. sparse_grad:
+  // grad_weight [N, D] and grad_bias [N] belong to the classes grad_rows; else they are [C, D] and
+  // [C], and grad_rows is empty.
   m.def(
       "loss_and_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
       " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
-      " bool remove_accidental_hits, SymInt ignore_index, Tensor row_scale, bool sparse_grad)"
-      " -> (Tensor loss, Tensor lse, Tensor target_logit, Tensor error, Tensor grad_input,"
-      " Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
+      " bool remove_accidental_hits, SymInt ignore_index, Tensor? row_scale, bool mean,"
+      " bool sparse_grad) -> (Tensor total, Tensor rows, Tensor grad_input, Tensor grad_weight,"
+      " Tensor grad_bias, Tensor grad_rows)");
 
   // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes.
   m.def(

@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "csrc/cpu/parallel.h"
 
@@ -25,6 +26,28 @@ inline ParallelFor torch_parallel_for() {
             });
           },
           static_cast<int>(torch::stable::get_num_threads())};
+}
+
+// A contiguous tensor of `dim` dimensions in CPU memory, not initialised, by the allocator: the
+// dispatcher's new_empty takes two microseconds more, and a small step is all overhead.
+inline Tensor empty_cpu(const int64_t* sizes, int64_t dim, ScalarType dtype) {
+  constexpr int64_t kMaxDim = 64;  // torch's own limit
+  STD_TORCH_CHECK(dim <= kMaxDim, "at most ", kMaxDim, " dimensions, got ", dim);
+  int64_t strides[kMaxDim];
+  int64_t stride = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return empty_cpu(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype);
 }
 
 }  // namespace ssc::ops

@@ -58,7 +58,7 @@ class _GatherRows(torch.autograd.Function):
         rows, position = torch.unique(ids, return_inverse=True)
         values = grad.new_zeros((rows.numel(), *table.shape[1:])).index_add(0, position, grad)
         mark_coalesced_when_done((table,), rows)
-        return sparse_rows(rows, values.to(table.dtype), table), None, None, None
+        return sparse_rows(rows[None], values.to(table.dtype), table), None, None, None
 
 
 def gather_rows(table: Tensor, ids: Tensor, dtype: torch.dtype, sparse_grad: bool) -> Tensor:
@@ -76,10 +76,13 @@ def compute_dtype(input: Tensor) -> torch.dtype:
 
 def result_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
     """The dtype of the loss: float32 under autocast, else what the parameters promote to."""
-    dtype = torch.promote_types(input.dtype, weight.dtype)
-    if bias is not None:
-        dtype = torch.promote_types(dtype, bias.dtype)
-    if dtype == torch.float64 or not torch.amp.is_autocast_available(input.device.type):
+    dtype = input.dtype
+    for parameter in (weight, bias):
+        if parameter is not None and parameter.dtype != dtype:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    if dtype in (torch.float32, torch.float64) or not torch.amp.is_autocast_available(
+        input.device.type
+    ):
         return dtype
     return torch.float32 if torch.is_autocast_enabled(input.device.type) else dtype
 

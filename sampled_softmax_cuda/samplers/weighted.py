@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory import prefer_huge_pages
 from ..reference.sample import Weighted
 from . import _ops
 from ._inclusion import ordered_sum, solve_tries
@@ -51,7 +52,9 @@ class WeightedSampler(Sampler):
         self.num_classes = probabilities.shape[0]
         self.num_drawable = int((probabilities > 0).sum())
         self.register_buffer("table", _ops.build_alias_table(probabilities).to(weights.device))
-        self.register_buffer("probability_bits", probabilities.view(torch.int64).to(weights.device))
+        bits = prefer_huge_pages(torch.empty(self.num_classes, dtype=torch.int64))
+        bits.copy_(probabilities.view(torch.int64))
+        self.register_buffer("probability_bits", bits.to(weights.device))
 
     def update(self, weights: Tensor) -> None:
         """Draw from other weights from now on; the buffers are overwritten in place.

@@ -23,7 +23,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 inline uint16_t float16_bits(double value) {  // of a value that float16 holds exactly
   if (value == 0) return 0;
   const uint16_t sign = value < 0 ? 0x8000 : 0;
-  int exponent;
+  int exponent = 0;
   const double fraction = std::frexp(std::abs(value), &exponent);  // in [0.5, 1)
   const auto mantissa = static_cast<uint16_t>(std::ldexp(fraction, 11));
   return static_cast<uint16_t>(sign | (exponent + 14) << 10 | (mantissa & 0x3ff));
@@ -132,6 +132,84 @@ struct Options {
            " 1/tau=" + std::to_string(inv_temperature) + " spread=" + std::to_string(spread);
   }
 };
+
+// --- the cases that losses and gradients are both checked on ------------------------------------
+
+// (1, 1, 1): the smallest; the others are one more or less than multiples of every vector, panel
+// and tile; (3, 4097) has rows so long that the samples need several tiles.
+inline std::vector<Options> shapes_and_dtypes() {
+  constexpr int64_t kShapes[][4] = {// B, D, C, S
+                                    {1, 1, 1, 1},       {1, 1, 2, 1},       {2, 3, 50, 7},
+                                    {7, 33, 129, 65},   {31, 17, 9, 64},    {64, 64, 256, 32},
+                                    {53, 123, 507, 97}, {3, 4097, 300, 200}};
+  std::vector<Options> cases;
+  for (const auto& [batch, dim, classes, samples] : kShapes) {
+    for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+      cases.push_back({.batch = batch,
+                       .dim = dim,
+                       .classes = classes,
+                       .samples = samples,
+                       .input = dtype,
+                       .weight = dtype});
+    }
+  }
+  return cases;
+}
+
+inline std::vector<Options> mixed_dtypes() {
+  std::vector<Options> cases;
+  for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
+    for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
+      cases.push_back(
+          {.batch = 9, .dim = 35, .classes = 70, .samples = 40, .input = input, .weight = weight});
+    }
+  }
+  return cases;
+}
+
+inline std::vector<Options> all_options() {
+  std::vector<Options> cases;
+  for (int bits = 0; bits < 16; ++bits) {
+    cases.push_back({.batch = 12,
+                     .dim = 19,
+                     .classes = 30,
+                     .samples = 25,
+                     .bias = (bits & 1) != 0,
+                     .log_counts = (bits & 2) != 0,
+                     .remove_hits = (bits & 4) != 0,
+                     .ignore_some = (bits & 8) != 0,
+                     .padding = bits % 4,
+                     .inv_temperature = 0.25 * (1 + bits),
+                     .seed = static_cast<uint64_t>(bits)});
+  }
+  return cases;
+}
+
+inline std::vector<Options> all_duplicates() {
+  return {{.batch = 10, .dim = 8, .classes = 2, .samples = 200},
+          {.batch = 10, .dim = 8, .classes = 3, .samples = 100, .remove_hits = false}};
+}
+
+// Biases that move exp's reference point, up to where it underflows.
+inline std::vector<Options> distant_logits() {
+  std::vector<Options> cases;
+  for (const double spread : {200., 2000., 2e5}) {
+    for (const DType dtype : {DType::f32, DType::f64}) {
+      cases.push_back({.batch = 20,
+                       .dim = 5,
+                       .classes = 300,
+                       .samples = 150,
+                       .input = dtype,
+                       .weight = dtype,
+                       .spread = spread});
+    }
+  }
+  return cases;
+}
+
+inline void check_each(const std::vector<Options>& cases, void (*check)(const Options&)) {
+  for (const Options& options : cases) check(options);
+}
 
 // Per-row answers and gradients, all in double.
 struct Answers {

@@ -119,69 +119,17 @@ void check(const Options& options) {
   options.input == DType::f64 ? check<double>(options) : check<float>(options);
 }
 
-// As in test_loss.cpp; 1,100 rows make more than one chunk where chunks are kept small.
-constexpr int64_t kShapes[][4] = {// B, D, C, S
-                                  {1, 1, 1, 1},       {1, 1, 2, 1},       {2, 3, 50, 7},
-                                  {7, 33, 129, 65},   {31, 17, 9, 64},    {64, 64, 256, 32},
-                                  {53, 123, 507, 97}, {3, 4097, 300, 200}};
-
 }  // namespace
 
-TEST(every_shape_and_dtype) {
-  for (const auto& [batch, dim, classes, samples] : kShapes) {
-    for (const DType input : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
-      check({.batch = batch,
-             .dim = dim,
-             .classes = classes,
-             .samples = samples,
-             .input = input,
-             .weight = input});
-    }
-  }
-}
+TEST(every_shape_and_dtype) { check_each(shapes_and_dtypes(), check); }
 
-TEST(dtypes_mix) {
-  for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
-    for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
-      check(
-          {.batch = 9, .dim = 35, .classes = 70, .samples = 40, .input = input, .weight = weight});
-    }
-  }
-}
+TEST(dtypes_mix) { check_each(mixed_dtypes(), check); }
 
-TEST(every_option) {
-  for (int bits = 0; bits < 16; ++bits) {
-    check({.batch = 12,
-           .dim = 19,
-           .classes = 30,
-           .samples = 25,
-           .bias = (bits & 1) != 0,
-           .log_counts = (bits & 2) != 0,
-           .remove_hits = (bits & 4) != 0,
-           .ignore_some = (bits & 8) != 0,
-           .padding = bits % 4,
-           .inv_temperature = 0.25 * (1 + bits),
-           .seed = static_cast<uint64_t>(bits)});
-  }
-}
+TEST(every_option) { check_each(all_options(), check); }
 
-TEST(samples_that_are_all_duplicates) {
-  check({.batch = 10, .dim = 8, .classes = 2, .samples = 200});
-  check({.batch = 10, .dim = 8, .classes = 3, .samples = 100, .remove_hits = false});
-}
+TEST(samples_that_are_all_duplicates) { check_each(all_duplicates(), check); }
 
-TEST(logits_far_above_and_below_the_targets) {
-  for (const double spread : {200., 2000., 2e5}) {
-    check({.batch = 20, .dim = 5, .classes = 300, .samples = 150, .spread = spread});
-    check({.batch = 20,
-           .dim = 5,
-           .classes = 300,
-           .samples = 150,
-           .input = DType::f64,
-           .weight = DType::f64,
-           .spread = spread});
-  }
-}
+TEST(logits_far_above_and_below_the_targets) { check_each(distant_logits(), check); }
 
 TEST(several_chunks_of_rows) { check({.batch = 2100, .dim = 3, .classes = 40, .samples = 33}); }
 
