@@ -74,3 +74,25 @@ def test_a_class_switched_off_by_its_bias(backend: str) -> None:
         ssc.sampled_softmax_loss(h, w, target, with_it, bias=bias),
         ssc.sampled_softmax_loss(h, w, target, without, bias=bias),
     )
+
+
+@pytest.mark.parametrize("level", [-80.0, -1000.0])
+def test_a_target_switched_off_among_low_logits(backend: str, level: float) -> None:
+    """Its loss is infinite, but the gradient, p less one hot, is that of the samples' softmax."""
+    h, w = torch.randn(3, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    bias = torch.full((6,), level)
+    bias[0] = -torch.inf
+    bias.requires_grad_()
+    samples = ssc.Samples(torch.tensor([0, 3, 1, 2]), None, None)
+    loss = ssc.sampled_softmax_loss(
+        h, w, torch.zeros(3, dtype=torch.int64), samples, bias=bias, reduction="none"
+    )
+    assert (loss == torch.inf).all()
+    loss.sum().backward()
+    p = (h @ w[1:4].T).softmax(dim=-1).detach()
+    expected = torch.zeros(3, 6)
+    expected[:, 1:4] = p
+    expected[:, 0] = -1.0
+    torch.testing.assert_close(bias.grad, expected.sum(dim=0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(h.grad, expected @ w.detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(w.grad, expected.T @ h.detach(), rtol=1e-3, atol=1e-3)

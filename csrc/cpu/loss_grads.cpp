@@ -112,12 +112,13 @@ class GradientPass {
   void sweep_blocks(int64_t begin, int64_t end) {
     Workspace local;
     const Tile<T> tile = take_tile(problem_.dim, true, leaf_, local);
-    const Range rows = start_rows(problem_, chunk_, begin, end, results_, leaf_);
+    const Samples samples = distinct_samples(problem_, plan_);
+    const Range rows = start_rows(problem_, samples, chunk_, begin, end, results_, leaf_);
     if (plan_.distinct == 0) {
       std::fill_n(chunk_.grad_input + rows.begin * padded_dim_,
                   (rows.end - rows.begin) * padded_dim_, T(0));
     }
-    leaf_.sweep(distinct_samples(problem_, plan_), tile, chunk_, begin, end);
+    leaf_.sweep(samples, tile, chunk_, begin, end);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const RowSums sums = end_row(problem_, plan_, chunk_start_, chunk_, i, results_, leaf_);
       const int64_t row = chunk_.row_ids[i];

@@ -29,7 +29,7 @@ void stream_rows(const LossProblem& problem, const Samples& samples, const Sampl
     parallel_for(chunk.blocks.count, 1, [&](int64_t begin, int64_t end) {
       Workspace local;
       const Tile<T> tile = take_tile(problem.dim, false, leaf, local);
-      const Range rows = start_rows(problem, chunk, begin, end, results, leaf);
+      const Range rows = start_rows(problem, samples, chunk, begin, end, results, leaf);
       for (int64_t i = rows.begin; i < rows.end; ++i) hit[i] = row_hit(start + i);
       leaf.sweep(samples, tile, chunk, begin, end);
       for (int64_t i = rows.begin; i < rows.end; ++i)

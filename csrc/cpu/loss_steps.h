@@ -119,11 +119,30 @@ T target_logit(const LossProblem& problem, int64_t row, const LossLeaf<T>& leaf)
                         element(problem.target_log_expected_count, row));
 }
 
+// Where a row starts whose target has no logit to start from, −inf: at the first sample that has
+// one. Its E is 1 then, so the sums can't vanish however low all logits are; higher samples raise
+// the reference as ever. 0 if there is none.
+template <class T>
+T first_finite_logit(const LossProblem& problem, const Samples& samples, bool remove_hits,
+                     int64_t row, const LossLeaf<T>& leaf) {
+  for (int64_t s = 0; s < samples.count; ++s) {
+    const int64_t id = samples.ids == nullptr ? samples.first + s : samples.ids[s];
+    if (remove_hits && id == problem.target[row]) continue;
+    const T product = leaf.dot(problem.input, row, problem.weight, id, problem.dim);
+    const double count = samples.log_count == nullptr ? 0 : samples.log_count[s];
+    const T logit =
+        static_cast<T>((product + element(problem.bias, id)) * problem.inv_temperature - count);
+    if (std::isfinite(logit)) return logit;
+  }
+  return T(0);
+}
+
 // Packs row blocks [begin, end) and starts their rows: reference at the target's logit, nothing
 // summed yet. Returns the rows.
 template <class T>
-Range start_rows(const LossProblem& problem, const RowChunk<T>& chunk, int64_t begin, int64_t end,
-                 const RowResults<T>& results, const LossLeaf<T>& leaf) {
+Range start_rows(const LossProblem& problem, const Samples& samples, const RowChunk<T>& chunk,
+                 int64_t begin, int64_t end, const RowResults<T>& results,
+                 const LossLeaf<T>& leaf) {
   const Range rows = {piece(chunk.blocks, begin).begin, piece(chunk.blocks, end - 1).end};
   for (int64_t b = begin; b < end; ++b) leaf.pack_rows(problem.input, chunk, problem.dim, b);
   for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -131,7 +150,9 @@ Range start_rows(const LossProblem& problem, const RowChunk<T>& chunk, int64_t b
     prefetch_target(problem, chunk, i + kPrefetchRows, rows.end);
     const T logit = target_logit<T>(problem, row, leaf);
     results.target_logit[row] = logit;
-    chunk.reference[i] = std::isinf(logit) && logit < 0 ? T(0) : logit;  // z − (−inf) would be inf
+    chunk.reference[i] = std::isinf(logit) && logit < 0  // z − (−inf) would be inf
+                             ? first_finite_logit<T>(problem, samples, chunk.remove_hits, row, leaf)
+                             : logit;
     chunk.settled[i] = 0;
     std::fill_n(chunk.sum + i * leaf.lanes, leaf.lanes, T(0));
     std::fill_n(chunk.peak + i * leaf.lanes, leaf.lanes, -std::numeric_limits<T>::infinity());
