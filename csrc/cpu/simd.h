@@ -159,8 +159,50 @@ SSC_INLINE Vec<T> load_as(const S* p) {
   return out;
 }
 
+// A vector of float to 16 bits, rounded to nearest even.
+#if defined(__AVX512F__)
+SSC_INLINE void narrow(Float16* p, Vec<float> v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+// As bf16 in the upper half of each lane.
+SSC_INLINE __m512i round_to_upper(__m512 v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+}
+SSC_INLINE void narrow(BFloat16* p, Vec<float> v) {
+  const __m512i bits = _mm512_srli_epi32(round_to_upper((__m512)v), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits));
+}
+#elif defined(__AVX2__)
+SSC_INLINE void narrow(Float16* p, Vec<float> v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+SSC_INLINE void narrow(BFloat16* p, Vec<float> v) {
+  const __m256i bits = _mm256_castps_si256((__m256)v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q));
+  const __m256i wide = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+}
+#endif
+
 template <class T, class S>
 SSC_INLINE void store_as(S* p, Vec<T> v) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(S) == 2) {
+    narrow(p, v);
+    return;
+  }
+#endif
   if constexpr (sizeof(S) == sizeof(T)) {
     store(p, v);
   } else {
