@@ -2,23 +2,29 @@
 # into the namespace ssc::<SSC_ISA>, and csrc/cpu/isa.h chooses among them at run time. Only these
 # objects see flags such as -mavx512f, so nothing else can execute what an older CPU lacks.
 
-set(SSC_ISAS scalar)
+set(SSC_ISAS scalar)  # those with every leaf
+set(SSC_PAIR_ISAS "")  # those with the leaves that multiply matrices, for pairs of bf16
 set(SSC_ISA_FLAGS_scalar "")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   list(APPEND SSC_ISAS avx2 avx512)
+  list(APPEND SSC_PAIR_ISAS avx512_bf16)
   set(SSC_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(SSC_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mfma -mf16c
                            -mprefer-vector-width=512)
+  set(SSC_ISA_FLAGS_avx512_bf16 ${SSC_ISA_FLAGS_avx512} -DSSC_BF16_PAIRS)
+  if(NOT SSC_EMULATE_BF16)
+    list(APPEND SSC_ISA_FLAGS_avx512_bf16 -mavx512bf16)
+  endif()
 endif()
 
-# ssc_add_leaves(<objects> <fp_contract> <source>...): compiles the sources for each instruction set
-# and appends the object libraries to the list <objects>. fp_contract: off where every instruction
-# set must give the same bits (sampling), fast where a*b+c may become one fma (matmul).
-function(ssc_add_leaves objects fp_contract)
+# ssc_add_leaves(<objects> <fp_contract> <isas> <source>...): compiles the sources for each of these
+# instruction sets and appends the object libraries to the list <objects>. fp_contract: off where
+# every instruction set must give the same bits (sampling), fast where a*b+c may become one fma.
+function(ssc_add_leaves objects fp_contract isas)
   set(libraries ${${objects}})
   foreach(source IN LISTS ARGN)
     get_filename_component(stem "${source}" NAME_WE)
-    foreach(isa IN LISTS SSC_ISAS)
+    foreach(isa IN LISTS isas)
       set(library "${stem}_${isa}")
       add_library(${library} OBJECT "${source}")
       target_link_libraries(${library} PRIVATE ssc_options)
@@ -37,8 +43,9 @@ endfunction()
 # ssc_add_cpu_library(<target>): the torch-free kernels as one static library.
 function(ssc_add_cpu_library target)
   set(leaves "")
-  ssc_add_leaves(leaves off ${SSC_LEAF_SOURCES_EXACT})
-  ssc_add_leaves(leaves fast ${SSC_LEAF_SOURCES_FMA})
+  ssc_add_leaves(leaves off "${SSC_ISAS}" ${SSC_LEAF_SOURCES_EXACT})
+  ssc_add_leaves(leaves fast "${SSC_ISAS}" ${SSC_LEAF_SOURCES_ROWS})
+  ssc_add_leaves(leaves fast "${SSC_ISAS};${SSC_PAIR_ISAS}" ${SSC_LEAF_SOURCES_MATMUL})
   add_library(${target} STATIC ${SSC_CPU_SOURCES})
   target_link_libraries(${target} PUBLIC ssc_options)
   foreach(leaf IN LISTS leaves)

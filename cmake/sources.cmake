@@ -18,12 +18,15 @@ set(SSC_LEAF_SOURCES_EXACT
     csrc/cpu/sample_leaf.cpp
 )
 
-# Leaves whose products may be contracted into fused multiply-adds: -ffp-contract=fast.
-set(SSC_LEAF_SOURCES_FMA
+# Leaves whose products may be contracted into fused multiply-adds: -ffp-contract=fast. Those of
+# single rows, and those of matrices packed into words (csrc/cpu/word.h).
+set(SSC_LEAF_SOURCES_ROWS
+    csrc/cpu/row_leaf.cpp
+)
+set(SSC_LEAF_SOURCES_MATMUL
     csrc/cpu/input_grad_leaf.cpp
     csrc/cpu/logits_leaf.cpp
     csrc/cpu/pack_leaf.cpp
-    csrc/cpu/row_leaf.cpp
     csrc/cpu/score_leaf.cpp
     csrc/cpu/sweep_leaf.cpp
     csrc/cpu/table_leaf.cpp
@@ -43,6 +46,7 @@ set(SSC_OPS_SOURCES
 # tests/cpp: one executable per file, run once per instruction set.
 set(SSC_CPP_TESTS
     tests/cpp/test_backward.cpp
+    tests/cpp/test_bf16_pair.cpp
     tests/cpp/test_isa.cpp
     tests/cpp/test_loss.cpp
     tests/cpp/test_philox.cpp

@@ -26,8 +26,8 @@ struct Gradient {
       } else {
         load_tile<T, M>(acc, out, padded_dim);
       }
-      for (int64_t p = first; p < last; ++p, w += P * P) {
-        const T* e = chunk->exps + p * chunk->exps_stride + row * P;
+      for (int64_t p = first; p < last; ++p, w += P / kWord<T> * P) {
+        const T* e = chunk->exps + p * chunk->exps_stride + row * P / kWord<T>;
         multiply_add_panel<T, M>(acc, e, w);
       }
       store_tile<T, M>(acc, out, padded_dim);
@@ -41,14 +41,16 @@ template <class T>
 void input_grad(const Tile<T>& tile, const RowChunk<T>& chunk, int64_t block, int64_t column,
                 int64_t first, int64_t last) {
   const Range r = piece(chunk.blocks, block);
-  const T* w = tile.rows + column * tile.panels * kPanel<T>;
+  const T* w = tile.rows + column * tile.panels * kPanel<T> / kWord<T>;
   with_rows<Gradient<T>::template Body>(r.end - r.begin, &chunk, r.begin, tile.padded_dim, column,
                                         w, first, last);
 }
 
 template void input_grad(const Tile<float>&, const RowChunk<float>&, int64_t, int64_t, int64_t,
                          int64_t);
+#if !defined(SSC_BF16_PAIRS)
 template void input_grad(const Tile<double>&, const RowChunk<double>&, int64_t, int64_t, int64_t,
                          int64_t);
+#endif
 
 }  // namespace ssc::SSC_ISA

@@ -14,33 +14,51 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
   }
   return "unknown";
 }
 
-bool isa_available(Isa isa) {
+namespace {
+
+bool cpu_has(Isa isa) {
   if (isa == Isa::scalar) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   if (isa == Isa::avx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512cd");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+  if (isa == Isa::avx512) return avx512;
+  return avx512 && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif
 }
 
-namespace {
-
 Isa best_isa() {
-  if (isa_available(Isa::avx512)) return Isa::avx512;
-  return isa_available(Isa::avx2) ? Isa::avx2 : Isa::scalar;
+  Isa best = Isa::scalar;
+  for (const Isa isa : kIsas) {
+    if (isa_available(isa) && !isa_emulated(isa)) best = isa;
+  }
+  return best;
 }
 
 }  // namespace
+
+bool isa_emulated(Isa isa) {
+#if defined(SSC_EMULATE_BF16)
+  return isa == Isa::avx512_bf16 && cpu_has(Isa::avx512);
+#else
+  static_cast<void>(isa);
+  return false;
+#endif
+}
+
+bool isa_available(Isa isa) { return cpu_has(isa) || isa_emulated(isa); }
 
 Isa active_isa() {
   const char* name = std::getenv("SSC_CPU_ISA");
@@ -48,13 +66,13 @@ Isa active_isa() {
     static const Isa best = best_isa();
     return best;
   }
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : kIsas) {
     if (std::string(name) != isa_name(isa)) continue;
     if (isa_available(isa)) return isa;
     throw std::runtime_error(std::string("SSC_CPU_ISA=") + name + ": this CPU does not run it");
   }
   throw std::runtime_error(std::string("SSC_CPU_ISA=") + name +
-                           ": expected scalar, avx2 or avx512");
+                           ": expected scalar, avx2, avx512 or avx512_bf16");
 }
 
 }  // namespace ssc

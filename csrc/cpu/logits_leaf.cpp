@@ -12,11 +12,11 @@ struct Logits {
     static void run(const Tile<T>* tile, const RowChunk<T>* chunk, const Samples* samples,
                     int64_t row, int64_t local, T* out) {
       constexpr int P = kPanel<T>;
-      const int64_t dim = samples->dim;
+      const int64_t steps = count_words<T>(samples->dim);
       Wanted wanted = nothing_wanted(out);
       Vec<T> z[M][2];
       clear_tile<T>(z);
-      multiply_add<T, M>(z, chunk->packed + row * dim, tile->columns + local * dim * P, dim,
+      multiply_add<T, M>(z, chunk->packed + row * steps, tile->columns + local * steps * P, steps,
                          wanted);
       const T inv_temperature = static_cast<T>(samples->inv_temperature);
       const T* adjust = tile->adjust + local * P;
@@ -58,7 +58,9 @@ void logits(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chun
 
 template void logits(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t, int64_t,
                      MatrixView);
+#if !defined(SSC_BF16_PAIRS)
 template void logits(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t, int64_t,
                      MatrixView);
+#endif
 
 }  // namespace ssc::SSC_ISA

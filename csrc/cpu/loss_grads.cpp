@@ -28,7 +28,7 @@ class GradientPass {
         gradients_(gradients),
         workspace_(workspace),
         parallel_for_(parallel_for),
-        leaf_(loss_leaf<T>(isa)),
+        leaf_(loss_leaf<T>(isa, problem.input.dtype, problem.weight.dtype)),
         has_bias_(gradients.bias.data != nullptr),
         panels_(std::max<int64_t>(ceil_div(plan.distinct, leaf_.panel), 1)) {}
 
@@ -58,7 +58,7 @@ class GradientPass {
 
  private:
   void allocate_chunk() {
-    const int64_t row_bytes = leaf_.panel * static_cast<int64_t>(sizeof(T));
+    const int64_t row_bytes = leaf_.panel / leaf_.word * static_cast<int64_t>(sizeof(T));
     most_rows_ = std::clamp<int64_t>(kChunkBytes / (panels_ * row_bytes), 1, kMaxChunkRows);
     const int64_t rows = std::min(most_rows_, plan_.rows);
     const int64_t columns = problem_.dim + has_bias_;
@@ -66,7 +66,8 @@ class GradientPass {
     chunk_ = take_chunk(rows, problem_.dim, leaf_, workspace_);
     chunk_.columns = partition(columns, ceil_div(columns, leaf_.tile_rows));
     chunk_.grad_input = workspace_.take<T>(rows * padded_dim_);
-    chunk_.grad_scaled = workspace_.take<T>(rows * columns);
+    chunk_.grad_scaled = workspace_.take<T>(ceil_div(rows, leaf_.word) * columns);
+    chunk_.coefficient = workspace_.take<T>(rows);
     target_coefficient_ = workspace_.take<T>(rows);
     // The same row of consecutive panels should not fall into the same sets of L1: let a panel's
     // stride be one register tile past a multiple of 4 KiB.
@@ -125,9 +126,10 @@ class GradientPass {
       const double k = gradients_.row_scale[row] * problem_.inv_temperature;
       target_coefficient_[i] = static_cast<T>(-k * (sums.sampled / sums.total));
       prefetch_target(problem_, chunk_, i + kPrefetchRows, rows.end);
-      leaf_.finish_row(problem_.input, problem_.weight, chunk_, i, problem_.dim,
-                       problem_.target[row], static_cast<T>(k / sums.total), target_coefficient_[i],
-                       gradients_.input);
+      chunk_.coefficient[i] = static_cast<T>(k / sums.total);
+      leaf_.finish_row(problem_.weight, chunk_, i, problem_.dim, problem_.target[row],
+                       target_coefficient_[i], gradients_.input);
+      leaf_.pack_grad_row(problem_.input, chunk_, i, problem_.dim);
     }
   }
 

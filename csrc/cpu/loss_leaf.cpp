@@ -15,19 +15,27 @@ namespace avx512 {
 template <class T>
 const LossLeaf<T>& loss_table();
 }
+namespace avx512_bf16 {  // for float alone
+template <class T>
+const LossLeaf<T>& loss_table();
+}
 
 template <class T>
-const LossLeaf<T>& loss_leaf(Isa isa) {
+const LossLeaf<T>& loss_leaf(Isa isa, DType input, DType weight) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return avx512::loss_table<T>();
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const bool pairs = input == DType::bf16 && weight == DType::bf16;
+    if (isa == Isa::avx512_bf16 && pairs) return avx512_bf16::loss_table<T>();
+  }
+  if (isa == Isa::avx512 || isa == Isa::avx512_bf16) return avx512::loss_table<T>();
   if (isa == Isa::avx2) return avx2::loss_table<T>();
 #else
-  (void)isa;
+  static_cast<void>(isa), static_cast<void>(input), static_cast<void>(weight);
 #endif
   return scalar::loss_table<T>();
 }
 
-template const LossLeaf<float>& loss_leaf(Isa);
-template const LossLeaf<double>& loss_leaf(Isa);
+template const LossLeaf<float>& loss_leaf(Isa, DType, DType);
+template const LossLeaf<double>& loss_leaf(Isa, DType, DType);
 
 }  // namespace ssc

@@ -4,8 +4,13 @@
 //   pack_rows       a block of H       -> the broadcast operand of z = H Ws^T
 //   sweep           per tile of samples: gather and pack its rows of W; z, E = exp(z − reference),
 //                   row sums, dH += E Ws
-//   finish_rows     loss, lse, dH out, and H scaled by its row's coefficient for dWs
+//   finish_row      loss, lse, dH out
+//   pack_grad_row   H scaled by its row's coefficient, the broadcast operand of dWs
 //   weight_grad     dWs = E^T (scaled H), then the targets' own contributions
+//
+// Operands of matmuls are packed into words of T's size: elements, or, in the leaf for AVX512-BF16,
+// pairs of bf16 that are neighbours along the contraction. K is the number of elements in a word;
+// D/K and the like are rounded up, and the last word filled up with zero.
 //
 // Symbols as in the design: B rows, D width, S samples (here distinct ones), R rows of one chunk.
 // The rows of a chunk are partitioned into blocks of at most `tile_rows` rows.
@@ -22,17 +27,20 @@ struct Range {
   int64_t begin, end;
 };
 
-// [0, n) in `count` pieces whose lengths differ by one at most. The divisions are done once: inner
-// loops ask for a piece before each register tile.
+// [0, n) in `count` pieces whose lengths differ by one unit at most; only the last unit may be cut
+// short. The divisions are done once: inner loops ask for a piece before each register tile.
 struct Partition {
-  int64_t count, size, longer;  // the first `longer` pieces have size + 1 elements
+  int64_t count, size, longer;  // the first `longer` pieces have size + 1 units
+  int64_t unit, n;
 };
-constexpr Partition partition(int64_t n, int64_t count) {
-  return {count, count > 0 ? n / count : 0, count > 0 ? n % count : 0};
+constexpr Partition partition(int64_t n, int64_t count, int64_t unit = 1) {
+  const int64_t units = (n + unit - 1) / unit;
+  return {count, count > 0 ? units / count : 0, count > 0 ? units % count : 0, unit, n};
 }
 constexpr Range piece(const Partition& p, int64_t index) {
   const int64_t begin = index * p.size + (index < p.longer ? index : p.longer);
-  return {begin, begin + p.size + (index < p.longer)};
+  const int64_t end = (begin + p.size + (index < p.longer)) * p.unit;
+  return {begin * p.unit, end < p.n ? end : p.n};
 }
 
 // The samples and where their rows of W come from.
@@ -48,10 +56,10 @@ struct Samples {
 
 // Memory for one tile of packed samples, a thread's own. P = kPanel samples make a panel, the last
 // one of all padded; Dp = D rounded up to P.
-//   columns [panels][D][P]            vectors over samples, for z
-//   rows    [Dp / P][panels · P][P]   vectors over D, for dH; null where not needed
-//   adjust  [panels · P]              bias/τ − log n of each sample; −inf in the padding
-//   copies  [panels · P]              log_copies
+//   columns [panels][D/K][P]            vectors over samples, for z
+//   rows    [Dp / P][panels · P/K][P]   vectors over D, for dH; null where not needed
+//   adjust  [panels · P]                bias/τ − log n of each sample; −inf in the padding
+//   copies  [panels · P]                log_copies
 template <class T>
 struct Tile {
   T* columns;
@@ -65,27 +73,31 @@ struct Tile {
 template <class T>
 struct RowChunk {
   int64_t rows;
-  Partition blocks;        // of the rows
+  Partition blocks;        // of the rows, in units of K
   const int64_t* row_ids;  // [R] row of H (and of all per-row inputs and outputs)
-  T* packed;               // [blocks][D][block rows]
+  T* packed;               // [blocks][D/K][block rows]
   T* reference;            // [R] exp's reference point: at first the target's corrected logit
   T* sum;                  // [R][lanes] partial sums of E over the latest samples
   double* settled;         // [R] sums of E over the samples before
   T* peak;              // [R][lanes] partial maxima of z − reference: single copies, hits left out
   const int64_t* hit;   // [R] which sample is the row's own target, or −1
   bool remove_hits;     // whether that sample is left out of sums and gradients
-  T* exps;              // E [panels][exps_stride / P rows][P]; null: forward only
-  int64_t exps_stride;  // elements from panel to panel
+  T* exps;              // E [panels][rows, padded][P/K]; null: forward only
+  int64_t exps_stride;  // words from panel to panel
   T* grad_input;        // [R][Dp] Σ_s E_is W_s, not yet scaled; null: forward only
+  T* coefficient;       // [R] what E's rows are scaled with: k_i / sum_i
   Partition columns;    // of D, and one more column of ones where there is a bias
-  T* grad_scaled;       // [columns][R][columns of the piece]: coefficient · H
+  // [columns][R/K][columns of the piece]: coefficient · H. In pairs H itself, without a rounding:
+  // E, rounded already, takes the coefficient instead.
+  T* grad_scaled;
 };
 
 template <class T>
 struct LossLeaf {
   int lanes;      // of a vector
   int panel;      // samples in a panel: 2 vectors
-  int tile_rows;  // rows of a register tile
+  int tile_rows;  // rows of a register tile, a multiple of K
+  int word;       // K
 
   // H's block `index` into chunk.packed.
   void (*pack_rows)(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index);
@@ -100,11 +112,12 @@ struct LossLeaf {
   // Row i's Σ_s E and maximum of z − reference.
   void (*reduce_row)(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak);
 
-  // grad_out[row] = scale · (Σ_s E_is W_s) + target_coefficient · W_target, and the row's share of
-  // chunk.grad_scaled = scale · (H_i, 1).
-  void (*finish_row)(MatrixView input, MatrixView weight, const RowChunk<T>& chunk, int64_t i,
-                     int64_t dim, int64_t target, T scale, T target_coefficient,
-                     MatrixView grad_out);
+  // grad_out[row] = coefficient · (Σ_s E_is W_s) + target_coefficient · W_target.
+  void (*finish_row)(MatrixView weight, const RowChunk<T>& chunk, int64_t i, int64_t dim,
+                     int64_t target, T target_coefficient, MatrixView grad_out);
+
+  // Row i's share of chunk.grad_scaled = coefficient · (H_i, 1). The rows of a block in order.
+  void (*pack_grad_row)(MatrixView input, const RowChunk<T>& chunk, int64_t i, int64_t dim);
 
   // Rows dWs of panel `index` = E^T grad_scaled to out + slot[s] · out_stride: added where
   // `accumulate`, stored otherwise. scratch [D + 1][P], one per thread, holds the transposed
@@ -123,7 +136,8 @@ struct LossLeaf {
                  int64_t begin, int64_t end, MatrixView out);
 };
 
+// For H and W of these types: pairs of bf16 where both are bf16 and `isa` multiplies them.
 template <class T>
-const LossLeaf<T>& loss_leaf(Isa isa);
+const LossLeaf<T>& loss_leaf(Isa isa, DType input, DType weight);
 
 }  // namespace ssc

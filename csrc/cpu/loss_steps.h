@@ -33,7 +33,7 @@ template <class T>
 Partition row_blocks(int64_t rows, const LossLeaf<T>& leaf, const ParallelFor& parallel_for) {
   const int64_t least = ceil_div(rows, leaf.tile_rows);
   const int64_t even = ceil_div(least, parallel_for.num_threads()) * parallel_for.num_threads();
-  return partition(rows, std::min(even, rows));
+  return partition(rows, std::min(even, ceil_div(rows, leaf.word)), leaf.word);
 }
 
 // A thread's own tile of packed samples. Its two layouts should fill a part of L2 that leaves room
@@ -41,14 +41,17 @@ Partition row_blocks(int64_t rows, const LossLeaf<T>& leaf, const ParallelFor& p
 template <class T>
 Tile<T> take_tile(int64_t dim, bool with_rows, const LossLeaf<T>& leaf, Workspace& workspace) {
   constexpr int64_t kTileBytes = int64_t{256} << 10;
-  const int64_t panel_bytes = 2 * dim * leaf.panel * static_cast<int64_t>(sizeof(T));
+  const int64_t words = ceil_div(dim, leaf.word);
+  const int64_t panel_bytes = 2 * words * leaf.panel * static_cast<int64_t>(sizeof(T));
   Tile<T> tile{};
   tile.panels = std::clamp<int64_t>(kTileBytes / panel_bytes, 4, 16);
   tile.padded_dim = ceil_div(dim, leaf.panel) * leaf.panel;
-  tile.columns = workspace.take<T>(tile.panels * leaf.panel * dim);
+  tile.columns = workspace.take<T>(tile.panels * leaf.panel * words);
   tile.adjust = workspace.take<T>(tile.panels * leaf.panel);
   tile.copies = workspace.take<T>(tile.panels * leaf.panel);
-  if (with_rows) tile.rows = workspace.take<T>(tile.panels * leaf.panel * tile.padded_dim);
+  if (with_rows) {
+    tile.rows = workspace.take<T>(tile.panels * leaf.panel / leaf.word * tile.padded_dim);
+  }
   return tile;
 }
 
@@ -82,7 +85,7 @@ inline Samples class_range(const LossProblem& problem, int64_t begin, int64_t co
 template <class T>
 RowChunk<T> take_chunk(int64_t rows, int64_t dim, const LossLeaf<T>& leaf, Workspace& workspace) {
   RowChunk<T> chunk{};
-  chunk.packed = workspace.take<T>(rows * dim);
+  chunk.packed = workspace.take<T>(rows * ceil_div(dim, leaf.word));
   chunk.reference = workspace.take<T>(rows);
   chunk.settled = workspace.take<double>(rows);
   chunk.sum = workspace.take<T>(rows * leaf.lanes);

@@ -14,19 +14,16 @@ SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* co
   Vec<T> v[L];
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) {
-    v[i] = kWhole ? load_as<T>(row[i] + d) : load_head<T>(row[i] + d, width);
+    v[i] = kWhole ? load_words<T>(row[i] + d) : load_words_head<T>(row[i] + d, width);
   }
   // All loads before any store: rows of W and the tile often agree in the low 12 bits of their
   // addresses, and a load then waits for every such store before it.
   asm volatile("" ::: "memory");
-  if constexpr (kRows) {
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) store<T>(rows + i * P, v[i]);
-  }
+  if constexpr (kRows) store_sample_words<T>(rows, v);
   transpose<T>(v);
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) {
-    if (kWhole || i < width) store<T>(columns + i * P, v[i]);
+    if (kWhole || i * kWord<T> < width) store<T>(columns + i * P, v[i]);
   }
 }
 
@@ -35,23 +32,25 @@ SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* co
 template <class T, class S, bool kRows>
 void gather_panel(const S* const (&row)[kPanel<T>], const S* const (&next)[kPanel<T>],
                   int64_t panel, int64_t dim, const Tile<T>& tile) {
-  constexpr int L = kLanes<T>, P = kPanel<T>;
-  const int64_t height = tile.panels * P;
-  T* columns = tile.columns + panel * dim * P;
-  T* rows = kRows ? tile.rows + panel * P * P : nullptr;
-  const int64_t whole = dim / L * L;
-  for (int64_t d = 0; d < whole; d += L) {
+  constexpr int L = kLanes<T>, P = kPanel<T>, K = kWord<T>;
+  constexpr int64_t kStep = L * K;  // elements of a vector of words
+  const int64_t height = tile.panels * P / K;
+  T* columns = tile.columns + panel * count_words<T>(dim) * P;
+  T* rows = kRows ? tile.rows + panel * P / K * P : nullptr;
+  const int64_t whole = dim / kStep * kStep;
+  for (int64_t d = 0; d < whole; d += kStep) {
     for (int i = 0; i < P; ++i) __builtin_prefetch(next[i] + d, 0, 2);
+    T* words = columns + d / K * P;
     T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
-    pack_square<T, S, true, kRows>(row, d, L, columns + d * P, to);
-    pack_square<T, S, true, kRows>(row + L, d, L, columns + d * P + L, to + (kRows ? L * P : 0));
+    pack_square<T, S, true, kRows>(row, d, kStep, words, to);
+    pack_square<T, S, true, kRows>(row + L, d, kStep, words + L, to + (kRows ? L / K * P : 0));
   }
-  for (int64_t d = whole; d < (kRows ? tile.padded_dim : dim); d += L) {
+  for (int64_t d = whole; d < (kRows ? tile.padded_dim : dim); d += kStep) {
     const int64_t left = dim > d ? dim - d : 0;
+    T* words = columns + d / K * P;
     T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
-    pack_square<T, S, false, kRows>(row, d, left, columns + d * P, to);
-    pack_square<T, S, false, kRows>(row + L, d, left, columns + d * P + L,
-                                    to + (kRows ? L * P : 0));
+    pack_square<T, S, false, kRows>(row, d, left, words, to);
+    pack_square<T, S, false, kRows>(row + L, d, left, words + L, to + (kRows ? L / K * P : 0));
   }
 }
 
@@ -98,23 +97,30 @@ void gather_adjust(const S* bias, const Samples& samples, int64_t begin, int64_t
   }
 }
 
-// `rows` rows of H to out[D][rows], so that the broadcasts of one step lie side by side.
+// `rows` rows of H to out[D/K][rows], word by word from word `begin` on.
+template <class T, class S>
+void put_words(const S* const* row, int64_t rows, int64_t dim, int64_t begin, T* out) {
+  constexpr int K = kWord<T>;
+  for (int64_t k = begin; k * K < dim; ++k) {
+    for (int64_t i = 0; i < rows; ++i) put_word(out + k * rows + i, row[i] + k * K, dim - k * K);
+  }
+}
+
+// `rows` rows of H to out[D/K][rows], so that the broadcasts of one step lie side by side.
 template <class T, class S>
 void transpose_rows(const S* const* row, int64_t rows, int64_t dim, T* out) {
-  constexpr int L = kLanes<T>;
-  int64_t d = 0;
-  // A vector store spills over into the entries of d + 1, which come next; the last ones, which
+  constexpr int L = kLanes<T>, K = kWord<T>;
+  int64_t k = 0;
+  // A vector store spills over into the entries of k + 1, which come next; the last ones, which
   // would spill into another block's, are stored one by one below.
-  for (; d + 2 * L <= dim; d += L) {
+  for (; (k + 2 * L) * K <= dim; k += L) {
     Vec<T> v[L];
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) v[i] = i < rows ? load_as<T>(row[i] + d) : Vec<T>{};
+    for (int i = 0; i < L; ++i) v[i] = i < rows ? load_words<T>(row[i] + k * K) : Vec<T>{};
     transpose<T>(v);
-    for (int i = 0; i < L; ++i) store<T>(out + (d + i) * rows, v[i]);
+    for (int i = 0; i < L; ++i) store<T>(out + (k + i) * rows, v[i]);
   }
-  for (; d < dim; ++d) {
-    for (int64_t i = 0; i < rows; ++i) out[d * rows + i] = get<T>(row[i] + d);
-  }
+  put_words<T>(row, rows, dim, k, out);
 }
 
 }  // namespace
@@ -123,7 +129,7 @@ void transpose_rows(const S* const* row, int64_t rows, int64_t dim, T* out) {
 template <class T>
 void gather_tile(const Samples& samples, int64_t first_panel, int64_t last_panel,
                  const Tile<T>& tile) {
-  with_storage<T>(samples.weight.data, samples.weight.dtype, [&](const auto* weight) {
+  with_operand<T>(samples.weight, [&](const auto* weight) {
     gather<T>(weight, samples, first_panel, last_panel, tile);
   });
   with_storage<T>(samples.bias.data, samples.bias.dtype, [&](const auto* bias) {
@@ -136,25 +142,40 @@ template <class T>
 void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index) {
   static_assert(kTileRows <= kLanes<float> && kTileRows <= 2 * kLanes<double>);
   const Range r = piece(chunk.blocks, index);
-  with_storage<T>(input.data, input.dtype, [&](const auto* data) {
+  with_operand<T>(input, [&](const auto* data) {
     using S = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
     const int64_t rows = r.end - r.begin;
     const S* row[kTileRows];
     for (int64_t i = 0; i < rows; ++i) row[i] = data + chunk.row_ids[r.begin + i] * input.stride;
-    T* out = chunk.packed + r.begin * dim;
+    T* out = chunk.packed + r.begin * count_words<T>(dim);
     if (rows <= kLanes<T>) {
       transpose_rows<T>(row, rows, dim, out);
     } else {
-      for (int64_t d = 0; d < dim; ++d) {
-        for (int64_t i = 0; i < rows; ++i) out[d * rows + i] = get<T>(row[i] + d);
-      }
+      put_words<T>(row, rows, dim, 0, out);
+    }
+  });
+}
+
+template <class T>
+void pack_grad_row(MatrixView input, const RowChunk<T>& chunk, int64_t i, int64_t dim) {
+  with_operand<T>(input, [&](const auto* data) {
+    const auto* h = data + chunk.row_ids[i] * input.stride;
+    for (int64_t g = 0; g < chunk.columns.count; ++g) {
+      const Range r = piece(chunk.columns, g);
+      const int64_t count = r.end - r.begin;
+      T* out = chunk.grad_scaled + r.begin * count_words<T>(chunk.rows) + i / kWord<T> * count;
+      put_grad_words(out, h + r.begin, count, dim - r.begin, chunk.coefficient[i], i);
     }
   });
 }
 
 template void gather_tile(const Samples&, int64_t, int64_t, const Tile<float>&);
-template void gather_tile(const Samples&, int64_t, int64_t, const Tile<double>&);
 template void pack_rows(MatrixView, const RowChunk<float>&, int64_t, int64_t);
+template void pack_grad_row(MatrixView, const RowChunk<float>&, int64_t, int64_t);
+#if !defined(SSC_BF16_PAIRS)
+template void gather_tile(const Samples&, int64_t, int64_t, const Tile<double>&);
 template void pack_rows(MatrixView, const RowChunk<double>&, int64_t, int64_t);
+template void pack_grad_row(MatrixView, const RowChunk<double>&, int64_t, int64_t);
+#endif
 
 }  // namespace ssc::SSC_ISA

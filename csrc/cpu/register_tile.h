@@ -5,18 +5,19 @@
 
 #include "csrc/cpu/prefetch.h"
 #include "csrc/cpu/simd.h"
+#include "csrc/cpu/word.h"
 
 namespace ssc::SSC_ISA {
 
-// One step of a matmul: acc[i][:] += a[i · kRowStride] · b[0:P], P = 2 vectors.
+// One step of a matmul, in words: acc[i][:] += a[i · kRowStride] · b[0:P], P = 2 vectors.
 template <class T, int M, int64_t kRowStride>
 SSC_INLINE void multiply_add_step(Vec<T> (&acc)[M][2], const T* a, const T* b) {
   const Vec<T> b0 = load(b), b1 = load(b + kLanes<T>);
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
-    const Vec<T> x = splat(a[i * kRowStride]);
-    acc[i][0] += x * b0;
-    acc[i][1] += x * b1;
+    const Vec<T> x = broadcast(a + i * kRowStride);
+    multiply_add_words<T>(acc[i][0], x, b0);
+    multiply_add_words<T>(acc[i][1], x, b1);
   }
 }
 
@@ -40,12 +41,12 @@ SSC_INLINE void multiply_add(Vec<T> (&acc)[M][2], const T* a, const T* b, int64_
   for (; k < count; ++k, a += M, b += kPanel<T>) multiply_add_step<T, M, 1>(acc, a, b);
 }
 
-// acc[i][:] += Σ_k a[i][k] · b[k][0:P] over the P steps of one panel, a having rows of P.
+// acc[i][:] += Σ_k a[i][k] · b[k][0:P] over the words of one panel's samples.
 template <class T, int M>
 SSC_INLINE void multiply_add_panel(Vec<T> (&acc)[M][2], const T* a, const T* b) {
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < kPanel<T>; ++k) {
-    multiply_add_step<T, M, kPanel<T>>(acc, a + k, b + k * kPanel<T>);
+  for (int64_t k = 0; k < kPanel<T> / kWord<T>; ++k) {
+    multiply_add_step<T, M, kPanel<T> / kWord<T>>(acc, a + k, b + k * kPanel<T>);
   }
 }
 

@@ -10,17 +10,6 @@ SSC_INLINE const S* row_at(const S* data, const MatrixView& matrix, int64_t row)
   return data + row * matrix.stride;
 }
 
-template <class T>
-SSC_INLINE void store_head(T* p, Vec<T> v, int64_t count) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
-    return;
-  }
-#endif
-  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
-}
-
 }  // namespace
 
 template <class T>
@@ -48,12 +37,13 @@ T dot(MatrixView input, int64_t row, MatrixView weight, int64_t class_id, int64_
 }
 
 template <class T>
-void finish_row(MatrixView input, MatrixView weight, const RowChunk<T>& chunk, int64_t i,
-                int64_t dim, int64_t target, T scale, T target_coefficient, MatrixView grad_out) {
+void finish_row(MatrixView weight, const RowChunk<T>& chunk, int64_t i, int64_t dim, int64_t target,
+                T target_coefficient, MatrixView grad_out) {
   constexpr int L = kLanes<T>;
   const int64_t row = chunk.row_ids[i];
   const int64_t padded_dim = (dim + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
   const T* gradient = chunk.grad_input + i * padded_dim;
+  const T scale = chunk.coefficient[i];
   with_storage<T>(weight.data, weight.dtype, [&](const auto* weights) {
     const auto* w = row_at(weights, weight, target);
     with_storage<T>(grad_out.data, grad_out.dtype, [&](const auto* gradients) {
@@ -67,21 +57,6 @@ void finish_row(MatrixView input, MatrixView weight, const RowChunk<T>& chunk, i
         put(out + d, gradient[d] * scale + get<T>(w + d) * target_coefficient);
       }
     });
-  });
-  with_storage<T>(input.data, input.dtype, [&](const auto* inputs) {
-    const auto* h = row_at(inputs, input, row);
-    for (int64_t g = 0; g < chunk.columns.count; ++g) {
-      const Range r = piece(chunk.columns, g);
-      const int64_t count = r.end - r.begin;
-      T* out = chunk.grad_scaled + r.begin * chunk.rows + i * count;
-      if (r.begin + L <= dim && count <= L) {
-        store_head<T>(out, load_as<T>(h + r.begin) * scale, count);
-      } else {
-        for (int64_t j = 0; j < count; ++j) {
-          out[j] = (r.begin + j < dim ? get<T>(h + r.begin + j) : T(1)) * scale;
-        }
-      }
-    }
   });
 }
 
@@ -111,10 +86,10 @@ void convert(const T* from, void* to, DType dtype, int64_t count) {
 
 template float dot(MatrixView, int64_t, MatrixView, int64_t, int64_t);
 template double dot(MatrixView, int64_t, MatrixView, int64_t, int64_t);
-template void finish_row(MatrixView, MatrixView, const RowChunk<float>&, int64_t, int64_t, int64_t,
-                         float, float, MatrixView);
-template void finish_row(MatrixView, MatrixView, const RowChunk<double>&, int64_t, int64_t, int64_t,
-                         double, double, MatrixView);
+template void finish_row(MatrixView, const RowChunk<float>&, int64_t, int64_t, int64_t, float,
+                         MatrixView);
+template void finish_row(MatrixView, const RowChunk<double>&, int64_t, int64_t, int64_t, double,
+                         MatrixView);
 template void add_row(MatrixView, int64_t, int64_t, float, float*);
 template void add_row(MatrixView, int64_t, int64_t, double, double*);
 template void convert(const float*, void*, DType, int64_t);

@@ -25,7 +25,7 @@ extern const SampleLeaf kSampleLeaf;
 
 const SampleLeaf& sample_leaf(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return avx512::kSampleLeaf;
+  if (isa == Isa::avx512 || isa == Isa::avx512_bf16) return avx512::kSampleLeaf;
   if (isa == Isa::avx2) return avx2::kSampleLeaf;
 #endif
   static_cast<void>(isa);

@@ -52,8 +52,11 @@ __attribute__((noinline, cold)) void raise_reference(int64_t padded_dim, const R
   for (int s = 0; s < P; ++s) x[s] -= shift;
   if (chunk.exps == nullptr) return;
   for (int64_t p = 0; p < panel; ++p) {
-    T* e = chunk.exps + p * chunk.exps_stride + i * P;
-    for (int s = 0; s < P; ++s) e[s] = e[s] * factor < vanishing ? T(0) : e[s] * factor;
+    T* e = chunk.exps + p * chunk.exps_stride + i * P / kWord<T>;
+    for (int s = 0; s < P; ++s) {
+      const T scaled = get_exp(e, s) * factor;
+      put_exp(e, s, scaled < vanishing ? T(0) : scaled);
+    }
   }
   T* grad = chunk.grad_input + i * padded_dim;
   for (int64_t d = 0; d < padded_dim; ++d) grad[d] *= factor;
@@ -68,12 +71,13 @@ struct Score {
     static void run(const Tile<T>* tile, const RowChunk<T>* chunk, const Samples* samples,
                     int64_t row, int64_t local, int64_t panel, const Upcoming* upcoming) {
       constexpr int P = kPanel<T>, L = kLanes<T>;
-      const int64_t dim = samples->dim;
-      const int64_t half = dim / (2 * kPrefetchInterval) * kPrefetchInterval;
-      const T* h = chunk->packed + row * dim;
-      const T* w = tile->columns + local * dim * P;
+      const int64_t steps = count_words<T>(samples->dim);
+      const int64_t half = steps / (2 * kPrefetchInterval) * kPrefetchInterval;
+      const T* h = chunk->packed + row * steps;
+      const T* w = tile->columns + local * steps * P;
+      constexpr int kExpWords = P / kWord<T>;  // of a row
       T* exps = chunk->exps == nullptr ? chunk->sum + row * L
-                                       : chunk->exps + panel * chunk->exps_stride + row * P;
+                                       : chunk->exps + panel * chunk->exps_stride + row * kExpWords;
       Wanted wanted = {{upcoming->row[0], upcoming->row[1]},
                        upcoming->stride,
                        reinterpret_cast<const char*>(exps),
@@ -83,7 +87,7 @@ struct Score {
       multiply_add<T, M>(z, h, w, half, wanted);
       wanted.read[0] = upcoming->row[2];
       wanted.read[1] = upcoming->row[3];
-      multiply_add<T, M>(z, h + half * M, w + half * P, dim - half, wanted);
+      multiply_add<T, M>(z, h + half * M, w + half * P, steps - half, wanted);
 
       const T inv_temperature = static_cast<T>(samples->inv_temperature);
       const Vec<T> adjust0 = load(tile->adjust + local * P);
@@ -125,10 +129,7 @@ struct Score {
         const Vec<T> e0 = exp_in_range<T>(z[i][0]), e1 = exp_in_range<T>(z[i][1]);
         T* sum = chunk->sum + (row + i) * L;
         store<T>(sum, load(sum) + (e0 + e1));
-        if (chunk->exps != nullptr) {
-          store<T>(exps + i * P, e0);
-          store<T>(exps + i * P + L, e1);
-        }
+        if (chunk->exps != nullptr) store_exps<T>(exps + i * kExpWords, e0, e1);
       }
     }
   };
@@ -146,7 +147,9 @@ void score(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
 
 template void score(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t, int64_t,
                     int64_t, const Upcoming&);
+#if !defined(SSC_BF16_PAIRS)
 template void score(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t, int64_t,
                     int64_t, const Upcoming&);
+#endif
 
 }  // namespace ssc::SSC_ISA

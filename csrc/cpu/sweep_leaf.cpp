@@ -15,13 +15,14 @@ constexpr int64_t kSettleSamples = 16384;
 
 // Hands out the rows of W that the next tile will gather, from all over memory, over the `takes`
 // register tiles of the present one: so they are on their way into L2 while it is in work.
+template <class T>
 class UpcomingRows {
  public:
   UpcomingRows(const Samples& samples, int64_t begin, int64_t end, int64_t takes)
       : samples_(samples), next_(begin), end_(end), wide_(end - begin > 2 * takes) {}
 
   Upcoming take() {
-    const int64_t stride = 2 * kPrefetchInterval * element_size(samples_.weight.dtype);
+    const int64_t stride = 2 * kPrefetchInterval * kWord<T> * element_size(samples_.weight.dtype);
     const int64_t count = wide_ ? 4 : 2;
     if (next_ + count > end_) {
       const char* any = static_cast<const char*>(samples_.weight.data);
@@ -65,8 +66,8 @@ void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
   for (int64_t first = 0; first < panels; first += tile.panels) {
     const int64_t last = smaller(first + tile.panels, panels);
     gather_tile<T>(samples, first, last, tile);
-    UpcomingRows upcoming(samples, last * P, smaller((last + tile.panels) * P, samples.count),
-                          (end - begin) * (last - first));
+    UpcomingRows<T> upcoming(samples, last * P, smaller((last + tile.panels) * P, samples.count),
+                             (end - begin) * (last - first));
     const auto score_panel = [&](int64_t b, int64_t p) {
       score(samples, tile, chunk, b, p - first, p, upcoming.take());
     };
@@ -97,8 +98,10 @@ void reduce_row(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak) {
 }
 
 template void sweep(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t, int64_t);
-template void sweep(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t, int64_t);
 template void reduce_row(const RowChunk<float>&, int64_t, double*, float*);
+#if !defined(SSC_BF16_PAIRS)
+template void sweep(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t, int64_t);
 template void reduce_row(const RowChunk<double>&, int64_t, double*, double*);
+#endif
 
 }  // namespace ssc::SSC_ISA

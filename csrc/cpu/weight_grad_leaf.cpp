@@ -10,24 +10,25 @@
 namespace ssc::SSC_ISA {
 namespace {
 
-// Rows of E's panel taken at a time, so that they stay in L1 for all columns of H.
-constexpr int64_t kPartRows = 256;
+// Words of E's panel, of a row or a pair of rows each, that are taken at a time, so that they stay
+// in L1 for all columns of H.
+constexpr int64_t kPartWords = 256;
 
 template <class T>
 struct Product {
-  // out[j][0:P] (+)= Σ_i a[i][j] · e[i][0:P] for M columns j of the scaled H, rows i of one part.
+  // out[j][0:P] (+)= Σ_k a[k][j] · e[k][0:P] for M columns j of the scaled H, words k of one part,
+  // which starts at e.
   template <int M>
   struct Body {
-    static void run(const T* a, const T* e, Range rows, T* out, const Wanted* wanted) {
+    static void run(const T* a, const T* e, Range part, T* out, const Wanted* wanted) {
       Vec<T> acc[M][2];
-      if (rows.begin == 0) {
+      if (part.begin == 0) {
         clear_tile<T>(acc);
       } else {
         load_tile<T, M>(acc, out, kPanel<T>);
       }
       Wanted next = *wanted;
-      multiply_add<T, M>(acc, a + rows.begin * M, e + rows.begin * kPanel<T>, rows.end - rows.begin,
-                         next);
+      multiply_add<T, M>(acc, a + part.begin * M, e, part.end - part.begin, next);
       store_tile<T, M>(acc, out, kPanel<T>);
     }
   };
@@ -40,7 +41,7 @@ class NextPanel {
   NextPanel(const RowChunk<T>& chunk, const T* e, int64_t dim, const int64_t* slot, int64_t count,
             T* out, int64_t out_stride)
       : e_(e + chunk.exps_stride),
-        e_end_(e + chunk.exps_stride + chunk.rows * kPanel<T>),
+        e_end_(e + chunk.exps_stride + chunk.rows * kPanel<T> / kWord<T>),
         dim_(dim),
         slot_(slot),
         count_(count),
@@ -115,15 +116,19 @@ void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int
                  int64_t index, bool accumulate, T* out, int64_t out_stride, T* scratch) {
   constexpr int P = kPanel<T>;
   const T* e = chunk.exps + index * chunk.exps_stride;
-  const Partition parts = partition(chunk.rows, (chunk.rows + kPartRows - 1) / kPartRows);
+  const int64_t words = count_words<T>(chunk.rows);
+  const Partition parts = partition(words, (words + kPartWords - 1) / kPartWords);
+  alignas(64) T put_together[kWord<T> == 1 ? 1 : kPartWords * P];
   NextPanel<T> next(chunk, e, dim, slot, count, out, out_stride);
-  for (int64_t part = 0; part < parts.count; ++part) {
-    const Range rows = piece(parts, part);
+  for (int64_t index = 0; index < parts.count; ++index) {
+    const Range part = piece(parts, index);
+    const int64_t length = part.end - part.begin;
+    const T* from = row_words(e, part.begin, length, chunk.rows, chunk.coefficient, put_together);
     for (int64_t g = 0; g < chunk.columns.count; ++g) {
       const Range r = piece(chunk.columns, g);
-      const T* a = chunk.grad_scaled + r.begin * chunk.rows;
-      const Wanted wanted = next.take(rows.end - rows.begin);
-      with_rows<Product<T>::template Body>(r.end - r.begin, a, e, rows, scratch + r.begin * P,
+      const T* a = chunk.grad_scaled + r.begin * words;
+      const Wanted wanted = next.take(length);
+      with_rows<Product<T>::template Body>(r.end - r.begin, a, from, part, scratch + r.begin * P,
                                            &wanted);
     }
   }
@@ -136,7 +141,9 @@ void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int
 
 template void weight_grad(const RowChunk<float>&, int64_t, const int64_t*, int64_t, int64_t, bool,
                           float*, int64_t, float*);
+#if !defined(SSC_BF16_PAIRS)
 template void weight_grad(const RowChunk<double>&, int64_t, const int64_t*, int64_t, int64_t, bool,
                           double*, int64_t, double*);
+#endif
 
 }  // namespace ssc::SSC_ISA

@@ -9,7 +9,7 @@
 #include "csrc/ops/stable_compat.h"
 
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
-  // The instruction set of the CPU kernels: "scalar", "avx2" or "avx512".
+  // The instruction set of the CPU kernels: "scalar", "avx2", "avx512" or "avx512_bf16".
   m.def("cpu_isa() -> str");
   // Asks for huge pages under a large tensor; changes no value.
   m.def("advise_huge_pages(Tensor tensor) -> ()");
