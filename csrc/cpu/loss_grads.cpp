@@ -50,10 +50,12 @@ class GradientPass {
         for (int64_t p = begin; p < end; ++p) {
           write_panel(p, scratch, c > 0);
           add_targets(p, rows);
+          if (c + 1 == chunks.count) convert_rows(slots_of(p));
         }
       });
     }
-    convert_outputs();
+    if (chunks.count == 0) convert_rows({0, plan_.touched_count});
+    convert_bias();
   }
 
  private:
@@ -79,11 +81,12 @@ class GradientPass {
   }
 
   // Sums are gathered in T: in place where the parameter has that type, else in a copy that
-  // convert_outputs writes out.
+  // convert_rows writes out.
+  bool in_place() const { return element_size(gradients_.weight.dtype) == sizeof(T); }
+
   void place_outputs() {
-    const bool in_place = element_size(gradients_.weight.dtype) == sizeof(T);
-    row_of_slot_ = in_place && !gradients_.sparse ? plan_.touched : nullptr;
-    if (in_place) {
+    row_of_slot_ = in_place() && !gradients_.sparse ? plan_.touched : nullptr;
+    if (in_place()) {
       weight_grad_ = static_cast<T*>(const_cast<void*>(gradients_.weight.data));
       weight_stride_ = gradients_.weight.stride;
     } else {
@@ -147,16 +150,21 @@ class GradientPass {
     }
   }
 
-  // The contributions of this chunk's targets to the rows that follow panel's first sample, up to
-  // the next panel's: panels own disjoint ranges of slots, so no two threads meet.
-  void add_targets(int64_t panel, Range rows) {
-    const auto slot_of = [&](int64_t p) {
+  // The slots from a panel's first sample up to the next panel's: panels own disjoint ranges of
+  // them, so no two threads meet.
+  Range slots_of(int64_t panel) const {
+    const auto first = [&](int64_t p) {
       return p == 0 ? 0 : p == panels_ ? plan_.touched_count : plan_.slot[p * leaf_.panel];
     };
+    return {first(panel), first(panel + 1)};
+  }
+
+  // The contributions of this chunk's targets to the panel's slots.
+  void add_targets(int64_t panel, Range rows) {
+    const Range own = slots_of(panel);
     const int64_t* slots = plan_.by_target_slot;
-    const int64_t* begin = std::lower_bound(slots, slots + plan_.rows, slot_of(panel));
-    const int64_t end_slot = slot_of(panel + 1);
-    for (int64_t j = begin - slots; j < plan_.rows && slots[j] < end_slot; ++j) {
+    const int64_t* begin = std::lower_bound(slots, slots + plan_.rows, own.begin);
+    for (int64_t j = begin - slots; j < plan_.rows && slots[j] < own.end; ++j) {
       const int64_t i = plan_.by_target[j];
       if (i < rows.begin || i >= rows.end) continue;
       const T coefficient = target_coefficient_[i - rows.begin];
@@ -166,20 +174,22 @@ class GradientPass {
     }
   }
 
-  void convert_outputs() {
-    const auto row_of = [&](int64_t n) { return gradients_.sparse ? n : plan_.touched[n]; };
-    if (element_size(gradients_.weight.dtype) != sizeof(T)) {
-      parallel_for_(plan_.touched_count, 64, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n) {
-          leaf_.convert(weight_row(n), const_cast<char*>(gradients_.weight.row(row_of(n))),
-                        gradients_.weight.dtype, problem_.dim);
-        }
-      });
+  int64_t output_row(int64_t slot) const { return gradients_.sparse ? slot : plan_.touched[slot]; }
+
+  // Writes out complete rows of the copy, while they are in cache.
+  void convert_rows(Range slots) {
+    if (in_place()) return;
+    for (int64_t n = slots.begin; n < slots.end; ++n) {
+      leaf_.convert(weight_row(n), const_cast<char*>(gradients_.weight.row(output_row(n))),
+                    gradients_.weight.dtype, problem_.dim);
     }
+  }
+
+  void convert_bias() {
     if (!has_bias_) return;
     char* bias = static_cast<char*>(const_cast<void*>(gradients_.bias.data));
     for (int64_t n = 0; n < plan_.touched_count; ++n) {
-      leaf_.convert(bias_grad_ + n, bias + row_of(n) * element_size(gradients_.bias.dtype),
+      leaf_.convert(bias_grad_ + n, bias + output_row(n) * element_size(gradients_.bias.dtype),
                     gradients_.bias.dtype, 1);
     }
   }
