@@ -34,10 +34,12 @@ build: $(BIN)/.package
 
 test: test-cpp test-python
 
-# csrc/core and csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, per instruction set.
+# csrc/core and csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, per instruction set;
+# AVX512-BF16 emulated on AVX-512 where this CPU lacks it.
+EMULATE_BF16 = $(shell grep -qsm1 avx512_bf16 /proc/cpuinfo && echo OFF || echo ON)
 test-cpp: $(BIN)/.complete
 	cmake -S . -B build/sanitize -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_TESTS=ON \
-	    -DSSC_SANITIZE=ON -DSSC_WERROR=ON
+	    -DSSC_SANITIZE=ON -DSSC_WERROR=ON -DSSC_EMULATE_BF16=$(EMULATE_BF16)
 	cmake --build build/sanitize --parallel $(JOBS)
 	ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)
 

@@ -176,7 +176,7 @@ def assert_close_to_truth(
     )
 
 
-BACKENDS = ("reference", "scalar", "avx2", "avx512")
+BACKENDS = ("reference", "scalar", "avx2", "avx512", "avx512_bf16")
 
 
 def unavailable(backend: str) -> str | None:

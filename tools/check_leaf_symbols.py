@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WEAK_OR_UNIQUE = set("WVuwv")
-ISAS = ("avx2", "avx512")
+ISAS = ("avx2", "avx512", "avx512_bf16")
 
 
 def shared_symbols(leaf: Path, isa: str) -> Iterator[str]:

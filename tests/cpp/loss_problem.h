@@ -169,18 +169,22 @@ inline std::vector<Options> mixed_dtypes() {
 
 inline std::vector<Options> all_options() {
   std::vector<Options> cases;
-  for (int bits = 0; bits < 16; ++bits) {
-    cases.push_back({.batch = 12,
-                     .dim = 19,
-                     .classes = 30,
-                     .samples = 25,
-                     .bias = (bits & 1) != 0,
-                     .log_counts = (bits & 2) != 0,
-                     .remove_hits = (bits & 4) != 0,
-                     .ignore_some = (bits & 8) != 0,
-                     .padding = bits % 4,
-                     .inv_temperature = 0.25 * (1 + bits),
-                     .seed = static_cast<uint64_t>(bits)});
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (int bits = 0; bits < 16; ++bits) {
+      cases.push_back({.batch = 12,
+                       .dim = 19,
+                       .classes = 30,
+                       .samples = 25,
+                       .input = dtype,
+                       .weight = dtype,
+                       .bias = (bits & 1) != 0,
+                       .log_counts = (bits & 2) != 0,
+                       .remove_hits = (bits & 4) != 0,
+                       .ignore_some = (bits & 8) != 0,
+                       .padding = bits % 4,
+                       .inv_temperature = 0.25 * (1 + bits),
+                       .seed = static_cast<uint64_t>(bits)});
+    }
   }
   return cases;
 }
@@ -194,7 +198,7 @@ inline std::vector<Options> all_duplicates() {
 inline std::vector<Options> distant_logits() {
   std::vector<Options> cases;
   for (const double spread : {200., 2000., 2e5}) {
-    for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const DType dtype : {DType::f32, DType::f64, DType::bf16}) {
       cases.push_back({.batch = 20,
                        .dim = 5,
                        .classes = 300,
@@ -211,12 +215,25 @@ inline void check_each(const std::vector<Options>& cases, void (*check)(const Op
   for (const Options& options : cases) check(options);
 }
 
+// Sums, and what they would be if no term were negative: how much rounding the terms may cost.
+struct Sums {
+  std::vector<double> value, size;
+
+  void resize(int64_t count) {
+    value.resize(static_cast<size_t>(count));
+    size.resize(static_cast<size_t>(count));
+  }
+  void add(int64_t i, double term) {
+    value[static_cast<size_t>(i)] += term;
+    size[static_cast<size_t>(i)] += std::abs(term);
+  }
+};
+
 // Per-row answers and gradients, all in double.
 struct Answers {
   std::vector<double> loss, lse, target_logit, error;  // [batch]
   std::vector<double> margin;                          // |z_t − max z_s|: how sure `error` is
-  std::vector<double> grad_input, grad_weight,
-      grad_bias;  // [batch, dim], [classes, dim], [classes]
+  Sums grad_input, grad_weight, grad_bias;             // [batch, dim], [classes, dim], [classes]
 };
 
 // Owns the arrays of a LossProblem.
@@ -297,9 +314,9 @@ inline Answers RandomProblem::answer(Samples from, bool with_gradients) const {
   const Options& o = options;
   const bool all_classes = from == Samples::all_classes;
   Answers a;
-  a.grad_input.resize(static_cast<size_t>(o.batch * o.dim));
-  a.grad_weight.resize(static_cast<size_t>(o.classes * o.dim));
-  a.grad_bias.resize(static_cast<size_t>(o.classes));
+  a.grad_input.resize(o.batch * o.dim);
+  a.grad_weight.resize(o.classes * o.dim);
+  a.grad_bias.resize(o.classes);
   const int64_t samples = all_classes ? o.classes : o.samples;
   for (int64_t i = 0; i < o.batch; ++i) {
     const int64_t t = target[static_cast<size_t>(i)];
@@ -334,10 +351,10 @@ inline Answers RandomProblem::answer(Samples from, bool with_gradients) const {
       const double p = std::exp(z[k].second - lse) - (k + 1 == z.size() ? 1 : 0);
       const double g = row_scale[static_cast<size_t>(i)] * o.inv_temperature * p;
       const int64_t c = z[k].first;
-      a.grad_bias[static_cast<size_t>(c)] += g;
+      a.grad_bias.add(c, g);
       for (int64_t d = 0; d < o.dim; ++d) {
-        a.grad_input[static_cast<size_t>(i * o.dim + d)] += g * weight.at(c, d);
-        a.grad_weight[static_cast<size_t>(c * o.dim + d)] += g * input.at(i, d);
+        a.grad_input.add(i * o.dim + d, g * weight.at(c, d));
+        a.grad_weight.add(c * o.dim + d, g * input.at(i, d));
       }
     }
   }

@@ -12,7 +12,7 @@ constexpr int kSkipped = 77;
 bool wanted_isa_is_missing() {
   const char* wanted = std::getenv("SSC_CPU_ISA");
   if (wanted == nullptr) return false;
-  for (const ssc::Isa isa : {ssc::Isa::scalar, ssc::Isa::avx2, ssc::Isa::avx512}) {
+  for (const ssc::Isa isa : ssc::kIsas) {
     if (std::strcmp(wanted, ssc::isa_name(isa)) == 0) return !ssc::isa_available(isa);
   }
   return false;
