@@ -308,7 +308,7 @@ def main() -> None:
     options.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"))
     options.add_argument("--sampler", choices=("uniform", "log_uniform"))
     options.add_argument("--replacement", action="store_true", help="draw with replacement")
-    options.add_argument("--isa", metavar="A,B", help="instruction sets: scalar, avx2, avx512")
+    options.add_argument("--isa", metavar="A,B", help="instruction sets, as for SSC_CPU_ISA")
     options.add_argument("--peers", metavar="A,B", help="peers by name; '' for none")
     args = options.parse_args()
     torch.set_num_threads(args.threads)

@@ -7,7 +7,7 @@ its share of the samples times the step's measured time. Each matmul's share of 
 its 2·B·S·D operations in its own time; the roof is measured before and after.
 
     python benchmarks/bench_stages.py
-    python benchmarks/bench_stages.py --shape 128,128,8192 --threads 1
+    python benchmarks/bench_stages.py --shape 128,128,8192 --threads 1 --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ STAGES = (
     (DH, r"Gradient<"),
     (DW, r"Product<|weight_grad|write_panel"),
     ("gather and pack the sampled rows", r"gather_|pack_samples"),
-    ("pack the input, finish the rows", r"pack_rows|finish_row|reduce_row|end_row|start_row"),
+    (
+        "pack the input, finish the rows",
+        r"pack_(grad_)?row|finish_row|reduce_row|end_row|start_row",
+    ),
     ("targets' logits and gradients", r"\bdot<|target_logit|add_row|add_targets"),
     ("plan: sort, merge, find hits", r"plan_samples|sort_by_id"),
     ("draw", r"sample_|log_expected_count|log_uniform|probabilities_of|draw"),
@@ -129,6 +132,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--shape", metavar="B,D,S", default="512,256,4096")
     options.add_argument("--classes", type=int, default=1_000_000)
+    options.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     options.add_argument("--functions", type=int, default=0, help="show so many functions, too")
     args = options.parse_args()
     batch, width, samples = (int(part) for part in args.shape.split(","))
@@ -136,9 +140,10 @@ def main() -> None:
     if args.quick:
         batch, width, samples, classes, seconds = 8, 16, 32, 1000, 0.1
     torch.set_num_threads(args.threads)
-    problem = make_problem(batch, width, samples, classes, torch.float32, "log_uniform")
+    dtype = getattr(torch, args.dtype)
+    problem = make_problem(batch, width, samples, classes, dtype, "log_uniform")
     roof = load_roof()
-    kind = roof.kind_for(isa_in_use()) if roof else ""
+    kind = roof.kind_for(isa_in_use(), args.dtype) if roof else ""
     rates = [roof.rate(kind, args.threads) for _ in range(5)] if roof else []
     measured = profile(our_step(problem, replacement=False), seconds)
     rates += [roof.rate(kind, args.threads) for _ in range(5)] if roof else []
@@ -147,7 +152,7 @@ def main() -> None:
     functions, median = measured
     total = sum(functions.values())
     config = {"batch": batch, "width": width, "samples": samples, "classes": classes}
-    config |= {"dtype": "float32", "threads": args.threads, "isa": isa_in_use()}
+    config |= {"dtype": args.dtype, "threads": args.threads, "isa": isa_in_use()}
 
     matmul = 2.0 * batch * width * samples
     work = {Z: matmul, DH: matmul, DW: matmul, "step": 3 * matmul}
@@ -166,7 +171,7 @@ def main() -> None:
         stages[stage_of(name)] += hits
     rows = [row("step", "ours", total)]
     rows += [row(name, "stage", stages[name]) for name, _ in STAGES if stages[name]]
-    print_rows(f"B={batch} D={width} S={samples} C={classes} float32", rows, TABLE)
+    print_rows(f"B={batch} D={width} S={samples} C={classes} {args.dtype}", rows, TABLE)
     if args.functions:
         top = [row(name[:90], "function", n) for name, n in functions.most_common(args.functions)]
         print_rows("Functions", top, TABLE)

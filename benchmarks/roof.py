@@ -52,12 +52,11 @@ class Roof:
 
     def kind_for(self, isa: str, dtype_name: str = "float32") -> str:
         """The arithmetic that bounds a step in this dtype: bfloat16 has a roof of its own only
-        where the CPU multiplies it; everything else is computed in float32. An isa that is not
-        one of ours ("reference") is bounded by the best one."""
+        with instructions that multiply it; everything else is computed in float32. An isa that is
+        not one of ours ("reference") is bounded by the best one."""
         if isa not in ARITHMETIC:
-            isa = next(kind for kind in ("avx512", "avx2", "scalar") if self.available(kind))
-        native_bf16 = isa == "avx512" and self.available("avx512_bf16")
-        return "avx512_bf16" if dtype_name == "bfloat16" and native_bf16 else isa
+            isa = next(kind for kind in reversed(ARITHMETIC) if self.available(kind))
+        return "avx512" if isa == "avx512_bf16" and dtype_name != "bfloat16" else isa
 
     def rate(self, kind: str, threads: int, seconds: float = 4e-3, warm: float = 8e-3) -> float:
         """Work per second done in registers: floating-point operations of independent multiply-adds

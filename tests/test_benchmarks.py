@@ -159,6 +159,19 @@ def test_share_of_the_roof_is_paired_with_its_block(harness: ModuleType) -> None
     assert row["share_of_roof"] == 0.8
 
 
+def test_bfloat16_has_a_roof_of_its_own_where_it_is_multiplied_as_such(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roof_type = importlib.import_module("roof").Roof
+    monkeypatch.setattr(roof_type, "available", lambda _, kind: kind != "avx512_bf16")
+    roof = roof_type.__new__(roof_type)  # nothing is measured
+    assert roof.kind_for("avx512_bf16", "bfloat16") == "avx512_bf16"
+    assert roof.kind_for("avx512_bf16", "float32") == "avx512"
+    assert roof.kind_for("avx512", "bfloat16") == "avx512"
+    assert roof.kind_for("avx2", "bfloat16") == "avx2"
+    assert roof.kind_for("reference", "bfloat16") == "avx512"
+
+
 def test_a_peer_that_cannot_run_is_a_row_with_the_reason(harness: ModuleType) -> None:
     def absent() -> None:
         raise ImportError("no such peer")
