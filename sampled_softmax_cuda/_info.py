@@ -47,7 +47,7 @@ def build_info() -> dict[str, Any]:
         version, python, torch, torch_cuda (None for a CPU torch);
         native (whether the compiled library is loaded) and native_reason (one line);
         backend ("native" or "reference": what serves CPU tensors);
-        cpu_isa ("scalar", "avx2", "avx512"; None without the library);
+        cpu_isa ("scalar", "avx2", "avx512", "avx512_bf16"; None without the library);
         cuda_architectures (compiled ones; empty in this release: CUDA tensors use the reference);
         devices.
 
