@@ -48,3 +48,26 @@ set(SSC_CPP_TESTS
     tests/cpp/test_philox.cpp
     tests/cpp/test_sample.cpp
 )
+
+# csrc/simt: the executor of CUDA kernels on the CPU, and the kernels that its tests run.
+set(SSC_SIMT_SOURCES
+    csrc/simt/async_copy.cpp
+    csrc/simt/bind.cpp
+    csrc/simt/buffers.cpp
+    csrc/simt/collective.cpp
+    csrc/simt/executor.cpp
+    csrc/simt/fiber.cpp
+    csrc/simt/report.cpp
+    csrc/simt/runtime.cpp
+    csrc/simt/shared_memory.cpp
+    csrc/simt/symbols.cpp
+    csrc/simt/tensor_core.cpp
+)
+set(SSC_SIMT_KERNELS
+    tests/simt/basics.cu
+    tests/simt/gemm_tile.cu
+)
+
+# csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
+set(SSC_CUDA_SOURCES
+)
