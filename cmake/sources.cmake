@@ -65,9 +65,14 @@ set(SSC_SIMT_SOURCES
 )
 set(SSC_SIMT_KERNELS
     tests/simt/basics.cu
+    tests/simt/bind_loss.cu
+    tests/simt/bind_sample.cu
     tests/simt/gemm_tile.cu
 )
 
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
 set(SSC_CUDA_SOURCES
+    csrc/cuda/rows.cu
+    csrc/cuda/sample.cu
+    csrc/cuda/score.cu
 )

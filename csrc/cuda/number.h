@@ -15,4 +15,12 @@ __device__ __forceinline__ double to_accumulator(double x) { return x; }
 __device__ __forceinline__ float sum_exp(float x) { return fast_exp(x); }
 __device__ __forceinline__ double sum_exp(double x) { return exp(x); }
 
+// And where they do: once a row.
+__device__ __forceinline__ float row_exp(float x) { return expf(x); }
+__device__ __forceinline__ double row_exp(double x) { return exp(x); }
+__device__ __forceinline__ float row_log(float x) { return logf(x); }
+__device__ __forceinline__ double row_log(double x) { return log(x); }
+__device__ __forceinline__ float row_log1p(float x) { return log1pf(x); }
+__device__ __forceinline__ double row_log1p(double x) { return log1p(x); }
+
 }  // namespace ssc::cuda

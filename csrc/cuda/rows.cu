@@ -62,16 +62,23 @@ __global__ void __launch_bounds__(kElementThreads)
   bool beaten = false;
   for (int split = 0; split < parts.splits; ++split) {
     const OnlineLse<A> part = parts.lse[split * p.batch + row];
-    all = merge_lse(all, part, [](A x) { return exp(x); });
+    all = merge_lse(all, part, [](A x) { return row_exp(x); });
     beaten |= parts.beaten[split * p.batch + row] != 0;
   }
   // log(exp z_t + Σ) − z_t from the side where nothing cancels.
   const A logit = out.target_logit[row];
   const A above = lse_reference(all.max) - logit;
-  const A loss =
-      above <= 0 ? log1p(all.sum * exp(above)) : above + log(all.sum + exp(-above));
+  A loss, lse;
+  if (above <= 0) {
+    loss = row_log1p(all.sum * row_exp(above));
+    lse = logit + loss;
+  } else {  // or NaN
+    const A log_sum = row_log(all.sum + row_exp(-above));
+    loss = above + log_sum;
+    lse = lse_reference(all.max) + log_sum;
+  }
   out.loss[row] = loss;
-  out.lse[row] = above <= 0 ? logit + loss : lse_reference(all.max) + log(all.sum + exp(-above));
+  out.lse[row] = lse;
   out.error[row] = beaten ? A(1) : A(0);
 }
 

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     score_kernel(const __grid_constant__ ScoreArguments<typename Tile::Element> a) {
   using T = typename Tile::Element;
   using A = typename Tile::Accumulator;
-  DYN_SMEM(T, stages);
+  T* const stages = dynamic_shared<T>();
   __shared__ ScoreShared<Tile> shared;
   const LossProblem<T>& p = a.problem;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kM;
