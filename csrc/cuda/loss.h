@@ -14,18 +14,9 @@
 
 #include "csrc/core/online_lse.h"
 #include "csrc/cuda/device.h"
+#include "csrc/cuda/number.h"
 
 namespace ssc::cuda {
-
-// What sums of T are kept in.
-template <class T>
-struct AccumulatorOf {
-  using Type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using Type = double;
-};
 
 template <class T>
 struct LossProblem {
@@ -74,13 +65,14 @@ cudaError_t target_logits(const LossProblem<T>& problem,
                           const RowResults<typename LossProblem<T>::Accumulator>& results,
                           cudaStream_t stream);
 
-// logits: [B][S] corrected logits, −inf where a hit is removed; null if not wanted.
+// logits: [B][logits_stride], S of them corrected logits, −inf where a hit is removed; null if not
+// wanted.
 template <class T>
 cudaError_t score(const LossProblem<T>& problem,
                   const RowResults<typename LossProblem<T>::Accumulator>& results,
                   const RowParts<typename LossProblem<T>::Accumulator>& parts,
-                  typename LossProblem<T>::Accumulator* logits, Precision precision,
-                  cudaStream_t stream);
+                  typename LossProblem<T>::Accumulator* logits, int64_t logits_stride,
+                  Precision precision, cudaStream_t stream);
 
 template <class T>
 cudaError_t finish_rows(const LossProblem<T>& problem,

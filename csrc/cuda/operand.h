@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "csrc/cuda/async_copy.h"
 #include "csrc/cuda/device.h"
@@ -90,6 +91,18 @@ __device__ __forceinline__ void copy_chunk(void* shared, const void* global, int
           2 * i < valid ? static_cast<const uint16_t*>(global)[i] : uint16_t{0};
     }
   }
+}
+
+// Calls f with the widest kAlign, as a std::integral_constant, that the rows of both matrices have.
+template <class T, class F>
+cudaError_t with_alignment(const T* a, int64_t a_stride, const T* b, int64_t b_stride, F&& f) {
+  const uintptr_t places = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) |
+                           static_cast<uintptr_t>(a_stride | b_stride) * sizeof(T);
+  if (places % 16 == 0) return f(std::integral_constant<int, 16>{});
+  if constexpr (sizeof(T) == 2) {
+    if (places % 4 != 0) return f(std::integral_constant<int, 2>{});
+  }
+  return f(std::integral_constant<int, 4>{});
 }
 
 // Copies the tiles of one operand, one step of k after the other. `begin` is the tile's first m or

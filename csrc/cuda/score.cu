@@ -21,6 +21,7 @@ struct ScoreArguments {
   const A* target_logit;
   RowParts<A> parts;
   A* logits;
+  int64_t logits_stride;
 };
 
 // What the epilogue needs of the tile's rows and samples.
@@ -145,7 +146,7 @@ __device__ __forceinline__ void store_logits(const ScoreArguments<T>& a, int64_t
 #pragma unroll
     for (int j = 0; j < Tile::kColumns; ++j) {
       const int64_t sample = first_sample + Tile::column(j);
-      if (sample < end) a.logits[row * a.problem.samples + sample] = tile.at(i, j);
+      if (sample < end) a.logits[row * a.logits_stride + sample] = tile.at(i, j);
     }
   }
 }
@@ -174,7 +175,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     const OperandCopy<T, Tile::kB, Tile::kN, kAlign> copy_b(weight, sample);
     Tile tile;
     tile.clear();
-    multiply_tile(tile, copy_a, copy_b, p.dim, stages);  // its barriers publish `shared`
+    multiply_tile(tile, copy_a, copy_b, 0, tile_steps<Tile>(p.dim), stages);  // publishes `shared`
     score_tile(a, first_row, sample, tile, shared);
     if (a.logits != nullptr) store_logits(a, first_row, sample, end, tile);
     __syncthreads();
@@ -206,25 +207,12 @@ cudaError_t launch_score(const ScoreArguments<typename Tile::Element>& arguments
   return launch(kernel, grid, kTileThreads, kBytes, stream, arguments);
 }
 
-// The widest copy that rows of both matrices are aligned for.
-template <class T>
-int row_alignment(const LossProblem<T>& p) {
-  const uintptr_t places = reinterpret_cast<uintptr_t>(p.input) |
-                           reinterpret_cast<uintptr_t>(p.weight) |
-                           static_cast<uintptr_t>(p.input_stride * sizeof(T)) |
-                           static_cast<uintptr_t>(p.weight_stride * sizeof(T));
-  return static_cast<int>(places % 16 == 0 ? 16 : places % 4 == 0 ? 4 : 2);
-}
-
 template <class Tile>
-cudaError_t dispatch_alignment(const ScoreArguments<typename Tile::Element>& arguments,
-                               cudaStream_t stream) {
-  const int alignment = row_alignment(arguments.problem);
-  if (alignment == 16) return launch_score<Tile, 16>(arguments, stream);
-  if constexpr (sizeof(typename Tile::Element) == 2) {
-    if (alignment == 2) return launch_score<Tile, 2>(arguments, stream);
-  }
-  return launch_score<Tile, 4>(arguments, stream);
+cudaError_t score_by(const ScoreArguments<typename Tile::Element>& arguments, cudaStream_t stream) {
+  const LossProblem<typename Tile::Element>& p = arguments.problem;
+  return with_alignment(p.input, p.input_stride, p.weight, p.weight_stride, [&](auto align) {
+    return launch_score<Tile, decltype(align)::value>(arguments, stream);
+  });
 }
 
 }  // namespace
@@ -241,20 +229,20 @@ template <class T>
 cudaError_t score(const LossProblem<T>& problem,
                   const RowResults<typename LossProblem<T>::Accumulator>& results,
                   const RowParts<typename LossProblem<T>::Accumulator>& parts,
-                  typename LossProblem<T>::Accumulator* logits, Precision precision,
-                  cudaStream_t stream) {
+                  typename LossProblem<T>::Accumulator* logits, int64_t logits_stride,
+                  Precision precision, cudaStream_t stream) {
   constexpr Order k = Order::along_k;
   if (problem.batch == 0) return cudaSuccess;
-  const ScoreArguments<T> arguments{problem, results.target_logit, parts, logits};
+  const ScoreArguments<T> arguments{problem, results.target_logit, parts, logits, logits_stride};
   if constexpr (sizeof(T) == 2) {
-    return dispatch_alignment<MmaTile<T, k, k>>(arguments, stream);
+    return score_by<MmaTile<T, k, k>>(arguments, stream);
   } else {
     if constexpr (sizeof(T) == 4) {
       if (precision == Precision::tf32) {
-        return dispatch_alignment<MmaTile<T, k, k>>(arguments, stream);
+        return score_by<MmaTile<T, k, k>>(arguments, stream);
       }
     }
-    return dispatch_alignment<FmaTile<T, k, k>>(arguments, stream);
+    return score_by<FmaTile<T, k, k>>(arguments, stream);
   }
 }
 
@@ -262,7 +250,7 @@ cudaError_t score(const LossProblem<T>& problem,
   template cudaError_t score(const LossProblem<T>&,                                   \
                              const RowResults<LossProblem<T>::Accumulator>&,          \
                              const RowParts<LossProblem<T>::Accumulator>&,            \
-                             LossProblem<T>::Accumulator*, Precision, cudaStream_t)
+                             LossProblem<T>::Accumulator*, int64_t, Precision, cudaStream_t)
 SSC_SCORE_INSTANCE(float);
 SSC_SCORE_INSTANCE(double);
 SSC_SCORE_INSTANCE(__nv_bfloat16);

@@ -16,32 +16,36 @@ template <class Tile>
 constexpr int kPipelineBytes =
     kStages * kStageElements<Tile> * static_cast<int>(sizeof(typename Tile::Element));
 
-// tile += A B over k in [0, depth). All threads of the block take part; afterwards `shared` is free.
-// One barrier a step: the stage that is filled next is the one that all threads have left when they
-// pass it.
+// tile += A B over steps [begin, end) of k, kDepth each. All threads of the block take part;
+// afterwards `shared` is free. One barrier a step: the stage that is filled next is the one that all
+// threads have left when they pass it.
 template <class Tile, class CopyA, class CopyB>
-__device__ __forceinline__ void multiply_tile(Tile& tile, const CopyA& a, const CopyB& b,
-                                              int64_t depth, typename Tile::Element* shared) {
-  constexpr int kDepth = Tile::TileA::kDepth;
-  const int steps = static_cast<int>((depth + kDepth - 1) / kDepth);
+__device__ __forceinline__ void multiply_tile(Tile& tile, const CopyA& a, const CopyB& b, int begin,
+                                              int end, typename Tile::Element* shared) {
+  const auto stage = [&](int step) { return shared + step % kStages * kStageElements<Tile>; };
   const auto fill = [&](int step) {
-    if (step < steps) {
-      auto* stage = shared + step % kStages * kStageElements<Tile>;
-      a.copy(step, stage);
-      b.copy(step, stage + Tile::TileA::kElements);
+    if (step < end) {
+      a.copy(step, stage(step));
+      b.copy(step, stage(step) + Tile::TileA::kElements);
     }
     cp_async_commit();  // an empty group at the end keeps the count of those to wait for
   };
 #pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) fill(step);
-  for (int step = 0; step < steps; ++step) {
+  for (int i = 0; i < kStages - 1; ++i) fill(begin + i);
+  for (int step = begin; step < end; ++step) {
     cp_async_wait<kStages - 2>();
     __syncthreads();
     fill(step + kStages - 1);
-    const auto* stage = shared + step % kStages * kStageElements<Tile>;
-    tile.multiply(stage, stage + Tile::TileA::kElements);
+    tile.multiply(stage(step), stage(step) + Tile::TileA::kElements);
   }
   __syncthreads();
+}
+
+// Steps of k that cover `depth`.
+template <class Tile>
+__host__ __device__ constexpr int tile_steps(int64_t depth) {
+  constexpr int kDepth = Tile::TileA::kDepth;
+  return static_cast<int>((depth + kDepth - 1) / kDepth);
 }
 
 }  // namespace ssc::cuda

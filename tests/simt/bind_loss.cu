@@ -27,7 +27,7 @@ cudaError_t loss_rows(const T* input, const T* weight, const T* bias, const int6
   const RowParts<A> row_parts = {parts, beaten, splits};
   if (const cudaError_t e = target_logits(problem, out, stream); e != cudaSuccess) return e;
   const Precision precision = tf32 ? Precision::tf32 : Precision::exact;
-  if (const cudaError_t e = score(problem, out, row_parts, logits, precision, stream);
+  if (const cudaError_t e = score(problem, out, row_parts, logits, samples, precision, stream);
       e != cudaSuccess) {
     return e;
   }
