@@ -29,7 +29,7 @@ endif()
 # of the checked build. nvcc keeps no track of what a pointer was cast from, hence no strict
 # aliasing; the order of definitions is that of the guards between shared variables.
 set(ssc_kernel_options -fno-toplevel-reorder -fno-strict-aliasing -ffp-contract=off -g1
-    "-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=" -Wno-unknown-pragmas)
+    "-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=" "-ffile-prefix-map=${CMAKE_BINARY_DIR}=." -Wno-unknown-pragmas)
 
 # ssc_add_simt(<variant> EXECUTOR <source>... KERNEL_OPTIONS <flag>... EXECUTOR_OPTIONS <flag>...)
 function(ssc_add_simt variant)
@@ -47,7 +47,7 @@ function(ssc_add_simt variant)
   target_compile_options(${kernels} PRIVATE -x c++ ${ssc_kernel_options} ${arg_KERNEL_OPTIONS})
   target_compile_options(${module} PRIVATE -g1 ${arg_EXECUTOR_OPTIONS})
   if(variant STREQUAL "checked")
-    target_compile_definitions(${kernels} PRIVATE SSC_SIMT_CHECKED)
+    target_compile_definitions(${kernels} PRIVATE SSC_SIMT_CHECKED SSC_SIMT_KERNEL)
     target_compile_definitions(${module} PRIVATE SSC_SIMT_CHECKED)
   endif()
   target_sources(${module} PRIVATE $<TARGET_OBJECTS:${kernels}>)
@@ -65,10 +65,15 @@ ssc_add_simt(plain
   SOURCES csrc/simt/statistics_none.cpp
   KERNEL_OPTIONS -O2
   EXECUTOR_OPTIONS -O2)
+ssc_add_simt(checked
+  SOURCES csrc/simt/checks.cpp csrc/simt/hooks.cpp csrc/simt/memory_statistics.cpp
+          csrc/simt/races.cpp csrc/simt/shadow.cpp
+  KERNEL_OPTIONS -O1 -fno-tree-sra -fsanitize=thread --param=tsan-instrument-func-entry-exit=0
+  EXECUTOR_OPTIONS -O2)
 ssc_add_simt(asan
   SOURCES csrc/simt/statistics_none.cpp
   KERNEL_OPTIONS -O1 ${ssc_asan}
   EXECUTOR_OPTIONS -O2 -DSSC_SIMT_ASAN
   LINK_OPTIONS ${ssc_asan})
 
-add_custom_target(ssc_simt DEPENDS ssc_simt_plain ssc_simt_asan)
+add_custom_target(ssc_simt DEPENDS ssc_simt_plain ssc_simt_checked ssc_simt_asan)

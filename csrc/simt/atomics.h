@@ -2,6 +2,9 @@
 // is atomic; the checked build is told about each as an atomic access.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <concepts>
 #include <cstring>
 #include <type_traits>

@@ -22,7 +22,8 @@ void checks_access(const void* address, uint32_t bytes, Access access, const voi
 // cp.async: the bytes hold nothing until the copy lands.
 void checks_copy_issued(const void* shared, uint32_t bytes, const void* pc);
 void checks_copy_landed(const void* shared, uint32_t bytes, const void* pc);
-void checks_ldmatrix(Thread* lanes, uint32_t count);
+// ldmatrix: lane i reads the 16 bytes at rows[i], for 8 count lanes.
+void checks_ldmatrix(Thread* lanes, const void* const* rows, uint32_t count, const void* pc);
 void checks_new_buffer(const Buffer& buffer);
 void checks_forget_buffers();
 // The host has initialised these bytes between two launches.
@@ -38,7 +39,7 @@ inline void checks_warp_together(uint32_t) {}
 inline void checks_access(const void*, uint32_t, Access, const void*) {}
 inline void checks_copy_issued(const void*, uint32_t, const void*) {}
 inline void checks_copy_landed(const void*, uint32_t, const void*) {}
-inline void checks_ldmatrix(Thread*, uint32_t) {}
+inline void checks_ldmatrix(Thread*, const void* const*, uint32_t, const void*) {}
 inline void checks_new_buffer(const Buffer&) {}
 inline void checks_forget_buffers() {}
 inline void checks_host_wrote(const void*, size_t) {}

@@ -180,6 +180,8 @@ void wait_as(State state) {
   leave(*thread->fiber);
 }
 
+bool on_fiber(const void* address) { return fibers().owns(address); }
+
 void abort_launch() {
   running.aborted = true;
   Thread* thread = running.current;

@@ -87,7 +87,8 @@ inline Thread* warp_threads(uint32_t warp) { return running.threads.data() + war
 // --- executor.cpp: the scheduler ---
 void wait_as(State state);  // the current thread blocks; returns when it is made ready
 void make_ready(Thread& thread);
-[[noreturn]] void abort_launch();  // leaves the current thread's fiber for good
+bool on_fiber(const void* address);  // is it on a thread's stack?
+[[noreturn]] void abort_launch();    // leaves the current thread's fiber for good
 
 // --- collective.cpp ---
 void report_deadlock();

@@ -32,6 +32,15 @@ void thread_fence();
 
 }  // namespace ssc::simt
 
+#if defined(SSC_SIMT_CHECKED) && defined(SSC_SIMT_KERNEL)
+// The string functions that kernels call, or that the compiler calls for them, go to hooks.cpp.
+extern "C" {
+void* memcpy(void*, const void*, size_t) noexcept __asm__("ssc_simt_memcpy");
+void* memmove(void*, const void*, size_t) noexcept __asm__("ssc_simt_memmove");
+void* memset(void*, int, size_t) noexcept __asm__("ssc_simt_memset");
+}
+#endif
+
 #define SSC_SIMT_SITE()                                                                   \
   (__extension__({                                                                        \
     static constexpr ::ssc::simt::Site ssc_site{__FILE__, __LINE__, __PRETTY_FUNCTION__}; \

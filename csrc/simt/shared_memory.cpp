@@ -15,11 +15,11 @@
 namespace ssc::simt {
 namespace {
 
-constexpr size_t kMaxBytes = 256 * 1024, kGuardBytes = 256;
+constexpr size_t kGuardBytes = 256;
 constexpr unsigned char kGuard = 0xa5;
 
 struct alignas(1024) DynamicMemory {
-  unsigned char bytes[kMaxBytes + kGuardBytes];
+  unsigned char bytes[kMaxDynamicShared + kGuardBytes];
 };
 
 unsigned char* dynamic_memory() {
@@ -48,7 +48,9 @@ void poison_shared_memory(size_t dynamic_bytes) {
   if (shared_variables().empty()) return;
   unsigned char* block = thread_local_block();
   for (const SharedVariable& variable : shared_variables()) {
-    std::memset(block + variable.offset, variable.guard ? kGuard : kPoison, variable.bytes);
+    if (variable.kind == TlsKind::foreign) continue;
+    const unsigned char fill = variable.kind == TlsKind::guard ? kGuard : kPoison;
+    std::memset(block + variable.offset, fill, variable.bytes);
   }
 }
 
@@ -64,11 +66,11 @@ void check_shared_guards() {
   const unsigned char* block = thread_local_block();
   const SharedVariable* before = nullptr;
   for (const SharedVariable& variable : shared_variables()) {
-    if (variable.guard && changed(block + variable.offset, variable.bytes)) {
+    if (variable.kind == TlsKind::guard && changed(block + variable.offset, variable.bytes)) {
       report(Finding::bounds, running.call->kernel, "the block wrote behind the static shared ",
              before == nullptr ? "memory" : before->name.c_str());
     }
-    if (!variable.guard) before = &variable;
+    if (variable.kind == TlsKind::shared) before = &variable;
   }
 }
 

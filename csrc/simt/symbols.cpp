@@ -101,9 +101,10 @@ void read_symbols(Image& image) {
       } else if (type == STT_TLS && symbol.st_shndx != SHN_UNDEF && symbol.st_size > 0) {
         const std::string name = demangle(mangled.c_str());
         const bool guard = name.find("ssc_guard_") != std::string::npos;
-        if (!is_foreign(mangled, name)) {
-          image.variables.push_back({symbol.st_value, symbol.st_size, name, guard});
-        }
+        const TlsKind kind = is_foreign(mangled, name) ? TlsKind::foreign
+                             : guard                   ? TlsKind::guard
+                                                       : TlsKind::shared;
+        image.variables.push_back({symbol.st_value, symbol.st_size, name, kind});
       }
     }
   }
@@ -125,10 +126,24 @@ const Image& image() {
 // addr2line's answers, for addresses relative to the library's base.
 std::map<uint64_t, std::vector<Line>> known_lines;
 
+// Files that stand between a kernel and an instruction: the executor's headers, the wrappers and
+// the system's.
+bool is_wrapper(const std::string& file) {
+  constexpr const char* kWrappers[] = {"csrc/simt/",
+                                       "csrc/cuda/device.h",
+                                       "csrc/cuda/mma.h",
+                                       "csrc/cuda/async_copy.h",
+                                       "csrc/cuda/fast_math.h",
+                                       "csrc/cuda/vector_access.h",
+                                       "/include/"};
+  return std::ranges::any_of(
+      kWrappers, [&](const char* part) { return file.find(part) != std::string::npos; });
+}
+
 Line parse_line(std::string function, const std::string& place) {
-  const size_t colon = place.rfind(':');
-  Line line{place.substr(0, colon), std::atoi(place.c_str() + colon + 1), std::move(function)};
-  return line;
+  const size_t colon = place.rfind(':'), start = place.starts_with("./") ? 2 : 0;
+  return {place.substr(start, colon - start), std::atoi(place.c_str() + colon + 1),
+          std::move(function)};
 }
 
 void look_up(const std::vector<uint64_t>& addresses) {
@@ -175,20 +190,21 @@ void load_lines(const std::vector<uint64_t>& pcs) {
 
 std::vector<Line> lines_of(uint64_t pc) {
   load_lines({pc});
-  std::vector<Line> lines = known_lines[pc - 1 - image().base];
-  // The wrappers of csrc/simt are of interest to nobody; the line that called them is.
-  const auto kernel_line = std::ranges::find_if(lines, [](const Line& line) {
-    return line.file.find("csrc/simt/") == std::string::npos && !line.file.starts_with("/usr/");
-  });
-  if (kernel_line != lines.end()) lines.erase(lines.begin(), kernel_line);
-  return lines;
+  return known_lines[pc - 1 - image().base];
+}
+
+Line kernel_line_of(uint64_t pc) {
+  const std::vector<Line> lines = lines_of(pc);
+  for (const Line& line : lines) {
+    if (!is_wrapper(line.file)) return line;
+  }
+  return lines.empty() ? Line{"?", 0, "?"} : lines.front();
 }
 
 std::string place_text(uint64_t pc) {
   std::string text;
   for (const Line& line : lines_of(pc)) {
-    if (line.file.find("csrc/simt/") != std::string::npos || line.file.starts_with("/usr/"))
-      continue;
+    if (is_wrapper(line.file)) continue;
     if (!text.empty()) text += ", inlined into ";
     text += line.file + ":" + std::to_string(line.line) + " (" + line.function + ")";
   }
@@ -214,6 +230,14 @@ unsigned char* thread_local_block() {
 }
 
 uint64_t thread_local_bytes() { return image().tls_bytes; }
+
+uint32_t image_offset(const void* pc) {
+  return static_cast<uint32_t>(reinterpret_cast<uint64_t>(pc) - image().base);
+}
+
+const void* image_address(uint32_t offset) {
+  return reinterpret_cast<const void*>(image().base + offset);
+}
 
 bool in_image(const void* address) {
   const auto a = reinterpret_cast<uint64_t>(address);

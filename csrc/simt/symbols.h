@@ -8,11 +8,14 @@
 
 namespace ssc::simt {
 
-// A static shared variable: a thread_local one of this library.
+// A thread_local variable of this library. A kernel's __shared__ ones are that, with a guard,
+// unused bytes, in front of each; foreign are those of pybind11, the standard library and the
+// compiler.
+enum class TlsKind : uint8_t { shared, guard, foreign };
 struct SharedVariable {
   uint64_t offset, bytes;  // in the library's thread-local block
   std::string name;        // "kernel(float*)::tile"
-  bool guard;              // the unused bytes in front of a variable
+  TlsKind kind;
 };
 
 struct Line {
@@ -24,6 +27,8 @@ struct Line {
 std::string kernel_name(const void* kernel);
 // The lines of a return address, innermost inlined function first.
 std::vector<Line> lines_of(uint64_t pc);
+// The innermost line that is the kernel's own, not one of a wrapper around an instruction.
+Line kernel_line_of(uint64_t pc);
 // "file:line (function)", with the callers that it was inlined into.
 std::string place_text(uint64_t pc);
 // Looks up many at once, which is faster than one by one.
@@ -35,5 +40,8 @@ unsigned char* thread_local_block();
 uint64_t thread_local_bytes();
 // Whether the address lies in this library's image (code, constants, static data).
 bool in_image(const void* address);
+// A code address as a number that fits into a few bits, and back.
+uint32_t image_offset(const void* pc);
+const void* image_address(uint32_t offset);
 
 }  // namespace ssc::simt

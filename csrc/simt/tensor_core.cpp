@@ -110,17 +110,19 @@ void multiply_accumulate(const Site* site, MmaType type, float* d, const uint32_
 void combine_ldmatrix(Thread* lanes) {
   const auto count = static_cast<uint32_t>(operands<LoadOperands>(lanes[0]).count);
   uint16_t matrix[4][8][8];
+  const void* rows[kWarp] = {};
   for (uint32_t lane = 0; lane < 8 * count; ++lane) {
     const LoadOperands& o = operands<LoadOperands>(lanes[lane]);
+    rows[lane] = o.row;
     if (reinterpret_cast<uint64_t>(o.row) % 16 != 0) {
       report(Finding::misaligned, o.pc, "ldmatrix: lane ", lane, " gives row address ",
              hex(reinterpret_cast<uint64_t>(o.row)), ", which is not a multiple of 16");
       abort_launch();
     }
   }
-  checks_ldmatrix(lanes, count);
+  checks_ldmatrix(lanes, rows, count, operands<LoadOperands>(lanes[0]).pc);
   for (uint32_t lane = 0; lane < 8 * count; ++lane) {
-    std::memcpy(matrix[lane / 8][lane % 8], operands<LoadOperands>(lanes[lane]).row, 16);
+    std::memcpy(matrix[lane / 8][lane % 8], rows[lane], 16);
   }
   for (int lane = 0; lane < 32; ++lane) {
     const LoadOperands& o = operands<LoadOperands>(lanes[lane]);
@@ -154,9 +156,5 @@ void combine_mma(Thread* lanes) {
     }
   }
 }
-
-// What checks_ldmatrix needs of a lane.
-const void* ldmatrix_row(const Thread& thread) { return operands<LoadOperands>(thread).row; }
-const void* ldmatrix_pc(const Thread& thread) { return operands<LoadOperands>(thread).pc; }
 
 }  // namespace ssc::simt
