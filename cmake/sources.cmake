@@ -72,6 +72,9 @@ set(SSC_SIMT_KERNELS
 
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
 set(SSC_CUDA_SOURCES
+    csrc/cuda/grads.cu
+    csrc/cuda/loss_and_grads.cu
+    csrc/cuda/products.cu
     csrc/cuda/rows.cu
     csrc/cuda/sample.cu
     csrc/cuda/score.cu
