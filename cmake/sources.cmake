@@ -64,10 +64,15 @@ set(SSC_SIMT_SOURCES
     csrc/simt/tensor_core.cpp
 )
 set(SSC_SIMT_KERNELS
+    tests/simt/barriers.cu
     tests/simt/basics.cu
     tests/simt/bind_loss.cu
     tests/simt/bind_sample.cu
+    tests/simt/blocks.cu
     tests/simt/gemm_tile.cu
+    tests/simt/memory.cu
+    tests/simt/tf32.cu
+    tests/simt/warps.cu
 )
 
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.

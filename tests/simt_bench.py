@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,3 +108,13 @@ class Bench:
     def statistics(self) -> list[dict[str, Any]]:
         """One dictionary per line, kind of access and kernel, since the bench was made."""
         return self.module.statistics()
+
+
+def require(variant: str) -> None:
+    """Skips the test if the variant is not built; in CI, where it must be, fails."""
+    if available(variant):
+        return
+    reason = f"{module_path(variant)} is not there: `make simt` builds it"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

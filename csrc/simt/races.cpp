@@ -27,8 +27,10 @@ using Release = std::unordered_map<uint32_t, Publication>;
 struct ThreadClock {
   uint32_t clock = 0;
   std::array<uint32_t, kLanes> seen{};  // of the other lanes of the warp: clocks ordered before now
-  uint32_t fence_epoch = 0;             // all accesses of older epochs are fenced
-  uint32_t fenced = 0;                  // own clocks below it are fenced
+  // What a fence that is ordered before now covers: all accesses of older epochs than this, and of
+  // each lane those with clocks below this.
+  uint32_t fenced_epoch = 0;
+  std::array<uint32_t, kLanes> fenced{};
   std::vector<const Release*> acquired;
 };
 
@@ -38,7 +40,8 @@ std::vector<uint32_t> block_epochs;          // of the launch, the first of each
 std::vector<ThreadClock> threads;
 // By the last barrier, for all threads of the block:
 Clocks fenced_at_barrier;
-uint32_t fence_epoch_at_barrier = 0;
+uint32_t fenced_epoch_at_barrier = 0;
+bool block_has_fences = false;
 std::vector<const Release*> acquired_at_barrier;
 
 std::unordered_map<uintptr_t, std::unique_ptr<Release>> releases;  // by address, per launch
@@ -65,6 +68,10 @@ void add_all(std::vector<const Release*>& to, const std::vector<const Release*>&
   }
 }
 
+void raise(std::array<uint32_t, kLanes>& clocks, const std::array<uint32_t, kLanes>& to) {
+  for (uint32_t i = 0; i < kLanes; ++i) clocks[i] = std::max(clocks[i], to[i]);
+}
+
 void tick(ThreadClock& thread) { thread.clock = std::min(thread.clock + 1, kMaxClock); }
 
 }  // namespace
@@ -80,47 +87,57 @@ void races_start_block() {
   block_epochs.push_back(epoch);
   threads.assign(running.thread_count, {});
   fenced_at_barrier.assign(running.thread_count, 0);
-  fence_epoch_at_barrier = 0;
+  fenced_epoch_at_barrier = 0;
+  block_has_fences = false;
   acquired_at_barrier.clear();
 }
 
 void races_barrier() {
   ++epoch;
-  for (uint32_t t = 0; t < running.thread_count; ++t) {
-    fenced_at_barrier[t] = threads[t].fenced;
-    fence_epoch_at_barrier = std::max(fence_epoch_at_barrier, threads[t].fence_epoch);
-    add_all(acquired_at_barrier, threads[t].acquired);
-    threads[t].acquired.clear();
+  if (block_has_fences) {
+    for (uint32_t t = 0; t < running.thread_count; ++t) {
+      const ThreadClock& thread = threads[t];
+      fenced_epoch_at_barrier = std::max(fenced_epoch_at_barrier, thread.fenced_epoch);
+      const uint32_t first = t - t % kLanes;
+      for (uint32_t i = 0; i < kLanes && first + i < running.thread_count; ++i) {
+        fenced_at_barrier[first + i] = std::max(fenced_at_barrier[first + i], thread.fenced[i]);
+      }
+    }
+  }
+  for (ThreadClock& thread : threads) {
+    if (thread.acquired.empty()) continue;
+    add_all(acquired_at_barrier, thread.acquired);
+    thread.acquired.clear();
   }
 }
 
 void races_sync_warp(Thread* lanes, uint32_t mask) {
-  std::array<uint32_t, kLanes> joined{};
-  uint32_t fence_epoch = 0;
-  std::vector<const Release*> acquired;
-  const uint32_t first = lanes[0].linear;
+  ThreadClock* clocks = &threads[lanes[0].linear];
+  ThreadClock joined;
   for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
     const auto lane = static_cast<uint32_t>(std::countr_zero(rest));
-    ThreadClock& thread = threads[first + lane];
-    for (uint32_t i = 0; i < kLanes; ++i) joined[i] = std::max(joined[i], thread.seen[i]);
+    const ThreadClock& thread = clocks[lane];
+    raise(joined.seen, thread.seen);
+    raise(joined.fenced, thread.fenced);
     // Accesses so far have clocks up to thread.clock; later ones have higher ones.
-    joined[lane] = std::max(joined[lane], thread.clock + 1);
-    fence_epoch = std::max(fence_epoch, thread.fence_epoch);
-    add_all(acquired, thread.acquired);
+    joined.seen[lane] = std::max(joined.seen[lane], thread.clock + 1);
+    joined.fenced_epoch = std::max(joined.fenced_epoch, thread.fenced_epoch);
+    add_all(joined.acquired, thread.acquired);
   }
   for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
-    ThreadClock& thread = threads[first + static_cast<uint32_t>(std::countr_zero(rest))];
-    tick(thread);
-    thread.seen = joined;
-    thread.fence_epoch = fence_epoch;
-    if (!acquired.empty()) thread.acquired = acquired;
+    ThreadClock& thread = clocks[std::countr_zero(rest)];
+    joined.clock = thread.clock;
+    tick(joined);
+    thread = joined;
   }
 }
 
 void races_fence(const Thread& thread) {
   ThreadClock& clock = threads[thread.linear];
-  clock.fence_epoch = epoch;
-  clock.fenced = clock.clock + 1;
+  block_has_fences = true;
+  clock.fenced_epoch = epoch;
+  raise(clock.fenced, clock.seen);
+  clock.fenced[thread.lane()] = clock.clock + 1;
   tick(clock);
 }
 
@@ -128,21 +145,17 @@ void races_atomic(const Thread& thread, uintptr_t address) {
   ThreadClock& clock = threads[thread.linear];
   std::unique_ptr<Release>& release = releases[address];
   if (release == nullptr) release = std::make_unique<Release>();
-  const bool fenced = clock.fence_epoch != 0 || fence_epoch_at_barrier != 0;
-  if (fenced) {
+  if (block_has_fences) {
     Publication& p = (*release)[static_cast<uint32_t>(block_epochs.size())];
-    p.epoch = std::max({p.epoch, clock.fence_epoch, fence_epoch_at_barrier});
+    p.epoch = std::max({p.epoch, clock.fenced_epoch, fenced_epoch_at_barrier});
     p.clocks.resize(running.thread_count, 0);
     for (uint32_t t = 0; t < running.thread_count; ++t) {
       p.clocks[t] = std::max(p.clocks[t], fenced_at_barrier[t]);
     }
-    // What lanes of the warp had fenced before a __syncwarp with this one.
     const uint32_t first = thread.linear - thread.lane();
-    for (uint32_t lane = 0; first + lane < running.thread_count && lane < kLanes; ++lane) {
-      const uint32_t known = std::min(threads[first + lane].fenced, clock.seen[lane]);
-      p.clocks[first + lane] = std::max(p.clocks[first + lane], known);
+    for (uint32_t i = 0; i < kLanes && first + i < running.thread_count; ++i) {
+      p.clocks[first + i] = std::max(p.clocks[first + i], clock.fenced[i]);
     }
-    p.clocks[thread.linear] = std::max(p.clocks[thread.linear], clock.fenced);
   }
   add_all(clock.acquired, {release.get()});
 }
