@@ -2,9 +2,8 @@
 // how two parts merge. Milakov, Gimelshein: "Online normalizer calculation for softmax", 2018,
 // https://arxiv.org/abs/1805.02867
 //
-// The empty part is (−inf, 0). An infinite maximum is not subtracted (−inf − (−inf) would make NaN of
-// a row without terms): a +inf term makes the sum infinite, a NaN term, which the maximum passes
-// over, makes it NaN.
+// The empty part is (−inf, 0), and −inf is not subtracted from itself, so a row without terms has
+// the sum 0. A +inf or NaN term makes the sum NaN, as torch's cross entropy has it.
 #pragma once
 
 #include "csrc/core/host_device.h"
@@ -21,10 +20,10 @@ SSC_HD OnlineLse<T> empty_lse() {
   return {-static_cast<T>(__builtin_inf()), T(0)};
 }
 
-// What exponents are taken relative to: max itself where it is finite.
+// What exponents are taken relative to.
 template <class T>
 SSC_HD T lse_reference(T max) {
-  return max - max == T(0) ? max : T(0);
+  return max == -static_cast<T>(__builtin_inf()) ? T(0) : max;
 }
 
 // exp is the caller's: a device function may be faster than the host's.

@@ -1,7 +1,6 @@
 // The stages of the backward that are not matmuls: probabilities from logits, sums over splits and
 // classes. All are bound by memory and read and write each number once.
 #include "csrc/cuda/grads.h"
-
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/number.h"
 
@@ -124,9 +123,9 @@ __global__ void __launch_bounds__(kElementThreads)
     A sum = 0;
     for (int64_t j = first; leads && j < g.entries && g.classes[j] == id; ++j) {
       const int64_t entry = g.order[j], row = entry - p.samples;
-      sum += row < 0 ? g.sample_rows[entry * p.dim + d]
-                     : g.target_coefficient[row] *
-                           to_accumulator(p.input[row * p.input_stride + d]);
+      sum += row < 0
+                 ? g.sample_rows[entry * p.dim + d]
+                 : g.target_coefficient[row] * to_accumulator(p.input[row * p.input_stride + d]);
     }
     g.grad_weight[out * g.grad_stride + d] = to_storage<T>(kappa * sum);
   }
@@ -184,11 +183,11 @@ cudaError_t class_grads(const LossProblem<T>& problem, const ClassGrads<T>& grad
                 stream, problem, grads);
 }
 
-#define SSC_GRADS_INSTANCE(T)                                                                     \
-  template cudaError_t probabilities(const GradChunk<T>&, cudaStream_t);                          \
-  template cudaError_t input_grad(const GradChunk<T>&, const GradChunk<T>::A*, int, T*, int64_t,  \
-                                  cudaStream_t);                                                  \
-  template cudaError_t bias_products(const GradChunk<T>&, GradChunk<T>::A*, bool, cudaStream_t);  \
+#define SSC_GRADS_INSTANCE(T)                                                                    \
+  template cudaError_t probabilities(const GradChunk<T>&, cudaStream_t);                         \
+  template cudaError_t input_grad(const GradChunk<T>&, const GradChunk<T>::A*, int, T*, int64_t, \
+                                  cudaStream_t);                                                 \
+  template cudaError_t bias_products(const GradChunk<T>&, GradChunk<T>::A*, bool, cudaStream_t); \
   template cudaError_t class_grads(const LossProblem<T>&, const ClassGrads<T>&, cudaStream_t)
 SSC_GRADS_INSTANCE(float);
 SSC_GRADS_INSTANCE(double);

@@ -1,11 +1,13 @@
 // Gradients of Σ_i k_i loss_i, with k_i = row_scale_i, from the logits that `score` left behind:
 //
 //   scale_of_rows   κ, the power of two below max |k_i|: products are taken of k_i / κ, so that
-//                   neither bfloat16 nor float16 loses small k, and κ comes back at the end, exactly
+//                   neither bfloat16 nor float16 loses small k, and κ comes back at the end,
+//                   exactly
 //   probabilities   P_is = (k_i / κ) exp(z_is − lse_i) / τ and c_i = (k_i / κ) (p_it − 1) / τ
 //   input_products  P Ws, split over the samples       input_grad   dH_i = κ (Σ splits + c_i W_t)
 //   weight_products (+)= P^T H      bias_products (+)= P^T 1
-//   class_grads     per class, in the order of a sorted list: dW_c = κ (Σ samples + Σ c_i h_i), db_c
+//   class_grads     per class, in the order of a sorted list: dW_c = κ (Σ samples + Σ c_i h_i),
+//   db_c
 //
 // Three matmuls in all, since a scalar upstream gradient scales the result afterwards. Chunks of
 // rows bound the workspace: logits and P are [rows of a chunk][S].
@@ -56,22 +58,22 @@ template <class T>
 cudaError_t bias_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* sums,
                           bool accumulate, cudaStream_t stream);
 
-// Samples and targets together, sorted by class: entry j is sample order[j] if that is below S, else
-// the target of row order[j] − S. Equal classes are neighbours, in a fixed order, in which the first
-// one's thread block adds them up: no atomics, the same bits every time.
+// Samples and targets together, sorted by class: entry j is sample order[j] if that is below S,
+// else the target of row order[j] − S. Equal classes are neighbours, in a fixed order, in which the
+// first one's thread block adds them up: no atomics, the same bits every time.
 template <class T>
 struct ClassGrads {
   using A = typename AccumulatorOf<T>::Type;
 
-  const int64_t* classes;       // [entries], sorted; targets to be ignored have a class outside [0, C)
-  const int64_t* order;         // [entries]
-  int64_t entries;              // S + B
-  const A* sample_rows;         // [S][D] of weight_products
-  const A* sample_sums;         // [S] of bias_products; null without bias
+  const int64_t* classes;  // [entries], sorted; targets to be ignored have a class outside [0, C)
+  const int64_t* order;    // [entries]
+  int64_t entries;         // S + B
+  const A* sample_rows;    // [S][D] of weight_products
+  const A* sample_sums;    // [S] of bias_products; null without bias
   const A* target_coefficient;  // [B]
   const A* kappa;               // [1]
-  // Dense: row `class` of grad_weight, others untouched. Sparse: row j for entry j, zeros where j is
-  // not the first of its class, and grad_classes[j] its class (0 where that is outside).
+  // Dense: row `class` of grad_weight, others untouched. Sparse: row j for entry j, zeros where j
+  // is not the first of its class, and grad_classes[j] its class (0 where that is outside).
   bool sparse;
   T* grad_weight;
   int64_t grad_stride;

@@ -1,13 +1,13 @@
 // Sampled softmax loss on the GPU, the stages of csrc/cpu/loss.h:
 //
 //   target_logits   z_it = (h_i · W_t + b_t) / τ − log n_t
-//   score           z_is = (h_i · W_s + b_s) / τ − log n_s and, per row, (max, Σ exp) over the samples
-//   finish_rows     loss_i = log(exp z_it + Σ_s exp z_is) − z_it
+//   score           z_is = (h_i · W_s + b_s) / τ − log n_s and, per row, (max, Σ exp) over the
+//   samples finish_rows     loss_i = log(exp z_it + Σ_s exp z_is) − z_it
 //
-// Symbols: B rows, D width, S samples, C classes. Everything is in device memory; nothing allocates,
-// waits or reads back, so the whole can be captured in a CUDA graph. A class id outside [0, C) is
-// never followed: as a sample it makes the losses NaN, as a target (other than ignore_index) its own
-// row's.
+// Symbols: B rows, D width, S samples, C classes. Everything is in device memory; nothing
+// allocates, waits or reads back, so the whole can be captured in a CUDA graph. A class id outside
+// [0, C) is never followed: as a sample it makes the losses NaN, as a target (other than
+// ignore_index) its own row's.
 #pragma once
 
 #include <cstdint>

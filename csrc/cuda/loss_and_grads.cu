@@ -1,8 +1,7 @@
-#include "csrc/cuda/loss_and_grads.h"
-
 #include <algorithm>
 
 #include "csrc/cuda/grid.h"
+#include "csrc/cuda/loss_and_grads.h"
 
 namespace ssc::cuda {
 namespace {
@@ -44,14 +43,15 @@ WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, in
   };
   // Chunks of whole tiles of rows, while there are that many.
   const auto rows_within = [&](int splits) {
-    const int64_t rows = std::max<int64_t>(kChunkBudget / std::max<int64_t>(row_bytes(splits), 1), 1);
+    const int64_t rows =
+        std::max<int64_t>(kChunkBudget / std::max<int64_t>(row_bytes(splits), 1), 1);
     return std::min(rows > kTileRows ? rows / kTileRows * kTileRows : rows, batch);
   };
   const int64_t tiles_d = ceil_div(dim, kTileRows);
   const int64_t tiles_m = std::max<int64_t>(ceil_div(rows_within(1), kTileRows), 1);
-  layout.input_splits = static_cast<int>(std::clamp<int64_t>(
-      multiprocessors / std::max<int64_t>(tiles_m * tiles_d, 1), 1,
-      std::max<int64_t>(ceil_div(samples, 8 * kTileRows), 1)));
+  layout.input_splits = static_cast<int>(
+      std::clamp<int64_t>(multiprocessors / std::max<int64_t>(tiles_m * tiles_d, 1), 1,
+                          std::max<int64_t>(ceil_div(samples, 8 * kTileRows), 1)));
   layout.chunk_rows = rows_within(layout.input_splits);
   layout.score_splits = score_splits(layout.chunk_rows, samples, multiprocessors);
 
@@ -87,11 +87,11 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
   A* const coefficient = at<A>(workspace, layout.target_coefficient);
   A* const partial = at<A>(workspace, layout.input_partial);
   A* const sample_rows = at<A>(workspace, layout.sample_rows);
-  A* const sample_sums =
-      gradients.bias == nullptr ? nullptr : at<A>(workspace, layout.sample_sums);
+  A* const sample_sums = gradients.bias == nullptr ? nullptr : at<A>(workspace, layout.sample_sums);
   Launches launches;
   launches.then([&] { return scale_of_rows(gradients.row_scale, problem.batch, kappa, stream); });
-  for (int64_t first = 0; first < problem.batch; first += layout.chunk_rows) {
+  int64_t first = 0;
+  do {  // once for an empty batch too: its products are zeros
     LossProblem<T> rows = problem;
     rows.batch = std::min(layout.chunk_rows, problem.batch - first);
     rows.input += first * problem.input_stride;
@@ -118,34 +118,38 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
         })
         .then([&] { return finish_rows(rows, out, parts, stream); })
         .then([&] { return probabilities(chunk, stream); })
+        .then(
+            [&] { return input_products(chunk, partial, layout.input_splits, precision, stream); })
         .then([&] {
-          return input_products(chunk, partial, layout.input_splits, precision, stream);
-        })
-        .then([&] {
-          return input_grad(chunk, partial, layout.input_splits, grad_input,
-                            gradients.input_stride, stream);
+          return input_grad(chunk, partial, layout.input_splits, grad_input, gradients.input_stride,
+                            stream);
         })
         .then([&] { return weight_products(chunk, sample_rows, accumulate, precision, stream); });
     if (sample_sums != nullptr) {
       launches.then([&] { return bias_products(chunk, sample_sums, accumulate, stream); });
     }
-  }
-  const ClassGrads<T> classes = {gradients.classes, gradients.order,
+    first += layout.chunk_rows;
+  } while (first < problem.batch);
+  const ClassGrads<T> classes = {gradients.classes,
+                                 gradients.order,
                                  problem.samples + problem.batch,
-                                 sample_rows,       sample_sums,
-                                 coefficient,       kappa,
-                                 gradients.sparse,  gradients.weight,
-                                 gradients.weight_stride, gradients.bias,
+                                 sample_rows,
+                                 sample_sums,
+                                 coefficient,
+                                 kappa,
+                                 gradients.sparse,
+                                 gradients.weight,
+                                 gradients.weight_stride,
+                                 gradients.bias,
                                  gradients.grad_classes};
   return launches.then([&] { return class_grads(problem, classes, stream); }).error();
 }
 
-#define SSC_LOSS_AND_GRADS_INSTANCE(T)                                                          \
-  template WorkspaceLayout workspace_layout<T>(int64_t, int64_t, int64_t, int);                 \
-  template cudaError_t loss_and_grads(const LossProblem<T>&,                                    \
-                                      const RowResults<LossProblem<T>::Accumulator>&,           \
-                                      const LossGradients<T>&, const WorkspaceLayout&, void*,   \
-                                      Precision, cudaStream_t)
+#define SSC_LOSS_AND_GRADS_INSTANCE(T)                                          \
+  template WorkspaceLayout workspace_layout<T>(int64_t, int64_t, int64_t, int); \
+  template cudaError_t loss_and_grads(                                          \
+      const LossProblem<T>&, const RowResults<LossProblem<T>::Accumulator>&,    \
+      const LossGradients<T>&, const WorkspaceLayout&, void*, Precision, cudaStream_t)
 SSC_LOSS_AND_GRADS_INSTANCE(float);
 SSC_LOSS_AND_GRADS_INSTANCE(double);
 SSC_LOSS_AND_GRADS_INSTANCE(__nv_bfloat16);

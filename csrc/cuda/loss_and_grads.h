@@ -7,15 +7,15 @@ namespace ssc::cuda {
 
 // How the workspace is cut, fixed by the shape alone: offsets in bytes, multiples of 256.
 struct WorkspaceLayout {
-  int64_t chunk_rows;               // rows that are in work at a time
-  int64_t logits_stride;            // elements
-  int score_splits, input_splits;   // of the samples, to fill the GPU
-  int64_t logits, probabilities;    // [chunk_rows][logits_stride]
-  int64_t parts, beaten, kappa;     // of `score`; [1]
-  int64_t target_coefficient;       // [B]
-  int64_t input_partial;            // [input_splits][chunk_rows][D]
+  int64_t chunk_rows;                // rows that are in work at a time
+  int64_t logits_stride;             // elements
+  int score_splits, input_splits;    // of the samples, to fill the GPU
+  int64_t logits, probabilities;     // [chunk_rows][logits_stride]
+  int64_t parts, beaten, kappa;      // of `score`; [1]
+  int64_t target_coefficient;        // [B]
+  int64_t input_partial;             // [input_splits][chunk_rows][D]
   int64_t sample_rows, sample_sums;  // [S][D], [S]
-  int64_t bytes;                    // in all
+  int64_t bytes;                     // in all
 };
 
 // At most 64 MiB for logits, P and what is summed over splits, whatever B and S are (one row at

@@ -12,8 +12,8 @@
 //   along k      [kExtent][64 bytes]             chunk c of row r at place c ^ (r / 2) % 4
 //   along m, n   [kDepth][kExtent elements]      chunk c of row r at place c ^ r % 8 (16-bit types)
 //                                                                       or c ^ 2 (r % 4)
-// in chunks of 16 bytes, placed so that ldmatrix, the fragments of tf32 and the 16-byte loads of the
-// FMA path find their eight rows or columns in 32 different banks.
+// in chunks of 16 bytes, placed so that ldmatrix, the fragments of tf32 and the 16-byte loads of
+// the FMA path find their eight rows or columns in 32 different banks.
 #pragma once
 
 #include <cstdint>
@@ -82,7 +82,9 @@ __device__ __forceinline__ void copy_chunk(void* shared, const void* global, int
     for (int i = 0; i < kChunkBytes; i += kAlign) {
       const int left = valid - i;
       cp_async_zfill<kAlign>(static_cast<char*>(shared) + i, static_cast<const char*>(global) + i,
-                             left < 0 ? 0 : left < kAlign ? left : kAlign);
+                             left < 0        ? 0
+                             : left < kAlign ? left
+                                             : kAlign);
     }
   } else {  // 2 bytes: cp.async has no such copy
 #pragma unroll
@@ -147,8 +149,7 @@ class OperandCopy {
  private:
   // Neighbouring threads copy neighbouring chunks of a row.
   __device__ __forceinline__ static int tile_row(int i) {
-    return static_cast<int>(threadIdx.x) / Tile::kRowChunks +
-           i * (kTileThreads / Tile::kRowChunks);
+    return static_cast<int>(threadIdx.x) / Tile::kRowChunks + i * (kTileThreads / Tile::kRowChunks);
   }
   __device__ __forceinline__ static int tile_chunk() {
     return static_cast<int>(threadIdx.x) % Tile::kRowChunks;

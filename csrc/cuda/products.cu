@@ -1,7 +1,8 @@
 // The two matmuls of the backward: dH's P Ws and dWs' P^T H, the gather of Ws again part of the
 // copy into shared memory.
 //
-// A block owns a kM by kN tile of the result and a split of k. Global traffic, tiles as in score.cu:
+// A block owns a kM by kN tile of the result and a split of k. Global traffic, tiles as in
+// score.cu:
 //   P Ws     sizeof(T) (B S ceil(D / kN) + S D ceil(B / kM)) + 4 splits B D bytes
 //   P^T H    sizeof(T) (B S ceil(D / kN) + B D ceil(S / kM)) + 4 S D bytes (8 when accumulating)
 #include "csrc/cuda/grads.h"
@@ -88,8 +89,7 @@ template <class T>
 cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* partial, int splits,
                            Precision precision, cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
-  const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr,
-                          p.batch,             p.samples,    p.batch};
+  const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr, p.batch, p.samples, p.batch};
   const RowSource<T> b = {p.weight, p.weight_stride, p.ids, p.samples, p.dim, p.classes};
   return with_tile<T, Order::along_k, Order::along_extent>(precision, [&](auto tile) {
     using Tile = typename decltype(tile)::type;
@@ -102,8 +102,7 @@ template <class T>
 cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* rows,
                             bool accumulate, Precision precision, cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
-  const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr,
-                          p.batch,             p.samples,    p.batch};
+  const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr, p.batch, p.samples, p.batch};
   const RowSource<T> b = {p.input, p.input_stride, nullptr, p.batch, p.dim, p.batch};
   return with_tile<T, Order::along_extent, Order::along_extent>(precision, [&](auto tile) {
     using Tile = typename decltype(tile)::type;

@@ -46,11 +46,10 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kElementThreads)
-    finish_rows_kernel(const __grid_constant__ LossProblem<T> p,
-                       const __grid_constant__ RowResults<typename LossProblem<T>::Accumulator> out,
-                       const __grid_constant__ RowParts<typename LossProblem<T>::Accumulator>
-                           parts) {
+__global__ void __launch_bounds__(kElementThreads) finish_rows_kernel(
+    const __grid_constant__ LossProblem<T> p,
+    const __grid_constant__ RowResults<typename LossProblem<T>::Accumulator> out,
+    const __grid_constant__ RowParts<typename LossProblem<T>::Accumulator> parts) {
   using A = typename LossProblem<T>::Accumulator;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= p.batch) return;
@@ -67,15 +66,15 @@ __global__ void __launch_bounds__(kElementThreads)
   }
   // log(exp z_t + Σ) − z_t from the side where nothing cancels.
   const A logit = out.target_logit[row];
-  const A above = lse_reference(all.max) - logit;
+  const A above = all.max - logit;
   A loss, lse;
   if (above <= 0) {
     loss = row_log1p(all.sum * row_exp(above));
     lse = logit + loss;
-  } else {  // or NaN
+  } else {  // NaN too
     const A log_sum = row_log(all.sum + row_exp(-above));
     loss = above + log_sum;
-    lse = lse_reference(all.max) + log_sum;
+    lse = all.max + log_sum;
   }
   out.loss[row] = loss;
   out.lse[row] = lse;
@@ -90,8 +89,8 @@ cudaError_t target_logits(const LossProblem<T>& problem,
                           cudaStream_t stream) {
   if (problem.batch == 0) return cudaSuccess;
   return launch(target_logits_kernel<T>,
-                static_cast<unsigned>(ceil_div(problem.batch, kWarpsPerBlock)),
-                32 * kWarpsPerBlock, 0, stream, problem, results.target_logit);
+                static_cast<unsigned>(ceil_div(problem.batch, kWarpsPerBlock)), 32 * kWarpsPerBlock,
+                0, stream, problem, results.target_logit);
 }
 
 template <class T>
@@ -105,11 +104,11 @@ cudaError_t finish_rows(const LossProblem<T>& problem,
                 stream, problem, results, parts);
 }
 
-#define SSC_ROWS_INSTANCE(T)                                                                      \
-  template cudaError_t target_logits(const LossProblem<T>&,                                       \
-                                     const RowResults<LossProblem<T>::Accumulator>&, cudaStream_t); \
-  template cudaError_t finish_rows(const LossProblem<T>&,                                         \
-                                   const RowResults<LossProblem<T>::Accumulator>&,                \
+#define SSC_ROWS_INSTANCE(T)                                                                \
+  template cudaError_t target_logits(                                                       \
+      const LossProblem<T>&, const RowResults<LossProblem<T>::Accumulator>&, cudaStream_t); \
+  template cudaError_t finish_rows(const LossProblem<T>&,                                   \
+                                   const RowResults<LossProblem<T>::Accumulator>&,          \
                                    const RowParts<LossProblem<T>::Accumulator>&, cudaStream_t)
 SSC_ROWS_INSTANCE(float);
 SSC_ROWS_INSTANCE(double);

@@ -1,10 +1,10 @@
 // One thread computes a Philox block, two draws, and writes them as 16 bytes: consecutive threads
 // fill whole sectors, 8 S bytes in all. The arithmetic is csrc/core's, one number at a time.
-#include "csrc/cuda/sample.h"
-
 #include "csrc/core/philox.h"
 #include "csrc/core/uniform.h"
 #include "csrc/cuda/grid.h"
+#include "csrc/cuda/sample.h"
+#include "csrc/cuda/vector_access.h"
 
 namespace ssc::cuda {
 
@@ -45,14 +45,13 @@ __global__ void __launch_bounds__(kElementThreads)
   for (int64_t block = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        2 * block < num_samples; block += stride) {
     const uint64_t counter = offset + static_cast<uint64_t>(block);
-    const PhiloxWords<uint64_t> w =
-        philox4x32_10<ScalarLane>({counter, counter >> 32, 0, 0}, seed);
+    const PhiloxWords<uint64_t> w = philox4x32_10<ScalarLane>({counter, counter >> 32, 0, 0}, seed);
     const int64_t first = proposal.draw(join_words<ScalarLane>(w.w0, w.w1));
     if (2 * block + 1 == num_samples) {
       ids[2 * block] = first;
     } else {
       const int64_t second = proposal.draw(join_words<ScalarLane>(w.w2, w.w3));
-      reinterpret_cast<TwoIds*>(ids)[block] = {first, second};
+      store_vector(ids + 2 * block, TwoIds{first, second});
     }
   }
 }
@@ -95,9 +94,9 @@ cudaError_t log_expected_counts(const Proposal& proposal, const LogCount& log_co
                 stream, proposal, log_count, ids, count, out);
 }
 
-#define SSC_SAMPLE_INSTANCE(Proposal)                                                             \
-  template cudaError_t draw(const Proposal&, const int64_t*, int64_t, int64_t*, cudaStream_t);    \
-  template cudaError_t log_expected_counts(const Proposal&, const LogCount&, const int64_t*,      \
+#define SSC_SAMPLE_INSTANCE(Proposal)                                                          \
+  template cudaError_t draw(const Proposal&, const int64_t*, int64_t, int64_t*, cudaStream_t); \
+  template cudaError_t log_expected_counts(const Proposal&, const LogCount&, const int64_t*,   \
                                            int64_t, float*, cudaStream_t)
 SSC_SAMPLE_INSTANCE(UniformProposal);
 SSC_SAMPLE_INSTANCE(LogUniformProposal);

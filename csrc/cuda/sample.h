@@ -48,7 +48,6 @@ cudaError_t draw(const Proposal& proposal, const int64_t* key, int64_t num_sampl
 // out[i] = log n of ids[i], i < count.
 template <class Proposal>
 cudaError_t log_expected_counts(const Proposal& proposal, const LogCount& log_count,
-                                const int64_t* ids, int64_t count, float* out,
-                                cudaStream_t stream);
+                                const int64_t* ids, int64_t count, float* out, cudaStream_t stream);
 
 }  // namespace ssc::cuda

@@ -1,8 +1,8 @@
 // z = H Ws^T with the correction, the hit mask and the logsumexp in its epilogue.
 //
 // A block owns kM rows and one split of the samples, over which it walks in tiles of kN. z stays in
-// registers; per row and warp a running (max, sum) lies in shared memory. Global traffic: each block
-// reads its rows once per tile of samples and each sampled row once per tile of rows, so
+// registers; per row and warp a running (max, sum) lies in shared memory. Global traffic: each
+// block reads its rows once per tile of samples and each sampled row once per tile of rows, so
 //   sizeof(T) D (S ceil(B / kM) + B ceil(S / kN)) bytes, all but 8 S + 16 B splits of them for z.
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/loss.h"
@@ -246,10 +246,10 @@ cudaError_t score(const LossProblem<T>& problem,
   }
 }
 
-#define SSC_SCORE_INSTANCE(T)                                                         \
-  template cudaError_t score(const LossProblem<T>&,                                   \
-                             const RowResults<LossProblem<T>::Accumulator>&,          \
-                             const RowParts<LossProblem<T>::Accumulator>&,            \
+#define SSC_SCORE_INSTANCE(T)                                                \
+  template cudaError_t score(const LossProblem<T>&,                          \
+                             const RowResults<LossProblem<T>::Accumulator>&, \
+                             const RowParts<LossProblem<T>::Accumulator>&,   \
                              LossProblem<T>::Accumulator*, int64_t, Precision, cudaStream_t)
 SSC_SCORE_INSTANCE(float);
 SSC_SCORE_INSTANCE(double);

@@ -17,8 +17,8 @@ constexpr int kPipelineBytes =
     kStages * kStageElements<Tile> * static_cast<int>(sizeof(typename Tile::Element));
 
 // tile += A B over steps [begin, end) of k, kDepth each. All threads of the block take part;
-// afterwards `shared` is free. One barrier a step: the stage that is filled next is the one that all
-// threads have left when they pass it.
+// afterwards `shared` is free. One barrier a step: the stage that is filled next is the one that
+// all threads have left when they pass it.
 template <class Tile, class CopyA, class CopyB>
 __device__ __forceinline__ void multiply_tile(Tile& tile, const CopyA& a, const CopyB& b, int begin,
                                               int end, typename Tile::Element* shared) {

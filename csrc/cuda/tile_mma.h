@@ -27,9 +27,7 @@ struct MmaTile {
 
   float c[kMmaM][kMmaN][4];
 
-  __device__ __forceinline__ float& at(int i, int j) {
-    return c[i / 2][j / 2][i % 2 * 2 + j % 2];
-  }
+  __device__ __forceinline__ float& at(int i, int j) { return c[i / 2][j / 2][i % 2 * 2 + j % 2]; }
   __device__ __forceinline__ static int row(int i) {
     return warp_m() + i / 2 * 16 + i % 2 * 8 + lane() / 4;
   }
@@ -77,8 +75,8 @@ struct MmaTile {
     return static_cast<int>(threadIdx.x) / 32 % (kN / kWarpN) * kWarpN;
   }
 
-  // ldmatrix takes 8x8 matrices of 16-bit numbers, or of 8x4 floats. Lane 8 q + r addresses row r of
-  // matrix q. A's fragment is the matrices (m, k) = (0, 0), (8, 0), (0, half), (8, half) in this
+  // ldmatrix takes 8x8 matrices of 16-bit numbers, or of 8x4 floats. Lane 8 q + r addresses row r
+  // of matrix q. A's fragment is the matrices (m, k) = (0, 0), (8, 0), (0, half), (8, half) in this
   // order; B's two are (n, k) = (0, 0), (0, half), (8, 0), (8, half).
   __device__ __forceinline__ static void load_a(uint32_t (&out)[4], const T* a, int m, int k) {
     const int q = lane() / 8, r = lane() % 8;

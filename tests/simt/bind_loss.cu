@@ -13,16 +13,16 @@ template <class T>
 using AccumulatorType = typename AccumulatorOf<T>::Type;
 
 // What both launchers take first, in this order.
-#define SSC_PROBLEM_PARAMETERS                                                                  \
-  const T *input, const T *weight, const T *bias, const int64_t *target, const int64_t *ids,    \
-      const float *log_count, const float *target_log_count, int64_t batch, int64_t dim,        \
-      int64_t classes, int64_t samples, int64_t input_stride, int64_t weight_stride,            \
+#define SSC_PROBLEM_PARAMETERS                                                               \
+  const T *input, const T *weight, const T *bias, const int64_t *target, const int64_t *ids, \
+      const float *log_count, const float *target_log_count, int64_t batch, int64_t dim,     \
+      int64_t classes, int64_t samples, int64_t input_stride, int64_t weight_stride,         \
       int64_t ignore_index, double inv_temperature, bool remove_hits, bool tf32
-#define SSC_PROBLEM                                                                            \
-  LossProblem<T> {                                                                             \
+#define SSC_PROBLEM                                                                             \
+  LossProblem<T> {                                                                              \
     input, weight, input_stride, weight_stride, bias, target, ids, log_count, target_log_count, \
-        batch, dim, classes, samples, ignore_index,                                            \
-        static_cast<AccumulatorType<T>>(inv_temperature), remove_hits                          \
+        batch, dim, classes, samples, ignore_index,                                             \
+        static_cast<AccumulatorType<T>>(inv_temperature), remove_hits                           \
   }
 
 template <class T>
@@ -74,9 +74,9 @@ cudaError_t layout(int64_t batch, int64_t dim, int64_t samples, int multiprocess
 
 }  // namespace
 
-#define SSC_BIND(name, T)                                 \
-  SSC_SIMT_LAUNCHER("loss_rows_" name, loss_rows<T>);     \
-  SSC_SIMT_LAUNCHER("loss_and_grads_" name, grads<T>);    \
+#define SSC_BIND(name, T)                              \
+  SSC_SIMT_LAUNCHER("loss_rows_" name, loss_rows<T>);  \
+  SSC_SIMT_LAUNCHER("loss_and_grads_" name, grads<T>); \
   SSC_SIMT_LAUNCHER("workspace_layout_" name, layout<T>)
 SSC_BIND("float32", float);
 SSC_BIND("float64", double);
