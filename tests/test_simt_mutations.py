@@ -1,4 +1,4 @@
-"""csrc/simt catches wrong kernels: each test leaves something out of a kernel that is right with it.
+"""csrc/simt catches wrong kernels: each test breaks a kernel that is right without that.
 
 A mutation counts as caught when the finding has the right kind and, where it says so, names the
 right line, thread or buffer; the unchanged kernels run clean in test_simt.py.
@@ -93,7 +93,7 @@ def test_missing_syncwarp(checked: Bench, mutation: int) -> None:
 @pytest.mark.parametrize(
     ("mutation", "kind", "parts"),
     [
-        (1, "barrier", ["threads 0 to 39: ", "threads 40 to 95: at a barrier", "{ __syncthreads(); } else"]),
+        (1, "barrier", ["threads 0 to 39: ", "threads 40 to 95: ", "{ __syncthreads(); } else"]),
         (2, "barrier", ["threads 0 to 31", "threads 32 to 95"]),
         (3, "barrier", ["threads 0 to 63", "threads 64 to 95"]),
         (4, "exited", ["16 threads", "threads 80 to 95: exited"]),
@@ -159,9 +159,9 @@ def test_wrong_mask(variant: str, mutation: int, kind: str, part: str) -> None:
 @pytest.mark.parametrize(
     ("read", "write", "part"),
     [
-        (1, 0, "read of 4 bytes at no declared buffer; the nearest, x of 256 bytes, is 0 bytes bef"),
-        (0, 1, "write of 4 bytes at no declared buffer; the nearest, y of 256 bytes, is 0 bytes bef"),
-        (-1, 0, "the nearest, x of 256 bytes, is 4 bytes behind it"),
+        (1, 0, "read of 4 bytes at no declared buffer: 0 bytes behind x, which has 256"),
+        (0, 1, "write of 4 bytes at no declared buffer: 0 bytes behind y, which has 256"),
+        (-1, 0, "read of 4 bytes at no declared buffer: 4 bytes in front of x, which has 256"),
     ],
     ids=["read behind", "write behind", "read in front"],
 )
@@ -295,9 +295,7 @@ def test_trap_ends_the_launch(plain: Bench) -> None:
         (32, 10**6, "1000000 bytes of dynamic shared memory, 232448 there"),
     ],
 )
-def test_launches_that_hardware_would_refuse(
-    plain: Bench, n: int, shared: int, part: str
-) -> None:
+def test_launches_that_hardware_would_refuse(plain: Bench, n: int, shared: int, part: str) -> None:
     x = torch.zeros(n, dtype=torch.int32)
     error = call_fails(plain, "reverse", x, x, n, shared)
     assert error.kinds == {"configuration"}

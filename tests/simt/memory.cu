@@ -56,9 +56,9 @@ __global__ void memcpy_kernel(const char* x, char* y, int n) { memcpy(y, x, n); 
 __global__ void local_kernel(const int* x, int* y, int n) {
   int local[64];
   for (int i = 0; i < n; ++i) local[i] = x[(i + threadIdx.x) % n];
-  int sum = 0;
-  for (int i = n - 1; i >= 0; --i) sum = 3 * sum + local[i];
-  y[threadIdx.x] = sum;
+  unsigned sum = 0;
+  for (int i = n - 1; i >= 0; --i) sum = 3 * sum + static_cast<unsigned>(local[i]);
+  y[threadIdx.x] = static_cast<int>(sum);
 }
 
 __global__ void trap_kernel(const int* x) {
