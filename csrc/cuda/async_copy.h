@@ -25,7 +25,7 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global) {
                  : "memory");
   }
 #else
-  using Bytes = std::conditional_t<kBytes == 4, int, std::conditional_t<kBytes == 8, int2, int4> >;
+  using Bytes = std::conditional_t<kBytes == 4, int, std::conditional_t<kBytes == 8, int2, int4>>;
   *static_cast<Bytes*>(shared) = *static_cast<const Bytes*>(global);
 #endif
 }

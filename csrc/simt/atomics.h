@@ -58,7 +58,7 @@ T atomic_sum(T a, T b) {
 
 #define SSC_SIMT_ATOMIC(concept_, name, expression)                                         \
   template <::ssc::simt::concept_ T>                                                        \
-  __attribute__((always_inline)) inline T name(T* address, std::type_identity_t<T> value) { \
+  SSC_SIMT_INLINE T name(T* address, std::type_identity_t<T> value) {                       \
     return ::ssc::simt::read_modify_write(                                                  \
         address,                                                                            \
         [value](T old) __attribute__((no_sanitize("thread"))) -> T { return expression; }); \
@@ -74,27 +74,27 @@ SSC_SIMT_ATOMIC(AtomicInt, atomicXor, old ^ value)
 
 template <class T>
   requires(::ssc::simt::AtomicInt<T> || std::same_as<T, float>)
-__attribute__((always_inline)) inline T atomicExch(T* address, std::type_identity_t<T> value) {
+SSC_SIMT_INLINE T atomicExch(T* address, std::type_identity_t<T> value) {
   return ::ssc::simt::read_modify_write(
       address, [value](T) __attribute__((no_sanitize("thread"))) { return value; });
 }
 
 template <class T>
   requires(::ssc::simt::AtomicInt<T> || std::same_as<T, unsigned short>)
-__attribute__((always_inline)) inline T atomicCAS(T* address, std::type_identity_t<T> expected,
-                                                  std::type_identity_t<T> value) {
+SSC_SIMT_INLINE T atomicCAS(T* address, std::type_identity_t<T> expected,
+                            std::type_identity_t<T> value) {
   return ::ssc::simt::read_modify_write(
       address, [expected, value](T old) __attribute__((no_sanitize("thread"))) {
         return old == expected ? value : old;
       });
 }
 
-__attribute__((always_inline)) inline unsigned atomicInc(unsigned* address, unsigned limit) {
+SSC_SIMT_INLINE unsigned atomicInc(unsigned* address, unsigned limit) {
   return ::ssc::simt::read_modify_write(
       address, [limit](unsigned old)
                    __attribute__((no_sanitize("thread"))) { return old >= limit ? 0u : old + 1; });
 }
-__attribute__((always_inline)) inline unsigned atomicDec(unsigned* address, unsigned limit) {
+SSC_SIMT_INLINE unsigned atomicDec(unsigned* address, unsigned limit) {
   return ::ssc::simt::read_modify_write(
       address, [limit](unsigned old) __attribute__((no_sanitize("thread"))) {
         return old == 0 || old > limit ? limit : old - 1;

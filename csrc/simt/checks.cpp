@@ -63,9 +63,11 @@ std::string out_of_bounds_text(uintptr_t address) {
     }
   } else if (const Buffer* buffer = nearest_buffer(address); buffer != nullptr) {
     const auto offset = static_cast<int64_t>(address - buffer->start);
-    text << "at no declared buffer; the nearest, " << buffer->name << " of " << buffer->bytes
-         << " bytes, is " << (offset < 0 ? -offset : offset - static_cast<int64_t>(buffer->bytes))
-         << (offset < 0 ? " bytes behind" : " bytes before") << " it";
+    const bool behind = offset >= 0;
+    text << "at no declared buffer: "
+         << (behind ? offset - static_cast<int64_t>(buffer->bytes) : -offset) << " bytes "
+         << (behind ? "behind " : "in front of ") << buffer->name << ", which has "
+         << buffer->bytes;
   } else {
     text << "at " << hex(address) << ", and no buffer was declared";
   }

@@ -62,12 +62,14 @@ void combine_shuffle(Thread* lanes, uint32_t mask) {
       abort_launch();
     }
     const uint32_t source = shuffle_source(thread);
-    if (source >= kWarp || (mask >> source & 1) == 0) {
+    const uint32_t named = thread.exchange.mask;
+    if (source >= kWarp || (named >> source & 1) == 0) {
       report(Finding::collective, thread.pc, thread_name(thread), " shuffles from lane ", source,
-             ", which is outside of the mask ", hex(mask));
+             ", which is outside of the mask ", hex(named));
       abort_launch();
     }
-    thread.result = lanes[source].exchange.value;
+    // An exited lane (when they are allowed) gives something undefined.
+    thread.result = (mask >> source & 1) != 0 ? lanes[source].exchange.value : ~uint64_t{0};
   });
 }
 

@@ -41,6 +41,10 @@ void* memset(void*, int, size_t) noexcept __asm__("ssc_simt_memset");
 }
 #endif
 
+// For what stands between a kernel and a function of the executor, whose return address is to lie
+// in the kernel.
+#define SSC_SIMT_INLINE __attribute__((always_inline)) inline
+
 #define SSC_SIMT_SITE()                                                                   \
   (__extension__({                                                                        \
     static constexpr ::ssc::simt::Site ssc_site{__FILE__, __LINE__, __PRETTY_FUNCTION__}; \
@@ -63,7 +67,7 @@ void* memset(void*, int, size_t) noexcept __asm__("ssc_simt_memset");
 #define __constant__
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __forceinline__ inline __attribute__((always_inline))
+#define __forceinline__ SSC_SIMT_INLINE
 
 // A static shared variable is a thread_local one: the executor finds those of this library in its
 // symbol table, poisons them for each block and knows their extent. The unused array in front of

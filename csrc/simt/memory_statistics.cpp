@@ -34,7 +34,6 @@ struct LaneAccess {
 using Instruction = std::vector<LaneAccess>;
 
 struct Visits {
-  Kind kind;
   std::array<uint32_t, kLanes> count{};  // by lane
   std::vector<Instruction> instructions;
 };
@@ -45,8 +44,16 @@ struct Totals {
 
 using Key = std::tuple<const void*, const void*, Kind>;  // kernel, return address
 
+// A return address and the kind of access: cp.async both reads and writes.
+using Place = uint64_t;
+Place place(const void* pc, Kind kind) {
+  return reinterpret_cast<uint64_t>(pc) << 3 | static_cast<uint64_t>(kind);
+}
+const void* pc_of(Place place) { return reinterpret_cast<const void*>(place >> 3); }
+Kind kind_of(Place place) { return static_cast<Kind>(place & 7); }
+
 std::map<Key, Totals> totals;
-std::array<std::unordered_map<const void*, Visits>, kMaxThreads / kLanes> warps;
+std::array<std::unordered_map<Place, Visits>, kMaxThreads / kLanes> warps;
 
 bool is_shared(Kind kind) { return kind >= Kind::shared_load; }
 
@@ -111,8 +118,7 @@ void finish(const void* pc, Kind kind, Instruction& instruction) {
 }
 
 void add(const void* pc, Kind kind, LaneAccess access) {
-  Visits& visits = warps[running.current->warp()][pc];
-  visits.kind = kind;
+  Visits& visits = warps[running.current->warp()][place(pc, kind)];
   const uint32_t visit = visits.count[access.lane]++;
   if (visits.instructions.size() <= visit) visits.instructions.resize(visit + 1);
   visits.instructions[visit].push_back(access);
@@ -145,8 +151,10 @@ void statistics_start_block() {
 
 void statistics_flush_warp(uint32_t warp) {
   if (!running.options.statistics) return;
-  for (auto& [pc, visits] : warps[warp]) {
-    for (Instruction& instruction : visits.instructions) finish(pc, visits.kind, instruction);
+  for (auto& [place, visits] : warps[warp]) {
+    for (Instruction& instruction : visits.instructions) {
+      finish(pc_of(place), kind_of(place), instruction);
+    }
     visits.instructions.clear();
     visits.count.fill(0);
   }

@@ -44,16 +44,16 @@ std::string index_text(uint3 i) {
 std::string what_waits(const Thread& thread) {
   switch (thread.state) {
     case State::warp_wait:
-      return std::string("wait at ") + op_name(thread.exchange.op) + ", mask " +
+      return std::string("at ") + op_name(thread.exchange.op) + ", mask " +
              hex(thread.exchange.mask) + ", " + place_of(thread.pc);
     case State::barrier_wait:
-      return "wait at a barrier, " + place_of(thread.pc);
+      return "at a barrier, " + place_of(thread.pc);
     case State::done:
-      return "have exited";
+      return "exited";
     case State::unstarted:
-      return "have not started";
+      return "not started";
     default:
-      return "can go on";
+      return "able to go on";
   }
 }
 
@@ -99,9 +99,8 @@ std::string waiting_threads() {
     const std::string what = what_waits(running.threads[i]);
     uint32_t end = i + 1;
     while (end < n && what_waits(running.threads[end]) == what) ++end;
-    text += "\n  threads " + std::to_string(i);
-    if (end > i + 1) text += " to " + std::to_string(end - 1);
-    text += " " + what;
+    text += end == i + 1 ? "\n  thread " : "\n  threads " + std::to_string(i) + " to ";
+    text += std::to_string(end - 1) + ": " + what;
     i = end;
   }
   return text;

@@ -46,7 +46,8 @@ uint32_t warp_lanes();
 constexpr uint32_t kFullWarp = 0xffffffffu;
 
 template <class T>
-T shuffle(const Site* site, Op op, uint32_t mask, T value, int lane, int width = 32) {
+SSC_SIMT_INLINE T shuffle(const Site* site, Op op, uint32_t mask, T value, int lane,
+                          int width = 32) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
   uint64_t bits = 0;
   std::memcpy(&bits, static_cast<const void*>(&value), sizeof(T));
@@ -55,16 +56,18 @@ T shuffle(const Site* site, Op op, uint32_t mask, T value, int lane, int width =
   return value;
 }
 
-inline void sync_warp(const Site* site, uint32_t mask) { collective(site, {Op::sync, mask}); }
+SSC_SIMT_INLINE void sync_warp(const Site* site, uint32_t mask) {
+  collective(site, {Op::sync, mask});
+}
 // Without a mask: all lanes of the warp, of which a block's last warp may have fewer than 32.
-inline void sync_warp(const Site* site) { collective(site, {Op::sync, warp_lanes()}); }
+SSC_SIMT_INLINE void sync_warp(const Site* site) { collective(site, {Op::sync, warp_lanes()}); }
 
-inline uint32_t vote(const Site* site, Op op, uint32_t mask, bool predicate) {
+SSC_SIMT_INLINE uint32_t vote(const Site* site, Op op, uint32_t mask, bool predicate) {
   return static_cast<uint32_t>(collective(site, {op, mask, predicate}));
 }
 
 template <class T>
-uint32_t match_any(const Site* site, uint32_t mask, T value) {
+SSC_SIMT_INLINE uint32_t match_any(const Site* site, uint32_t mask, T value) {
   static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
@@ -72,7 +75,7 @@ uint32_t match_any(const Site* site, uint32_t mask, T value) {
 }
 
 template <class T>
-uint32_t match_all(const Site* site, uint32_t mask, T value, int* equal) {
+SSC_SIMT_INLINE uint32_t match_all(const Site* site, uint32_t mask, T value, int* equal) {
   static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
@@ -82,13 +85,13 @@ uint32_t match_all(const Site* site, uint32_t mask, T value, int* equal) {
 }
 
 template <class T>
-T reduce(const Site* site, Op signed_op, Op unsigned_op, uint32_t mask, T value) {
+SSC_SIMT_INLINE T reduce(const Site* site, Op signed_op, Op unsigned_op, uint32_t mask, T value) {
   static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
   const Op op = std::is_signed_v<T> ? signed_op : unsigned_op;
   return static_cast<T>(collective(site, {op, mask, static_cast<uint32_t>(value)}));
 }
 
-inline unsigned reduce_bits(const Site* site, Op op, uint32_t mask, unsigned value) {
+SSC_SIMT_INLINE unsigned reduce_bits(const Site* site, Op op, uint32_t mask, unsigned value) {
   return static_cast<unsigned>(collective(site, {op, mask, value}));
 }
 

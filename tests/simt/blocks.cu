@@ -67,7 +67,9 @@ __global__ void last_block_kernel(const float* x, float* partial, unsigned* coun
   __syncthreads();
   if (!last) return;
   float sum = 0;
-  for (unsigned i = t; i < gridDim.x * kThreads; i += kThreads) sum += partial[i];
+  for (unsigned i = t; i < gridDim.x * kThreads; i += kThreads) {
+    sum += partial[i];  // as the last
+  }
   atomicAdd(total, sum);
 }
 

@@ -13,12 +13,13 @@ namespace cuda = ssc::cuda;
 
 // Offsets that move an access by so many elements.
 __global__ void global_kernel(const float* x, float* y, int read, int write) {
-  y[threadIdx.x + write] = x[threadIdx.x + read];
+  const int t = threadIdx.x;
+  y[t + write] = x[t + read];
 }
 
 __global__ void dynamic_kernel(float* y, int offset) {
   float* tile = cuda::dynamic_shared<float>();
-  tile[threadIdx.x + offset] = static_cast<float>(threadIdx.x);
+  tile[static_cast<int>(threadIdx.x) + offset] = static_cast<float>(threadIdx.x);
   __syncthreads();
   if (threadIdx.x == 0) y[0] = tile[1];
 }
@@ -29,7 +30,7 @@ __global__ void static_kernel(float* y, int offset) {
   __shared__ float tile[32];
   __shared__ float behind[32];
   before[threadIdx.x] = behind[threadIdx.x] = 0;
-  tile[threadIdx.x + offset] = static_cast<float>(threadIdx.x);
+  tile[static_cast<int>(threadIdx.x) + offset] = static_cast<float>(threadIdx.x);
   __syncthreads();
   y[threadIdx.x] = tile[threadIdx.x] + before[threadIdx.x] + behind[threadIdx.x];
 }
@@ -45,8 +46,8 @@ __global__ void uninitialised_shared_kernel(float* y, int count) {
 }
 
 __global__ void vector_kernel(const float* x, float* y, int read, int write) {
-  const float4 v = cuda::load_vector<float4>(x + 4 * threadIdx.x + read);
-  cuda::store_vector(y + 4 * threadIdx.x + write, v);
+  const float4 v = cuda::load_vector<float4>(x + 4 * static_cast<int>(threadIdx.x) + read);
+  cuda::store_vector(y + 4 * static_cast<int>(threadIdx.x) + write, v);
 }
 
 // Copies n bytes by a call of memcpy, whose length the compiler does not know.
@@ -55,9 +56,9 @@ __global__ void memcpy_kernel(const char* x, char* y, int n) { memcpy(y, x, n); 
 __global__ void local_kernel(const int* x, int* y, int n) {
   int local[64];
   for (int i = 0; i < n; ++i) local[i] = x[(i + threadIdx.x) % n];
-  int sum = 0;
-  for (int i = n - 1; i >= 0; --i) sum = 3 * sum + local[i];
-  y[threadIdx.x] = sum;
+  unsigned sum = 0;
+  for (int i = n - 1; i >= 0; --i) sum = 3 * sum + static_cast<unsigned>(local[i]);
+  y[threadIdx.x] = static_cast<int>(sum);
 }
 
 __global__ void trap_kernel(const int* x) {

@@ -31,8 +31,9 @@ __global__ void tf32_kernel(const float* a, const float* b, float* c, int rows, 
 
 }  // namespace
 
-SSC_SIMT_LAUNCHER("gemm_tf32", +[](const float* a, const float* b, float* c, int rows, int columns,
-                                   int depth, int pitch) {
-  return cuda::launch(tf32_kernel, dim3((rows + 15) / 16, (columns + 7) / 8), 32, 0, nullptr, a, b,
-                      c, rows, columns, depth, pitch);
-});
+SSC_SIMT_LAUNCHER(
+    "gemm_tf32",
+    +[](const float* a, const float* b, float* c, int rows, int columns, int depth, int pitch) {
+      return cuda::launch(tf32_kernel, dim3((rows + 15) / 16, (columns + 7) / 8), 32, 0, nullptr, a,
+                          b, c, rows, columns, depth, pitch);
+    });
