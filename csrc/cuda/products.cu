@@ -10,6 +10,7 @@
 #include "csrc/cuda/tile_fma.h"
 #include "csrc/cuda/tile_loop.h"
 #include "csrc/cuda/tile_mma.h"
+#include "csrc/cuda/tile_store.h"
 
 namespace ssc::cuda {
 namespace {
@@ -40,19 +41,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   tile.clear();
   multiply_tile(tile, copy_a, copy_b, begin, end, stages);
 
-  auto* out = p.out + static_cast<int64_t>(blockIdx.z) * p.m * p.n;
-#pragma unroll
-  for (int i = 0; i < Tile::kRows; ++i) {
-    const int64_t m = first_m + Tile::row(i);
-    if (m >= p.m) continue;
-#pragma unroll
-    for (int j = 0; j < Tile::kColumns; ++j) {
-      const int64_t n = first_n + Tile::column(j);
-      if (n >= p.n) continue;
-      auto& to = out[m * p.n + n];
-      to = p.accumulate ? to + tile.at(i, j) : tile.at(i, j);
-    }
-  }
+  auto* const out = p.out + static_cast<int64_t>(blockIdx.z) * p.m * p.n;
+  store_tile(tile, out + first_m * p.n + first_n, p.n, p.m - first_m, p.n - first_n, p.accumulate);
 }
 
 template <class Tile>

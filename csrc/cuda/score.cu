@@ -10,6 +10,7 @@
 #include "csrc/cuda/tile_fma.h"
 #include "csrc/cuda/tile_loop.h"
 #include "csrc/cuda/tile_mma.h"
+#include "csrc/cuda/tile_store.h"
 
 namespace ssc::cuda {
 namespace {
@@ -136,21 +137,6 @@ __device__ __forceinline__ void score_tile(const ScoreArguments<T>& a, int64_t f
   }
 }
 
-template <class T, class Tile>
-__device__ __forceinline__ void store_logits(const ScoreArguments<T>& a, int64_t first_row,
-                                             int64_t first_sample, int64_t end, Tile& tile) {
-#pragma unroll
-  for (int i = 0; i < Tile::kRows; ++i) {
-    const int64_t row = first_row + Tile::row(i);
-    if (row >= a.problem.batch) continue;
-#pragma unroll
-    for (int j = 0; j < Tile::kColumns; ++j) {
-      const int64_t sample = first_sample + Tile::column(j);
-      if (sample < end) a.logits[row * a.logits_stride + sample] = tile.at(i, j);
-    }
-  }
-}
-
 template <class Tile, int kAlign>
 __global__ void __launch_bounds__(kTileThreads, 1)
     score_kernel(const __grid_constant__ ScoreArguments<typename Tile::Element> a) {
@@ -177,7 +163,10 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     tile.clear();
     multiply_tile(tile, copy_a, copy_b, 0, tile_steps<Tile>(p.dim), stages);  // publishes `shared`
     score_tile(a, first_row, sample, tile, shared);
-    if (a.logits != nullptr) store_logits(a, first_row, sample, end, tile);
+    if (a.logits != nullptr) {
+      store_tile(tile, a.logits + first_row * a.logits_stride + sample, a.logits_stride,
+                 p.batch - first_row, end - sample, false);
+    }
     __syncthreads();
   }
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {

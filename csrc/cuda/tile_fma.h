@@ -22,6 +22,8 @@ struct FmaTile {
   // lanes of one warp.
   static constexpr int kRows = kSide, kColumns = kSide;
   static constexpr int kLanesPerRow = 16, kWarpsPerRow = 1;
+  // Columns j, j + 1, ... of a multiple of kAdjacent on are neighbours.
+  static constexpr int kAdjacent = kOrderB == Order::along_k ? 1 : kChunk;
 
   T c[kSide][kSide];
 

@@ -24,6 +24,7 @@ struct MmaTile {
 
   static constexpr int kRows = 2 * kMmaM, kColumns = 2 * kMmaN;
   static constexpr int kLanesPerRow = 4, kWarpsPerRow = kN / kWarpN;
+  static constexpr int kAdjacent = 2;
 
   float c[kMmaM][kMmaN][4];
 
