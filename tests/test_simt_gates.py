@@ -14,7 +14,7 @@ import torch
 from simt_bench import Bench, require
 from simt_loss import accumulator, loss_and_grads, make_problem
 
-BATCH, DIM, SAMPLES = 136, 136, 264  # several tiles of 64 and of 128 each way
+BATCH, DIM, SAMPLES = 136, 144, 272  # several tiles of 64 and 128 each way, rows of whole sectors
 CASES = [
     (torch.bfloat16, False, 128),
     (torch.float16, False, 128),
