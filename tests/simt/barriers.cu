@@ -113,5 +113,9 @@ SSC_SIMT_LAUNCHER(
       const cudaError_t error = cudaFuncSetAttribute(
           reverse_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
       if (error != cudaSuccess) return error;
-      return cuda::launch(reverse_kernel, 1, (n + 31) / 32 * 32, shared_bytes, nullptr, x, y, n);
+      const cudaError_t result =
+          cuda::launch(reverse_kernel, 1, (n + 31) / 32 * 32, shared_bytes, nullptr, x, y, n);
+      // The limit is the kernel's, for good; others call it too.
+      cudaFuncSetAttribute(reverse_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 48 * 1024);
+      return result;
     });
