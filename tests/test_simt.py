@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simt_bench import SCHEDULES, Bench, require
+from simt_bench import SCHEDULES, Bench, SimtError, require
 
 VARIANTS = os.environ.get("SSC_SIMT_VARIANTS", "plain,checked").split(",")
 
@@ -52,6 +52,14 @@ def test_reversal_through_dynamic_shared_memory(bench: Bench, n: int) -> None:
     x, y = integers(n), integers(n)
     bench.call("reverse", bench.buffer("x", x, "in"), bench.buffer("y", y, "out"), n, 4 * n)
     assert torch.equal(y, x.flip(0))
+
+
+def test_large_dynamic_shared_memory(bench: Bench) -> None:
+    x, y = integers(50), integers(50)
+    bench.call("reverse_large", bench.buffer("x", x, "in"), bench.buffer("y", y, "out"), 50, 99_000)
+    assert torch.equal(y, x.flip(0))
+    with pytest.raises(SimtError):
+        bench.call("reverse_large", x, y, 50, 232_449)  # more than any GPU has
 
 
 def test_voting_barriers(bench: Bench) -> None:

@@ -9,6 +9,9 @@
 #include "csrc/simt/symbols.h"
 
 namespace ssc::simt {
+
+Epochs epochs;
+
 namespace {
 
 constexpr uint32_t kLanes = 32;
@@ -34,9 +37,7 @@ struct ThreadClock {
   std::vector<const Release*> acquired;
 };
 
-uint32_t epoch = 0;
-uint32_t launch_epoch = 0, block_epoch = 0;  // the first of the launch, of the block
-std::vector<uint32_t> block_epochs;          // of the launch, the first of each in time
+std::vector<uint32_t> block_epochs;  // of the launch, the first of each in time
 std::vector<ThreadClock> threads;
 // By the last barrier, for all threads of the block:
 Clocks fenced_at_barrier;
@@ -79,12 +80,12 @@ void tick(ThreadClock& thread) { thread.clock = std::min(thread.clock + 1, kMaxC
 void races_start_launch() {
   releases.clear();
   block_epochs.clear();
-  launch_epoch = epoch + 1;
+  epochs.launch = epochs.now + 1;
 }
 
 void races_start_block() {
-  block_epoch = ++epoch;
-  block_epochs.push_back(epoch);
+  epochs.block = ++epochs.now;
+  block_epochs.push_back(epochs.now);
   threads.assign(running.thread_count, {});
   fenced_at_barrier.assign(running.thread_count, 0);
   fenced_epoch_at_barrier = 0;
@@ -93,7 +94,7 @@ void races_start_block() {
 }
 
 void races_barrier() {
-  ++epoch;
+  ++epochs.now;
   if (block_has_fences) {
     for (uint32_t t = 0; t < running.thread_count; ++t) {
       const ThreadClock& thread = threads[t];
@@ -135,7 +136,7 @@ void races_sync_warp(Thread* lanes, uint32_t mask) {
 void races_fence(const Thread& thread) {
   ThreadClock& clock = threads[thread.linear];
   block_has_fences = true;
-  clock.fenced_epoch = epoch;
+  clock.fenced_epoch = epochs.now;
   raise(clock.fenced, clock.seen);
   clock.fenced[thread.lane()] = clock.clock + 1;
   tick(clock);
@@ -162,7 +163,7 @@ void races_atomic(const Thread& thread, uintptr_t address) {
 
 Stamp stamp_now(const Thread& thread, const void* pc, bool atomic) {
   Stamp stamp;
-  stamp.epoch = epoch;
+  stamp.epoch = epochs.now;
   stamp.thread = thread.linear;
   stamp.clock = threads[thread.linear].clock;
   stamp.place = image_offset(pc);
@@ -171,34 +172,12 @@ Stamp stamp_now(const Thread& thread, const void* pc, bool atomic) {
   return stamp;
 }
 
-bool ordered_before_now(const Stamp& earlier, const Thread& now, bool shared) {
-  if (earlier.epoch < launch_epoch) return true;
-  if (earlier.epoch < block_epoch) {
+bool ordered_by_sync_or_fence(const Stamp& earlier, const Thread& now, bool shared) {
+  if (!same_block(earlier)) {
     return shared || acquired_by(acquired_at_barrier, earlier) ||
            acquired_by(threads[now.linear].acquired, earlier);
   }
-  if (earlier.epoch < epoch || earlier.thread == now.linear) return true;
-  if (earlier.thread / kWarp != now.warp()) return false;
   return earlier.clock < threads[now.linear].seen[earlier.thread % kWarp];
-}
-
-bool same_block(const Stamp& earlier) { return earlier.epoch >= block_epoch; }
-
-void remember_reader(Cell& cell, const Stamp& reader, const Thread& thread, bool shared) {
-  for (Stamp& known : cell.readers) {
-    if (known.epoch == 0 || (known.bytes & ~reader.bytes) == 0) {
-      if (known.epoch == 0 || ordered_before_now(known, thread, shared)) {
-        known = reader;
-        return;
-      }
-    }
-  }
-  const auto warp = [](const Stamp& s) { return s.thread / kWarp; };
-  const Stamp& first = cell.readers[0];
-  Stamp& second = cell.readers[1];
-  if (first.epoch == second.epoch && warp(first) == warp(second) && warp(first) != warp(reader)) {
-    second = reader;
-  }
 }
 
 }  // namespace ssc::simt

@@ -107,3 +107,15 @@ SSC_SIMT_LAUNCHER(
 SSC_SIMT_LAUNCHER(
     "two_instances",
     +[](int* y) { return cuda::launch(two_instances_kernel, 1, kThreads, 0, nullptr, y); });
+// More than 48 KiB have to be asked for.
+SSC_SIMT_LAUNCHER(
+    "reverse_large", +[](const int* x, int* y, int n, int shared_bytes) {
+      const cudaError_t error = cudaFuncSetAttribute(
+          reverse_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+      if (error != cudaSuccess) return error;
+      const cudaError_t result =
+          cuda::launch(reverse_kernel, 1, (n + 31) / 32 * 32, shared_bytes, nullptr, x, y, n);
+      // The limit is the kernel's, for good; others call it too.
+      cudaFuncSetAttribute(reverse_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 48 * 1024);
+      return result;
+    });
