@@ -1,6 +1,7 @@
 # Every target makes what it needs and can be the first command in a bare checkout.
 #   make demo    train a language model over ~160,000 classes with sampled and with full softmax
-#   make test    C++ tests under sanitizers, then the Python tests
+#   make test    C++ tests under sanitizers, the CUDA kernels on the CPU, then the Python tests
+#   make simt    the CUDA kernels for the CPU (csrc/simt), which the Python tests run
 #   make lint    formatting, types, layering
 #   make bench   short benchmarks
 #   make build   the compiled library, in place (an edit to one file recompiles that file)
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := build
-.PHONY: demo test test-cpp test-python lint bench build clean
+.PHONY: demo test test-cpp test-python simt lint bench build clean
 .DELETE_ON_ERROR:
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
@@ -43,7 +44,13 @@ test-cpp: $(BIN)/.complete
 	cmake --build build/sanitize --parallel $(JOBS)
 	ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)
 
-test-python: build
+# csrc/cuda's kernels, in three builds, as Python modules in build/simt/simt.
+simt: $(BIN)/.complete
+	cmake -S . -B build/simt -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_SIMT=ON -DSSC_WERROR=ON \
+	    -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/simt --parallel $(JOBS) --target ssc_simt
+
+test-python: build simt
 	$(BIN)/python tools/check_leaf_symbols.py build/dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
@@ -51,7 +58,8 @@ lint: $(BIN)/.package
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run -Werror $$(find csrc tests/cpp benchmarks -name '*.h' -o -name '*.cpp')
+	clang-format --dry-run -Werror $$(find csrc tests/cpp tests/simt benchmarks \
+	    -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/python tools/check_layers.py
 
 demo: build

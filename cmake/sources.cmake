@@ -52,3 +52,39 @@ set(SSC_CPP_TESTS
     tests/cpp/test_philox.cpp
     tests/cpp/test_sample.cpp
 )
+
+# csrc/simt: the executor of CUDA kernels on the CPU, and the kernels that its tests run.
+set(SSC_SIMT_SOURCES
+    csrc/simt/async_copy.cpp
+    csrc/simt/bind.cpp
+    csrc/simt/buffers.cpp
+    csrc/simt/collective.cpp
+    csrc/simt/executor.cpp
+    csrc/simt/fiber.cpp
+    csrc/simt/report.cpp
+    csrc/simt/runtime.cpp
+    csrc/simt/shared_memory.cpp
+    csrc/simt/symbols.cpp
+    csrc/simt/tensor_core.cpp
+)
+set(SSC_SIMT_KERNELS
+    tests/simt/barriers.cu
+    tests/simt/basics.cu
+    tests/simt/bind_loss.cu
+    tests/simt/bind_sample.cu
+    tests/simt/blocks.cu
+    tests/simt/gemm_tile.cu
+    tests/simt/memory.cu
+    tests/simt/tf32.cu
+    tests/simt/warps.cu
+)
+
+# csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
+set(SSC_CUDA_SOURCES
+    csrc/cuda/grads.cu
+    csrc/cuda/loss_and_grads.cu
+    csrc/cuda/products.cu
+    csrc/cuda/rows.cu
+    csrc/cuda/sample.cu
+    csrc/cuda/score.cu
+)

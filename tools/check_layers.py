@@ -1,7 +1,8 @@
 """Check the rules of structure that a compiler does not: `python tools/check_layers.py`.
 
-- Layers: csrc/core <- csrc/cpu <- csrc/ops, by what each file includes; torch headers only in
-  csrc/ops, and there only those of the stable ABI.
+- Layers: csrc/core <- csrc/cpu <- csrc/ops and csrc/core <- csrc/cuda <- csrc/simt, by what each
+  file includes; torch headers only in csrc/ops, and there only those of the stable ABI; pybind11
+  only in csrc/simt. Kernels know csrc/simt from the headers that stand between them and CUDA alone.
 - Leaves (csrc/cpu/*_leaf.cpp), and all headers they reach, include no header of the standard
   library that brings templates with symbols of their own: such a symbol, compiled for AVX-512 in
   one object and for the baseline in another, is merged by the linker, and an older CPU could then
@@ -29,10 +30,17 @@ MAX_LINES = 420
 LAYERS = {
     "csrc/core": {"csrc/core"},
     "csrc/cpu": {"csrc/core", "csrc/cpu"},
+    "csrc/cuda": {"csrc/core", "csrc/cuda"},
+    "csrc/simt": {"csrc/core", "csrc/cuda", "csrc/simt"},
     "csrc/ops": {"csrc/core", "csrc/cpu", "csrc/ops"},
     "tests/cpp": {"csrc/core", "csrc/cpu", "tests/cpp"},
+    "tests/simt": {"csrc/core", "csrc/cuda", "csrc/simt", "tests/simt"},
 }
-TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/|^Python\.h$|^pybind11/")
+# The shim: each of these includes its twin of csrc/simt, and only under g++.
+SHIM = {f"csrc/cuda/{name}.h" for name in ("device", "async_copy", "fast_math", "mma")}
+TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
+PYTHON = re.compile(r"^Python\.h$|^pybind11/")
+CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 STABLE_TORCH = re.compile(r"^torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/")
 STANDARD_IN_LEAVES = {
     "cfloat", "climits", "cmath", "cstddef", "cstdint", "cstring", "immintrin.h", "limits",
@@ -51,21 +59,25 @@ def includes(path: Path) -> Iterator[tuple[int, str, bool]]:
 
 
 def cpp_files() -> list[Path]:
-    return sorted(p for d in LAYERS for p in (ROOT / d).rglob("*") if p.suffix in {".h", ".cpp"})
+    return sorted(p for d in LAYERS for p in (ROOT / d).rglob("*") if p.suffix in CPP_SUFFIXES)
 
 
 def check_includes() -> Iterator[Offence]:
     for path in cpp_files():
         layer = "/".join(path.relative_to(ROOT).parts[:2])
         for line, header, quoted in includes(path):
-            if TORCH.match(header):
+            if PYTHON.match(header):
+                if layer != "csrc/simt":
+                    yield path, line, f"only csrc/simt may include {header}"
+            elif TORCH.match(header):
                 if layer != "csrc/ops":
                     yield path, line, f"only csrc/ops may include {header}"
                 elif not STABLE_TORCH.match(header):
                     yield path, line, f"{header} is not part of the stable ABI"
             elif quoted:
                 target = "/".join(header.split("/")[:2])
-                if target not in LAYERS[layer]:
+                shim = str(path.relative_to(ROOT)) in SHIM and target == "csrc/simt"
+                if target not in LAYERS[layer] and not shim:
                     yield path, line, f"{layer} may not include {header}"
                 elif not (ROOT / header).is_file():
                     yield path, line, f"{header}: include by the path from the repository's root"
@@ -156,7 +168,7 @@ def check_lengths() -> Iterator[Offence]:
     folders = ("csrc", "cmake", PACKAGE, "tests", "benchmarks", "examples", "tools")
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in {".h", ".cpp", ".py", ".cmake", ".txt"}:
+            if path.suffix in {*CPP_SUFFIXES, ".py", ".cmake", ".txt"}:
                 lines = len(path.read_text(encoding="utf-8").splitlines())
                 if lines > MAX_LINES:
                     yield path, lines, f"{lines} lines: split it by subject (at most {MAX_LINES})"

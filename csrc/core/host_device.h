@@ -8,3 +8,10 @@
 #else
 #define SSC_HD __attribute__((always_inline)) static inline
 #endif
+
+// Unrolls the loop that follows.
+#if defined(__CUDACC__)
+#define SSC_UNROLL _Pragma("unroll")
+#else
+#define SSC_UNROLL _Pragma("GCC unroll 16")
+#endif

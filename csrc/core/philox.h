@@ -45,7 +45,7 @@ SSC_HD uint32_t philox_round_key1(uint64_t seed, int round) {
 
 template <class L>
 SSC_HD PhiloxWords<typename L::U> philox4x32_10(PhiloxWords<typename L::U> counter, uint64_t seed) {
-#pragma GCC unroll 10
+  SSC_UNROLL
   for (int round = 0; round < kPhiloxRounds; ++round) {
     counter =
         philox_round<L>(counter, philox_round_key0(seed, round), philox_round_key1(seed, round));

@@ -1,0 +1,115 @@
+// The two matmuls of the backward: dH's P Ws and dWs' P^T H, the gather of Ws again part of the
+// copy into shared memory.
+//
+// A block owns a kM by kN tile of the result and a split of k. Global traffic, tiles as in
+// score.cu:
+//   P Ws     sizeof(T) (B S ceil(D / kN) + S D ceil(B / kM)) + 4 splits B D bytes
+//   P^T H    sizeof(T) (B S ceil(D / kN) + B D ceil(S / kM)) + 4 S D bytes (8 when accumulating)
+#include "csrc/cuda/grads.h"
+#include "csrc/cuda/grid.h"
+#include "csrc/cuda/tile_fma.h"
+#include "csrc/cuda/tile_loop.h"
+#include "csrc/cuda/tile_mma.h"
+#include "csrc/cuda/tile_store.h"
+
+namespace ssc::cuda {
+namespace {
+
+// out[split][m][n] (+)= Σ_k A[m][k] B[k][n], out's rows being n long.
+template <class Tile>
+struct ProductArguments {
+  RowSource<typename Tile::Element> a, b;
+  int64_t m, n, k;
+  typename Tile::Accumulator* out;
+  bool accumulate;
+};
+
+template <class Tile, int kAlign>
+__global__ void __launch_bounds__(kTileThreads, 1)
+    product_kernel(const __grid_constant__ ProductArguments<Tile> p) {
+  using T = typename Tile::Element;
+  T* const stages = dynamic_shared<T>();
+  const int64_t first_m = static_cast<int64_t>(blockIdx.y) * Tile::kM;
+  const int64_t first_n = static_cast<int64_t>(blockIdx.x) * Tile::kN;
+  const int64_t steps = tile_steps<Tile>(p.k);
+  const int begin = static_cast<int>(steps * blockIdx.z / gridDim.z);
+  const int end = static_cast<int>(steps * (blockIdx.z + 1) / gridDim.z);
+
+  const OperandCopy<T, Tile::kA, Tile::kM, kAlign> copy_a(p.a, first_m);
+  const OperandCopy<T, Tile::kB, Tile::kN, kAlign> copy_b(p.b, first_n);
+  Tile tile;
+  tile.clear();
+  multiply_tile(tile, copy_a, copy_b, begin, end, stages);
+
+  auto* const out = p.out + static_cast<int64_t>(blockIdx.z) * p.m * p.n;
+  store_tile(tile, out + first_m * p.n + first_n, p.n, p.m - first_m, p.n - first_n, p.accumulate);
+}
+
+template <class Tile>
+cudaError_t product(const ProductArguments<Tile>& arguments, int splits, cudaStream_t stream) {
+  const auto& p = arguments;
+  if (p.m == 0 || p.n == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.n, Tile::kN)),
+                  static_cast<unsigned>(ceil_div(p.m, Tile::kM)), static_cast<unsigned>(splits));
+  return with_alignment(p.a.data, p.a.stride, p.b.data, p.b.stride, [&](auto align) {
+    constexpr int kBytes = kPipelineBytes<Tile>;
+    constexpr auto kernel = product_kernel<Tile, decltype(align)::value>;
+    const cudaError_t error = allow_shared(kernel, kBytes);
+    return error != cudaSuccess ? error
+                                : launch(kernel, grid, kTileThreads, kBytes, stream, arguments);
+  });
+}
+
+// The tile of a storage type and a precision, given as make(tile type).
+template <class T, Order kA, Order kB, class F>
+cudaError_t with_tile(Precision precision, F&& f) {
+  if constexpr (sizeof(T) == 2) {
+    return f(std::type_identity<MmaTile<T, kA, kB>>{});
+  } else {
+    if constexpr (sizeof(T) == 4) {
+      if (precision == Precision::tf32) return f(std::type_identity<MmaTile<T, kA, kB>>{});
+    }
+    return f(std::type_identity<FmaTile<T, kA, kB>>{});
+  }
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* partial, int splits,
+                           Precision precision, cudaStream_t stream) {
+  const LossProblem<T>& p = chunk.problem;
+  const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr, p.batch, p.samples, p.batch};
+  const RowSource<T> b = {p.weight, p.weight_stride, p.ids, p.samples, p.dim, p.classes};
+  return with_tile<T, Order::along_k, Order::along_extent>(precision, [&](auto tile) {
+    using Tile = typename decltype(tile)::type;
+    const ProductArguments<Tile> arguments{a, b, p.batch, p.dim, p.samples, partial, false};
+    return product(arguments, splits, stream);
+  });
+}
+
+template <class T>
+cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* rows,
+                            bool accumulate, Precision precision, cudaStream_t stream) {
+  const LossProblem<T>& p = chunk.problem;
+  const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr, p.batch, p.samples, p.batch};
+  const RowSource<T> b = {p.input, p.input_stride, nullptr, p.batch, p.dim, p.batch};
+  return with_tile<T, Order::along_extent, Order::along_extent>(precision, [&](auto tile) {
+    using Tile = typename decltype(tile)::type;
+    const ProductArguments<Tile> arguments{a, b, p.samples, p.dim, p.batch, rows, accumulate};
+    return product(arguments, 1, stream);
+  });
+}
+
+#define SSC_PRODUCTS_INSTANCE(T)                                                               \
+  template cudaError_t input_products(const GradChunk<T>&, GradChunk<T>::A*, int, Precision,   \
+                                      cudaStream_t);                                           \
+  template cudaError_t weight_products(const GradChunk<T>&, GradChunk<T>::A*, bool, Precision, \
+                                       cudaStream_t)
+SSC_PRODUCTS_INSTANCE(float);
+SSC_PRODUCTS_INSTANCE(double);
+SSC_PRODUCTS_INSTANCE(__nv_bfloat16);
+SSC_PRODUCTS_INSTANCE(__half);
+#undef SSC_PRODUCTS_INSTANCE
+
+}  // namespace ssc::cuda

@@ -1,0 +1,51 @@
+// The main loop of all matmuls: a pipeline of kStages tiles in shared memory, filled by cp.async
+// while the ones before are multiplied.
+#pragma once
+
+#include "csrc/cuda/operand.h"
+
+namespace ssc::cuda {
+
+constexpr int kStages = 3;
+
+template <class Tile>
+constexpr int kStageElements = Tile::TileA::kElements + Tile::TileB::kElements;
+
+// Bytes of dynamic shared memory that multiply_tile needs.
+template <class Tile>
+constexpr int kPipelineBytes =
+    kStages * kStageElements<Tile> * static_cast<int>(sizeof(typename Tile::Element));
+
+// tile += A B over steps [begin, end) of k, kDepth each. All threads of the block take part;
+// afterwards `shared` is free. One barrier a step: the stage that is filled next is the one that
+// all threads have left when they pass it.
+template <class Tile, class CopyA, class CopyB>
+__device__ __forceinline__ void multiply_tile(Tile& tile, const CopyA& a, const CopyB& b, int begin,
+                                              int end, typename Tile::Element* shared) {
+  const auto stage = [&](int step) { return shared + step % kStages * kStageElements<Tile>; };
+  const auto fill = [&](int step) {
+    if (step < end) {
+      a.copy(step, stage(step));
+      b.copy(step, stage(step) + Tile::TileA::kElements);
+    }
+    cp_async_commit();  // an empty group at the end keeps the count of those to wait for
+  };
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) fill(begin + i);
+  for (int step = begin; step < end; ++step) {
+    cp_async_wait<kStages - 2>();
+    __syncthreads();
+    fill(step + kStages - 1);
+    tile.multiply(stage(step), stage(step) + Tile::TileA::kElements);
+  }
+  __syncthreads();
+}
+
+// Steps of k that cover `depth`.
+template <class Tile>
+__host__ __device__ constexpr int tile_steps(int64_t depth) {
+  constexpr int kDepth = Tile::TileA::kDepth;
+  return static_cast<int>((depth + kDepth - 1) / kDepth);
+}
+
+}  // namespace ssc::cuda

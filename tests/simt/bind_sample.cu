@@ -1,0 +1,56 @@
+// The draws of csrc/cuda/sample.h for the bench.
+#include "csrc/cuda/sample.h"
+#include "csrc/simt/registry.h"
+
+namespace {
+
+using namespace ssc;
+using namespace ssc::cuda;
+
+WeightedProposal weighted(const int64_t* table, const double* probabilities, int64_t classes) {
+  const auto* entries = reinterpret_cast<const uint64_t*>(table);
+  return {make_alias_table(entries, static_cast<uint64_t>(classes)), probabilities};
+}
+
+// tries < 0: with replacement, of num_samples.
+LogCount log_count(double tries, int64_t num_samples) {
+  return tries < 0 ? log_count_with_replacement(static_cast<uint64_t>(num_samples))
+                   : log_count_distinct(tries);
+}
+
+}  // namespace
+
+SSC_SIMT_LAUNCHER(
+    "draw_uniform",
+    +[](int64_t classes, const int64_t* key, int64_t n, int64_t* ids, cudaStream_t stream) {
+      return draw(UniformProposal{static_cast<uint64_t>(classes)}, key, n, ids, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "draw_log_uniform",
+    +[](int64_t classes, const int64_t* key, int64_t n, int64_t* ids, cudaStream_t stream) {
+      return draw(log_uniform_proposal(static_cast<uint64_t>(classes)), key, n, ids, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "draw_weighted", +[](const int64_t* table, const double* probabilities, int64_t classes,
+                         const int64_t* key, int64_t n, int64_t* ids, cudaStream_t stream) {
+      return draw(weighted(table, probabilities, classes), key, n, ids, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "log_counts_uniform", +[](int64_t classes, double tries, int64_t num_samples,
+                              const int64_t* ids, int64_t n, float* out, cudaStream_t stream) {
+      return log_expected_counts(UniformProposal{static_cast<uint64_t>(classes)},
+                                 log_count(tries, num_samples), ids, n, out, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "log_counts_log_uniform", +[](int64_t classes, double tries, int64_t num_samples,
+                                  const int64_t* ids, int64_t n, float* out, cudaStream_t stream) {
+      return log_expected_counts(log_uniform_proposal(static_cast<uint64_t>(classes)),
+                                 log_count(tries, num_samples), ids, n, out, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "log_counts_weighted",
+    +[](const int64_t* table, const double* probabilities, int64_t classes, double tries,
+        int64_t num_samples, const int64_t* ids, int64_t n, float* out, cudaStream_t stream) {
+      return log_expected_counts(weighted(table, probabilities, classes),
+                                 log_count(tries, num_samples), ids, n, out, stream);
+    });

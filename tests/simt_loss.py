@@ -1,0 +1,169 @@
+"""The loss kernels of csrc/cuda on the bench, with torch's CPU tensors in and out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from simt_bench import Bench
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """Arguments of the sampled loss, as in sampled_softmax_cuda.reference.loss.loss_rows."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+    ids: Tensor
+    log_expected_count: Tensor | None
+    target_log_expected_count: Tensor | None
+    inv_temperature: float = 1.0
+    remove_accidental_hits: bool = True
+    ignore_index: int = -100
+
+    def double(self) -> Problem:
+        """The same numbers in float64."""
+        wide = {
+            name: value.double()
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        return self._replace(**wide)
+
+
+class Gradients(NamedTuple):
+    rows: Tensor  # [4, B]: loss, lse, target logit, error
+    input: Tensor
+    weight: Tensor  # dense, [C, D]
+    bias: Tensor | None
+
+
+def make_problem(
+    batch: int,
+    dim: int,
+    samples: int,
+    classes: int,
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    bias: bool = True,
+    corrected: bool = True,
+    row_padding: int = 0,
+    **options: float | bool,
+) -> Problem:
+    """Random numbers; row 1, where there is one, is ignored. Rows lie dim + row_padding apart."""
+    g = torch.Generator().manual_seed(seed)
+
+    def matrix(rows: int) -> Tensor:
+        wide = torch.randn(rows, dim + row_padding, generator=g) / max(dim, 1) ** 0.25
+        return wide.to(dtype)[:, :dim]
+
+    target = torch.randint(classes, (batch,), generator=g)
+    if batch > 1:
+        target[1] = -100
+    return Problem(
+        matrix(batch),
+        matrix(classes),
+        torch.randn(classes, generator=g).to(dtype) if bias else None,
+        target,
+        torch.randint(classes, (samples,), generator=g),
+        torch.randn(samples, generator=g) if corrected else None,
+        torch.randn(batch, generator=g) if corrected else None,
+        **options,
+    )
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _arguments(bench: Bench, p: Problem, tf32: bool) -> list[Tensor | float | bool | None]:
+    tensors = list(p[:7])
+    for name, tensor in zip(Problem._fields, tensors, strict=False):
+        if tensor is not None:
+            bench.buffer(name, tensor, "in")
+    return [
+        *tensors,
+        *(*p.input.shape, p.weight.shape[0], p.ids.shape[0]),
+        *(p.input.stride(0), p.weight.stride(0), p.ignore_index),
+        *(p.inv_temperature, p.remove_accidental_hits, tf32),
+    ]
+
+
+def _output(bench: Bench, name: str, *shape: int, dtype: torch.dtype) -> Tensor:
+    """Written by the kernels; what they leave out stays NaN, or -7."""
+    fill = torch.nan if dtype.is_floating_point else -7
+    return bench.buffer(name, torch.full(shape, fill, dtype=dtype), "out")
+
+
+def loss_rows(bench: Bench, p: Problem, *, splits: int = 1, tf32: bool = False) -> Tensor:
+    """[4, B]: loss, lse, target logit and error of each row."""
+    dtype, batch = p.input.dtype, p.input.shape[0]
+    arguments = _arguments(bench, p, tf32)
+    rows = _output(bench, "rows", 4, batch, dtype=accumulator(dtype))
+    parts = _output(bench, "parts", splits, batch, 2, dtype=accumulator(dtype))
+    beaten = bench.buffer("beaten", torch.empty(splits, batch, dtype=torch.uint8), "out")
+    bench.call(f"loss_rows_{name_of(dtype)}", *arguments, rows, splits, parts, beaten)
+    return rows
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def layout(bench: Bench, p: Problem, multiprocessors: int) -> list[int]:
+    """Bytes of the workspace, rows of a chunk, splits of the scores and of the input's gradient."""
+    out = _output(bench, "layout", 4, dtype=torch.int64)
+    batch, dim = p.input.shape
+    name = f"workspace_layout_{name_of(p.input.dtype)}"
+    bench.call(name, batch, dim, p.ids.shape[0], multiprocessors, out)
+    return out.tolist()
+
+
+def loss_and_grads(
+    bench: Bench,
+    p: Problem,
+    row_scale: Tensor,
+    *,
+    sparse: bool = True,
+    tf32: bool = False,
+    multiprocessors: int = 4,
+    chunk_rows: int = -1,
+) -> Gradients:
+    """Losses, and the gradients of sum(row_scale * loss); sparse ones are summed up here."""
+    dtype = p.input.dtype
+    (batch, dim), classes = p.input.shape, p.weight.shape[0]
+    workspace_bytes = layout(bench, p, multiprocessors)[0]
+    arguments = _arguments(bench, p, tf32)
+    entries = p.ids.shape[0] + batch
+    sorted_classes, order = torch.sort(torch.cat((p.ids, p.target)), stable=True)
+    bench.buffer("classes", sorted_classes, "in")
+    bench.buffer("order", order, "in")
+    bench.buffer("row_scale", row_scale, "in")
+    rows = _output(bench, "rows", 4, batch, dtype=accumulator(dtype))
+    workspace = bench.buffer("workspace", torch.empty(workspace_bytes, dtype=torch.uint8), "out")
+    grad_input = _output(bench, "grad_input", batch, dim, dtype=dtype)
+    if sparse:
+        grad_weight = _output(bench, "grad_weight", entries, dim, dtype=dtype)
+        grad_bias = _output(bench, "grad_bias", entries, dtype=dtype)
+        grad_classes = _output(bench, "grad_classes", entries, dtype=torch.int64)
+    else:
+        grad_weight = bench.buffer("grad_weight", torch.zeros(classes, dim, dtype=dtype))
+        grad_bias = bench.buffer("grad_bias", torch.zeros(classes, dtype=dtype))
+        grad_classes = None
+    has_bias = p.bias is not None
+    bench.call(
+        f"loss_and_grads_{name_of(dtype)}",
+        *arguments,
+        *(rows, row_scale, sorted_classes, order, sparse),
+        *(grad_input, grad_weight, grad_bias if has_bias else None, grad_classes),
+        *(multiprocessors, chunk_rows, workspace),
+    )
+    if grad_classes is not None:
+        dense = torch.zeros(classes, dim, dtype=torch.float64)
+        grad_weight = dense.index_add_(0, grad_classes, grad_weight.double())
+        dense = torch.zeros(classes, dtype=torch.float64)
+        grad_bias = dense.index_add_(0, grad_classes, grad_bias.double()) if has_bias else grad_bias
+    return Gradients(rows, grad_input, grad_weight, grad_bias if has_bias else None)

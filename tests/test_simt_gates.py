@@ -1,0 +1,105 @@
+"""What the CUDA matmuls cost in memory transfers, counted by csrc/simt: a regression fails here.
+
+Shared memory without bank conflicts, gathers in whole sectors, and exactly the global traffic that
+the head comments of score.cu and products.cu state.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from simt_bench import Bench, require
+from simt_loss import accumulator, loss_and_grads, make_problem
+
+BATCH, DIM, SAMPLES = 136, 144, 272  # several tiles of 64 and 128 each way, rows of whole sectors
+CASES = [
+    (torch.bfloat16, False, 128),
+    (torch.float16, False, 128),
+    (torch.float32, False, 128),
+    (torch.float32, True, 128),
+    (torch.float64, False, 64),
+]
+
+
+@pytest.fixture(
+    scope="module", params=CASES, ids=lambda case: f"{case[0]}{'-tf32' if case[1] else ''}"
+)
+def counted(
+    request: pytest.FixtureRequest,
+) -> tuple[list[dict[str, Any]], torch.dtype, int]:
+    """Statistics of a step's matmuls, its dtype, the side of its tiles."""
+    require("checked")
+    dtype, tf32, side = request.param
+    bench = Bench("checked", statistics=True)
+    p = make_problem(BATCH, DIM, SAMPLES, 1000, dtype, bias=False)
+    k = torch.ones(BATCH, dtype=accumulator(dtype))
+    loss_and_grads(bench, p, k, tf32=tf32, multiprocessors=1)
+    matmuls = [
+        line for line in bench.statistics() if "score_kernel" in line["kernel"] or is_product(line)
+    ]
+    return matmuls, dtype, side
+
+
+def is_product(line: dict[str, Any]) -> bool:
+    return "product_kernel" in line["kernel"]
+
+
+def place(line: dict[str, Any]) -> str:
+    return (
+        f"{line['file']}:{line['line']} {line['kind']} in {line['kernel']}: "
+        f"{line['transfers']} transfers, ideal {line['ideal']}"
+    )
+
+
+def test_the_main_loop_has_no_bank_conflicts(
+    counted: tuple[list[dict[str, Any]], torch.dtype, int],
+) -> None:
+    lines = [
+        line
+        for line in counted[0]
+        if (line["kind"].startswith("shared") or line["kind"] == "ldmatrix")
+        and ("tile_" in line["file"] or "operand.h" in line["file"] or "mma.h" in line["file"]
+             or "vector_access.h" in line["file"] or "async_copy.h" in line["file"])
+    ]  # fmt: skip
+    assert sum(line["instructions"] for line in lines) > 1000
+    assert not [place(line) for line in lines if line["transfers"] > line["ideal"]]
+
+
+def test_global_accesses_are_whole_sectors(
+    counted: tuple[list[dict[str, Any]], torch.dtype, int],
+) -> None:
+    lines = [line for line in counted[0] if line["kind"].startswith("global")]
+    # Rows of H and P, gathered rows of W, ids, results.
+    assert not [place(line) for line in lines if line["transfers"] > line["ideal"]]
+
+
+def test_global_traffic_is_what_the_kernels_state(
+    counted: tuple[list[dict[str, Any]], torch.dtype, int],
+) -> None:
+    lines, dtype, side = counted
+    size, result = dtype.itemsize, accumulator(dtype).itemsize
+    tiles_b, tiles_d, tiles_s = (math.ceil(n / side) for n in (BATCH, DIM, SAMPLES))
+    copied = {
+        "score": size * DIM * (SAMPLES * tiles_b + BATCH * tiles_s),
+        "product": size
+        * (
+            (BATCH * SAMPLES * tiles_d + SAMPLES * DIM * tiles_b)
+            + (BATCH * SAMPLES * tiles_d + BATCH * DIM * tiles_s)
+        ),
+    }
+    stored = {"score": result * BATCH * SAMPLES, "product": result * (BATCH + SAMPLES) * DIM}
+    for kernel in ("score", "product"):
+        of_kernel = [line for line in lines if is_product(line) == (kernel == "product")]
+        loads = sum(
+            line["bytes"]
+            for line in of_kernel
+            if line["kind"] == "global load" and "::row" not in line["function"]
+            and "operand.h" in line["file"]
+        )  # fmt: skip
+        assert loads == copied[kernel]
+        stores = sum(line["bytes"] for line in of_kernel if line["kind"] == "global store")
+        small = 16 * BATCH * tiles_d if kernel == "score" else 0  # (max, sum) and flags
+        assert stored[kernel] <= stores <= stored[kernel] + 4 * small

@@ -1,0 +1,257 @@
+"""The CUDA loss kernels, run by csrc/simt, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from simt_bench import SCHEDULES, Bench, require
+from simt_loss import Problem, accumulator, layout, loss_and_grads, loss_rows, make_problem
+from torch import Tensor
+
+from sampled_softmax_cuda.reference import loss as reference
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+# Relative to the largest entry. Losses and gradients of bfloat16 and float16 are accumulated in
+# float32; P and the gradients are rounded to the type once each.
+LOSS_TOLERANCE = {torch.float64: 1e-13, "other": 4e-6}
+GRAD_TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 3e-6,
+    torch.bfloat16: 1.2e-2,
+    torch.float16: 1.5e-3,
+}
+# B, D, S, C: one of each; below, beside and above a tile of 64 or 128, a stage of 8, 16 or 32, a
+# chunk of 16 bytes; S > C; rows that are not aligned.
+SHAPES = [
+    (1, 1, 1, 1),
+    (7, 33, 129, 300),
+    (130, 40, 257, 1000),
+    (3, 100, 5, 4),
+    (65, 16, 300, 50),
+    (2, 257, 64, 70),
+]
+
+
+@pytest.fixture(params=["plain", "checked"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    require(request.param)
+    return Bench(request.param)
+
+
+def expected(p: Problem, row_scale: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    """[4, B] and the gradients of input, weight and bias, by autograd in float64."""
+    leaves = [
+        None if tensor is None else tensor.detach().requires_grad_() for tensor in p.double()[:3]
+    ]
+    rows = torch.stack(reference.loss_rows(*leaves, *p.double()[3:]))
+    if row_scale is None:
+        return rows.detach(), []
+    present = [leaf for leaf in leaves if leaf is not None]
+    loss = (rows[0] * row_scale.double()).sum()
+    return rows.detach(), list(torch.autograd.grad(loss, present))
+
+
+def assert_rows(got: Tensor, want: Tensor, dtype: torch.dtype, factor: float = 1) -> None:
+    tolerance = LOSS_TOLERANCE.get(dtype, LOSS_TOLERANCE["other"]) * factor
+    torch.testing.assert_close(got[:3].double(), want[:3], rtol=tolerance, atol=tolerance)
+    assert torch.equal(got[3].double(), want[3])
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_losses(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    p = make_problem(*shape, dtype)
+    assert_rows(loss_rows(bench, p), expected(p)[0], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    p = make_problem(*shape, dtype)
+    k = torch.rand(shape[0], generator=torch.Generator().manual_seed(1)).to(accumulator(dtype))
+    rows, want = expected(p, k)
+    got = loss_and_grads(bench, p, k)
+    assert_rows(got.rows, rows, dtype)
+    for name, a, b in zip(("input", "weight", "bias"), got[1:], want, strict=True):
+        assert relative_error(a, b) < GRAD_TOLERANCE[dtype], name
+
+
+OPTIONS = [
+    {"remove_accidental_hits": False},
+    {"inv_temperature": 1 / 0.07},
+    {"bias": False, "corrected": False},
+    {"row_padding": 8},  # aligned rows of a wider matrix
+    {"row_padding": 1},  # rows at odd addresses
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options(dtype: torch.dtype, options: dict[str, float]) -> None:
+    require("plain")
+    p = make_problem(70, 24, 150, 40, dtype, **options)
+    k = torch.full((70,), 1 / 70, dtype=accumulator(dtype))
+    rows, want = expected(p, k)
+    got = loss_and_grads(Bench("plain"), p, k, sparse=False)
+    assert_rows(got.rows, rows, dtype, factor=4)  # z / 0.07 is large
+    for a, b in zip(got[1:], want, strict=False):
+        assert relative_error(a, b) < 4 * GRAD_TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_splits_chunks_and_schedules_change_nothing(dtype: torch.dtype) -> None:
+    """Schedules give the same bits; splits and chunks may round sums differently."""
+    require("plain")
+    p = make_problem(200, 24, 900, 2000, dtype)
+    k = torch.rand(200, generator=torch.Generator().manual_seed(1))
+    _, want = expected(p, k)
+    first = None
+    for schedule in SCHEDULES:
+        got = loss_and_grads(Bench("plain", schedule=schedule, seed=3), p, k, multiprocessors=40)
+        first = first or got
+        assert all(torch.equal(a, b) for a, b in zip(got, first, strict=True))
+    for multiprocessors, chunk_rows in [(1, -1), (40, 128), (400, 37)]:
+        got = loss_and_grads(
+            Bench("plain"), p, k, multiprocessors=multiprocessors, chunk_rows=chunk_rows
+        )
+        for a, b in zip(got[1:], want, strict=True):
+            assert relative_error(a, b) < GRAD_TOLERANCE[dtype]
+
+
+def test_tf32_is_asked_for() -> None:
+    require("plain")
+    p = make_problem(70, 64, 150, 400, torch.float32)
+    k = torch.ones(70)
+    rows, want = expected(p, k)
+    got = loss_and_grads(Bench("plain"), p, k, tf32=True)
+    error = relative_error(got.rows[0], rows[0])
+    assert 1e-6 < error < 2e-3
+    for a, b in zip(got[1:], want, strict=True):
+        assert relative_error(a, b) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_sample_a_removed_hit(bench: Bench, dtype: torch.dtype) -> None:
+    p = make_problem(5, 12, 9, 30, dtype)
+    p.target.fill_(7)
+    p.ids.fill_(7)
+    p.input.mul_(20)  # logits far from 0 on both sides
+    got = loss_and_grads(bench, p, torch.ones(5, dtype=accumulator(dtype)))
+    assert torch.equal(got.rows[0], torch.zeros(5, dtype=got.rows.dtype))
+    assert torch.equal(got.rows[1], got.rows[2])
+    for gradient in got[1:]:
+        assert not gradient.any()
+
+
+def test_an_empty_batch_and_no_samples(bench: Bench) -> None:
+    empty = make_problem(0, 12, 9, 30, torch.float32)
+    got = loss_and_grads(bench, empty, torch.ones(0))
+    assert got.rows.shape == (4, 0)
+    assert not got.weight.any()
+    alone = make_problem(3, 12, 0, 30, torch.float32)
+    got = loss_and_grads(bench, alone, torch.ones(3))
+    assert not got.rows[0].any()
+    assert not got.input.any()
+
+
+def test_infinities_and_nan() -> None:
+    require("checked")
+    p = make_problem(6, 8, 20, 50, torch.float32, bias=False, corrected=False)
+    p.target.copy_(torch.arange(6))
+    p.ids.copy_(torch.arange(20) + 10)
+    p.input[0, 0] = torch.nan
+    p.input[2] = 3e38  # z overflows to ±inf
+    p.weight[3] = -torch.inf
+    p.input[3] = 1.0  # its own target's logit is −inf: an infinite loss
+    loss = loss_rows(Bench("checked"), p)[0]
+    want = expected(p)[0][0]
+    assert torch.isnan(loss[0])
+    assert torch.isnan(loss[2]) or torch.isinf(loss[2])
+    assert loss[3] == torch.inf
+    rest = [1, 4, 5]
+    torch.testing.assert_close(loss[rest].double(), want[rest], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [-1, 50, 2**40, -(2**62)])
+def test_bad_ids_are_never_followed(bad: int) -> None:
+    """The checked build would see a stray access; the results show that something is wrong."""
+    require("checked")
+    p = make_problem(6, 8, 20, 50, torch.bfloat16)
+    p.target[4] = bad
+    got = loss_and_grads(Bench("checked"), p, torch.ones(6))
+    assert torch.isnan(got.rows[0, 4])
+    assert torch.isfinite(got.rows[0, [0, 2, 3, 5]]).all()
+    p = make_problem(6, 8, 20, 50, torch.bfloat16)
+    p.ids[3] = bad
+    loss = loss_rows(Bench("checked"), p)[0]
+    assert torch.isnan(loss[[0, 2, 3, 4, 5]]).all()
+
+
+def test_classes_past_2_31() -> None:
+    """Offsets of rows are 64-bit: a matrix of 2^31 + 8 classes of one float16, mostly untouched."""
+    require("plain")
+    classes = 2**31 + 8
+    weight = torch.empty(classes, 1, dtype=torch.float16)  # pages are taken when touched
+    p = make_problem(4, 1, 6, 10, torch.float16, bias=False)
+    high = torch.arange(6) + classes - 6
+    weight[high] = torch.randn(6, 1).half()
+    weight[:10] = p.weight
+    p = p._replace(weight=weight, ids=high, target=torch.tensor([3, classes - 1, 5, classes - 3]))
+    small = p._replace(
+        weight=torch.cat((weight[:10], weight[high])),
+        ids=torch.arange(6) + 10,
+        target=torch.tensor([3, 15, 5, 13]),
+    )
+    rows = loss_rows(Bench("plain", bounds=False), p)
+    assert_rows(rows, expected(small)[0], torch.float16)
+
+
+def test_the_workspace_is_bounded() -> None:
+    """64 MiB for what depends on B, and the sampled rows' gradients."""
+    require("plain")
+    bench = Bench("plain")
+    for dtype in DTYPES:
+        size = accumulator(dtype).itemsize
+        for batch, dim, samples in [(1 << 20, 64, 8192), (8192, 1024, 8192), (64, 64, 1 << 20)]:
+            p = make_problem(0, dim, samples, 1, dtype)._replace(
+                input=torch.empty(batch, dim, dtype=dtype)
+            )
+            bytes_, chunk_rows, _, _ = layout(bench, p, 132)
+            fixed = samples * (dim + 1) * size + batch * size
+            assert 1 <= chunk_rows <= batch
+            assert bytes_ - fixed < 72 << 20
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    batch=st.integers(1, 140),
+    dim=st.integers(1, 70),
+    samples=st.integers(1, 300),
+    classes=st.integers(1, 400),
+    dtype=st.sampled_from(DTYPES),
+    multiprocessors=st.sampled_from([1, 8, 132]),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(
+    batch: int,
+    dim: int,
+    samples: int,
+    classes: int,
+    dtype: torch.dtype,
+    multiprocessors: int,
+    seed: int,
+) -> None:
+    require("plain")
+    p = make_problem(batch, dim, samples, classes, dtype, seed=seed)
+    k = torch.full((batch,), 1 / batch, dtype=accumulator(dtype))
+    rows, want = expected(p, k)
+    got = loss_and_grads(Bench("plain"), p, k, multiprocessors=multiprocessors)
+    assert_rows(got.rows, rows, dtype)
+    for a, b in zip(got[1:], want, strict=True):
+        assert relative_error(a, b) < GRAD_TOLERANCE[dtype]
