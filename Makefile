@@ -47,10 +47,10 @@ test-cpp: $(BIN)/.complete
 # csrc/cuda's kernels, in three builds, as Python modules in build/simt/simt.
 simt: $(BIN)/.complete
 	cmake -S . -B build/simt -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_SIMT=ON -DSSC_WERROR=ON \
-	    -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	    -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/simt --parallel $(JOBS) --target ssc_simt
 
-test-python: build simt
+test-python: build $(if $(filter Linux,$(shell uname -s)),simt)
 	$(BIN)/python tools/check_leaf_symbols.py build/dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 

@@ -16,10 +16,11 @@ endif()
 find_program(SSC_NVCC nvcc HINTS ENV CUDA_HOME PATH_SUFFIXES bin)
 cmake_path(GET SSC_NVCC PARENT_PATH ssc_nvcc_folder)
 find_path(SSC_CUDA_INCLUDE cuda_runtime.h
-          HINTS "$ENV{CUDA_HOME}/include" "${ssc_nvcc_folder}/../include" /usr/local/cuda/include
-                "${Python_SITELIB}/nvidia/cu13/include")
+          HINTS "${Python_SITELIB}/nvidia/cu13/include" "$ENV{CUDA_HOME}/include"
+                "${ssc_nvcc_folder}/../include" /usr/local/cuda/include)
 if(NOT SSC_CUDA_INCLUDE)
-  message(FATAL_ERROR "csrc/simt needs the CUDA toolkit's headers (cuda_runtime.h): set CUDA_HOME")
+  message(FATAL_ERROR "csrc/simt needs the CUDA toolkit's headers (cuda_runtime.h): install the "
+                      "nvidia-* packages of requirements-dev.txt, or set CUDA_HOME")
 endif()
 if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   message(FATAL_ERROR "csrc/simt needs g++, not ${CMAKE_CXX_COMPILER}")
