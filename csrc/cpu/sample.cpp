@@ -34,14 +34,21 @@ const SampleLeaf& sample_leaf(Isa isa) {
 
 namespace {
 
-constexpr int64_t kBlock = 512;          // draws at a time: 4 KiB of bits and 4 KiB of ids
-constexpr int64_t kGrain = 32 * kBlock;  // below this, a second thread costs more than it saves
+constexpr int64_t kBlock = 512;  // draws at a time: 4 KiB of bits and 4 KiB of ids
+
+// Blocks below which a second thread costs more than it saves. Draws that wait for memory, a random
+// line of the alias table and one of the probabilities each, are worth one sooner: a core has only
+// so many reads under way.
+int64_t grain_blocks(const Proposal& proposal) {
+  constexpr uint64_t kCachedClasses = 1 << 16;
+  return proposal.kind == ProposalKind::weighted && proposal.num_classes > kCachedClasses ? 4 : 32;
+}
 
 // f(first, n) for blocks of [0, total), blocks starting at multiples of kBlock on every thread.
 template <class F>
-void for_blocks(int64_t total, const ParallelFor& parallel_for, F&& f) {
+void for_blocks(const Proposal& proposal, int64_t total, const ParallelFor& parallel_for, F&& f) {
   const int64_t blocks = (total + kBlock - 1) / kBlock;
-  parallel_for(blocks, kGrain / kBlock, [&](int64_t begin, int64_t end) {
+  parallel_for(blocks, grain_blocks(proposal), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlock;
       f(first, std::min(kBlock, total - first));
@@ -119,7 +126,7 @@ class IdSet {
 void sample_with_replacement(const Proposal& proposal, PhiloxKey key, int64_t num_samples,
                              int64_t* ids, const ParallelFor& parallel_for) {
   const SampleLeaf& leaf = sample_leaf(active_isa());
-  for_blocks(num_samples, parallel_for, [&](int64_t first, int64_t n) {
+  for_blocks(proposal, num_samples, parallel_for, [&](int64_t first, int64_t n) {
     draw_block(leaf, proposal, key, first, n, ids + first);
   });
 }
@@ -158,7 +165,7 @@ int64_t sample_race(const Proposal& proposal, PhiloxKey key, int64_t num_samples
   };
   const SampleLeaf& leaf = sample_leaf(active_isa());
   std::vector<Arrival> arrivals(proposal.num_classes);
-  for_blocks(static_cast<int64_t>(proposal.num_classes), parallel_for,
+  for_blocks(proposal, static_cast<int64_t>(proposal.num_classes), parallel_for,
              [&](int64_t first, int64_t n) {
                uint64_t bits[kBlock];
                int64_t block_ids[kBlock];
@@ -185,7 +192,7 @@ void log_expected_counts(const Proposal& proposal, const int64_t* ids, int64_t n
     const double q = 1.0 / static_cast<double>(proposal.num_classes);
     leaf.log_expected_count(&q, 1, count, &common);
   }
-  for_blocks(n, parallel_for, [&](int64_t first, int64_t size) {
+  for_blocks(proposal, n, parallel_for, [&](int64_t first, int64_t size) {
     if (proposal.kind == ProposalKind::uniform) {
       for (int64_t i = first; i < first + size; ++i) {
         out[i] = static_cast<uint64_t>(ids[i]) < proposal.num_classes ? common : 0.0f;
