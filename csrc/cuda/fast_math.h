@@ -26,9 +26,8 @@ __device__ __forceinline__ float fast_log2(float x) {
 
 namespace ssc::cuda {
 
-constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
+constexpr float kLog2E = 1.44269504088896340736f;
 
 __device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * kLog2E); }
-__device__ __forceinline__ float fast_log(float x) { return fast_log2(x) * kLn2; }
 
 }  // namespace ssc::cuda

@@ -60,7 +60,7 @@ cudaError_t product(const ProductArguments<Tile>& arguments, int splits, cudaStr
   });
 }
 
-// The tile of a storage type and a precision, given as make(tile type).
+// Calls f with the tile of a storage type and a precision, as a std::type_identity.
 template <class T, Order kA, Order kB, class F>
 cudaError_t with_tile(Precision precision, F&& f) {
   if constexpr (sizeof(T) == 2) {

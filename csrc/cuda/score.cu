@@ -3,7 +3,8 @@
 // A block owns kM rows and one split of the samples, over which it walks in tiles of kN. z stays in
 // registers; per row and warp a running (max, sum) lies in shared memory. Global traffic: each
 // block reads its rows once per tile of samples and each sampled row once per tile of rows, so
-//   sizeof(T) D (S ceil(B / kM) + B ceil(S / kN)) bytes, all but 8 S + 16 B splits of them for z.
+//   sizeof(T) D (S ceil(B / kM) + B ceil(S / kN)) bytes; beside them ids,
+// counts and targets, (max, sum) of each row and split, and 4 B S bytes where logits are wanted.
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/loss.h"
 #include "csrc/cuda/number.h"

@@ -22,14 +22,6 @@ __device__ __forceinline__ void store_vector(void* address, V value) {
 __device__ __forceinline__ uint4 load16_cached(const void* address) {
   return __ldg(static_cast<const uint4*>(address));
 }
-// Read once (ld.global.cs): evicted first.
-__device__ __forceinline__ uint4 load16_streaming(const void* address) {
-  return __ldcs(static_cast<const uint4*>(address));
-}
-// Shared by blocks, of no use in this SM's L1 (ld.global.cg).
-__device__ __forceinline__ uint4 load16_l2(const void* address) {
-  return __ldcg(static_cast<const uint4*>(address));
-}
 // Written once, read by a later kernel (st.global.cs).
 __device__ __forceinline__ void store16_streaming(void* address, uint4 value) {
   __stcs(static_cast<uint4*>(address), value);
