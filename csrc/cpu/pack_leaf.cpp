@@ -80,10 +80,13 @@ void gather(const S* weight, const Samples& samples, int64_t first_panel, int64_
   }
 }
 
+// Biases lie as far apart as rows of W: those of the next tile are asked for already.
 template <class T, class S>
 void gather_adjust(const S* bias, const Samples& samples, int64_t begin, int64_t end, T* adjust,
                    T* copies) {
+  const int64_t ahead = bias == nullptr || samples.ids == nullptr ? samples.count : end - begin;
   for (int64_t s = begin; s < end; ++s, ++adjust, ++copies) {
+    if (s + ahead < samples.count) __builtin_prefetch(bias + samples.ids[s + ahead], 0, 2);
     *copies = 0;
     if (s >= samples.count) {
       *adjust = -std::numeric_limits<T>::infinity();
