@@ -1,0 +1,231 @@
+"""A MODEL, not a measurement: the least time that the CUDA kernels' counted work allows on a GPU.
+
+No figure printed here was taken on a GPU; `make gpu-check` measures where there is one. Each kernel
+of a step (loss, input and class gradients of shared negatives, csrc/cuda/loss_and_grads.cu) is
+bounded by the slowest of
+
+    arithmetic   its FLOP, in whole tiles, over the rate of the instructions that it uses
+    L2           the bytes that its blocks ask for, by the formulas of the kernels' head comments
+    memory       the bytes that have to come from or go to memory at least once
+
+and a step by the sum of its kernels, plus 2 us for each launch (which a CUDA graph mostly saves).
+The L2 formulas are what csrc/simt counts (tests/test_simt_gates.py), so the bounds are those of
+this code, not of the problem. Where the workspace of a chunk, at most 64 MiB, fits L2 together with
+the operands, its traffic is not counted as memory traffic.
+
+Rates: the makers' data sheets (dense, boost clock). Tensor cores are programmed through mma.sync,
+which on Hopper reaches 0.62 of the peak that needs wgmma (Luo et al., "Dissecting the NVIDIA Hopper
+Architecture", 2025); for B200 the same rate per multiprocessor and clock is assumed. L2 rates: 64
+bytes per multiprocessor and clock, what its port takes, times 0.7.
+
+    python benchmarks/gpu_model.py
+    python benchmarks/gpu_model.py --shape 8192,4096,8192 --dtype bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SIZES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
+LAUNCH = 2e-6
+CHUNK_BYTES = 64 << 20
+TILE = 128  # csrc/cuda/tile_{fma,mma}.h
+DEPTH_BYTES = 64  # csrc/cuda/operand.h
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Data-sheet rates; FLOP/s dense, with float32 accumulation."""
+
+    name: str
+    multiprocessors: int
+    clock: float
+    fma: float
+    tensor_bf16: float
+    tensor_tf32: float
+    mma_share: float
+    memory: float
+    l2_bytes: int
+
+    @property
+    def l2(self) -> float:
+        return 0.7 * 64 * self.multiprocessors * self.clock
+
+    def arithmetic(self, dtype: str) -> float:
+        """FLOP/s of the products of `dtype`."""
+        if dtype == "float32":
+            return self.fma
+        return self.mma_share * (self.tensor_tf32 if dtype == "tf32" else self.tensor_bf16)
+
+
+GPUS = (
+    Gpu("A100 SXM 80GB", 108, 1.41e9, 19.5e12, 312e12, 156e12, 1.0, 2.04e12, 40 << 20),
+    Gpu("H100 SXM", 132, 1.83e9, 66.9e12, 989e12, 494e12, 0.62, 3.35e12, 50 << 20),
+    Gpu("RTX 4090", 128, 2.52e9, 82.6e12, 165e12, 82.6e12, 1.0, 1.01e12, 72 << 20),
+    Gpu("B200", 148, 1.85e9, 74.4e12, 2250e12, 1125e12, 0.31, 7.67e12, 126 << 20),
+)
+
+SHAPES = ((512, 256, 4096), (8192, 1024, 8192), (8192, 4096, 8192))
+
+# What others publish for the exact loss over all classes, to set the model's numbers beside:
+# (GPU, B, D, C, dtype, milliseconds forward and backward, source).
+PUBLISHED = (
+    ("H100 SXM", 8192, 4096, 131072, "bfloat16", 50.4, "Liger's fused linear cross entropy"),
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one kernel does, over all its launches in a step: FLOP of matmuls (the others' count
+    for nothing), bytes that blocks ask L2 for, bytes that memory has to move."""
+
+    kernel: str
+    flop: float
+    l2: float
+    memory: float
+    launches: int = 1
+
+
+def tiles(extent: int) -> int:
+    return math.ceil(extent / TILE)
+
+
+def matmul_flop(m: int, n: int, k: int, size: int) -> float:
+    """2 m n k, with the padding that whole tiles compute."""
+    depth = DEPTH_BYTES // size
+    return 2.0 * tiles(m) * tiles(n) * TILE**2 * math.ceil(k / depth) * depth
+
+
+def step_work(batch: int, dim: int, samples: int, dtype: str, gpu: Gpu) -> Iterator[Work]:
+    """The kernels of a step without bias, in their order; sparse gradients of S + B rows."""
+    size = SIZES[dtype]
+    in_place = size == 4  # P takes the place of the logits
+    row_bytes = samples * (4 if in_place else 4 + size) + 4 * dim
+    chunk = max(1, CHUNK_BYTES // row_bytes)
+    chunk = min(chunk // TILE * TILE if chunk > TILE else chunk, batch)
+    chunks = math.ceil(batch / chunk)
+    logits, exps = 4.0 * batch * samples, float(size * batch * samples)
+    inputs, gathered = float(size * batch * dim), float(size * samples * dim)
+    entries = samples + batch
+    # A chunk's logits and P are written and read again: from L2 where they fit beside the operands.
+    held = row_bytes * chunk + gathered + inputs / chunks <= gpu.l2_bytes
+    spilled = 0.0 if held else 1.0
+    tiles_b = chunks * tiles(chunk)
+
+    # finish_rows, a few bytes per row, is score's second launch.
+    yield Work("target_logits", 0.0, 2 * inputs, 2 * inputs, chunks)
+    yield Work(
+        "score",
+        matmul_flop(batch, samples, dim, size),
+        gathered * tiles_b + inputs * tiles(samples) + logits,
+        inputs + gathered * chunks + spilled * logits,
+        2 * chunks,
+    )
+    yield Work("probabilities", 0.0, logits + exps, spilled * (logits + exps), chunks)
+    partial = 4.0 * batch * dim
+    yield Work(
+        "input_products",
+        matmul_flop(batch, dim, samples, size),
+        exps * tiles(dim) + gathered * tiles_b + partial,
+        spilled * (exps + gathered * chunks),
+        chunks,
+    )
+    yield Work("input_grad", 0.0, partial + 2 * inputs, inputs + spilled * partial + inputs, chunks)
+    sums = 4.0 * samples * dim * (2 * chunks - 1)  # stored once, then added to
+    yield Work(
+        "weight_products",
+        matmul_flop(samples, dim, batch, size),
+        exps * tiles(dim) + inputs * tiles(samples) + sums,
+        spilled * (exps + inputs) + 4.0 * samples * dim,
+        chunks,
+    )
+    out = float(size * entries * dim)
+    yield Work(
+        "class_grads",
+        0.0,
+        4.0 * samples * dim + inputs + out,
+        4.0 * samples * dim + inputs + out,
+    )
+
+
+def bounds(work: Work, gpu: Gpu, dtype: str) -> dict[str, float]:
+    """Seconds that each limit takes by itself."""
+    return {
+        "arithmetic": work.flop / gpu.arithmetic(dtype),
+        "L2": work.l2 / gpu.l2,
+        "memory": work.memory / gpu.memory,
+    }
+
+
+def exact_matmuls(gpu: Gpu, batch: int, dim: int, classes: int, dtype: str) -> float:
+    """Seconds of the three matmuls of the exact loss over all classes, at the same rate."""
+    return 6.0 * batch * dim * classes / gpu.arithmetic(dtype)
+
+
+def print_sheet(gpu: Gpu, shape: tuple[int, int, int], dtype: str) -> None:
+    batch, dim, samples = shape
+    print(f"\n{gpu.name}, B={batch} D={dim} S={samples} {dtype}: MODEL")
+    print(f"  {'kernel':16s} {'us':>9s}  bound by    {'arithmetic':>10s} {'L2':>9s} {'memory':>9s}")
+    total, flop, launches = 0.0, 0.0, 0
+    for work in step_work(batch, dim, samples, dtype, gpu):
+        limits = bounds(work, gpu, dtype)
+        by, seconds = max(limits.items(), key=lambda item: item[1])
+        total, flop, launches = total + seconds, flop + work.flop, launches + work.launches
+        parts = " ".join(f"{1e6 * limit:9.1f}" for limit in limits.values())
+        print(f"  {work.kernel:16s} {1e6 * seconds:9.1f}  {by:10s}  {parts}")
+    whole = total + launches * LAUNCH
+    useful = 6.0 * batch * dim * samples
+    print(
+        f"  {'step':16s} {1e6 * whole:9.1f}  with {launches} launches;"
+        f" {useful / whole / 1e12:.0f} TFLOP/s of 6 B S D,"
+        f" {useful / whole / gpu.arithmetic(dtype):.2f} of the arithmetic roof"
+    )
+
+
+def print_published() -> None:
+    print("\nBeside published times of the exact loss (measured by others, not here):")
+    for name, batch, dim, classes, dtype, milliseconds, source in PUBLISHED:
+        gpu = next(gpu for gpu in GPUS if gpu.name == name)
+        samples = 8192
+        step = sum(
+            max(bounds(work, gpu, dtype).values()) + work.launches * LAUNCH
+            for work in step_work(batch, dim, samples, dtype, gpu)
+        )
+        print(
+            f"  {source}, {name}, B={batch} D={dim} C={classes} {dtype}: {milliseconds} ms.\n"
+            f"  Model: its three matmuls at mma.sync's rate alone"
+            f" {1e3 * exact_matmuls(gpu, batch, dim, classes, dtype):.1f} ms;"
+            f" a sampled step with S={samples} at least {1e3 * step:.2f} ms"
+        )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--shape", metavar="B,D,S", help="instead of three shapes")
+    options.add_argument("--dtype", choices=tuple(SIZES), help="instead of bfloat16 and float32")
+    options.add_argument("--gpu", metavar="NAME", help="those whose name contains this")
+    args = options.parse_args()
+    try:
+        shapes = (tuple(int(n) for n in args.shape.split(",")),) if args.shape else SHAPES
+        if any(len(shape) != 3 or min(shape) < 1 for shape in shapes):
+            raise ValueError
+    except ValueError:
+        options.error(f"--shape must be three positive numbers B,D,S, got {args.shape!r}")
+    wanted = [gpu for gpu in GPUS if (args.gpu or "").lower() in gpu.name.lower()]
+    if not wanted:
+        options.error(f"--gpu must be part of one of: {', '.join(gpu.name for gpu in GPUS)}")
+    print("MODEL: bounds from counted work and data sheets; nothing here was measured on a GPU.")
+    for shape in shapes:
+        for dtype in (args.dtype,) if args.dtype else ("bfloat16", "float32"):
+            for gpu in wanted:
+                print_sheet(gpu, shape, dtype)
+    print_published()
+
+
+if __name__ == "__main__":
+    main()

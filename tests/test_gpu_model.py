@@ -1,0 +1,81 @@
+"""benchmarks/gpu_model.py: its counts of work, and that nobody can take it for a measurement."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_model
+
+    return gpu_model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_three_matmuls_in_all(model: ModuleType, dtype: str) -> None:
+    batch, dim, samples = 512, 256, 4096  # whole tiles: no padding
+    for gpu in model.GPUS:
+        work = list(model.step_work(batch, dim, samples, dtype, gpu))
+        assert sum(part.flop for part in work) == 6 * batch * dim * samples
+        assert [part.kernel for part in work if part.flop > 0] == [
+            "score",
+            "input_products",
+            "weight_products",
+        ]
+
+
+def test_padding_is_work(model: ModuleType) -> None:
+    work = list(model.step_work(1, 1, 1, "bfloat16", model.GPUS[0]))
+    assert sum(part.flop for part in work) == 3 * 2 * 128 * 128 * 32
+
+
+def test_score_asks_for_what_its_head_comment_states(model: ModuleType) -> None:
+    batch, dim, samples = 256, 64, 1024
+    score = next(
+        part
+        for part in model.step_work(batch, dim, samples, "float32", model.GPUS[0])
+        if part.kernel == "score"
+    )
+    assert score.l2 == 4 * dim * (samples * 2 + batch * 8) + 4 * batch * samples
+
+
+def test_every_sheet_is_labelled(
+    model: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_model.py", "--gpu", "h100"])
+    model.main()
+    out = capsys.readouterr().out
+    sheets = [line for line in out.splitlines() if line.startswith("H100")]
+    assert len(sheets) == 6
+    assert all(line.endswith("MODEL") for line in sheets)
+    assert out.startswith("MODEL")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "1,2"], "three positive numbers"),
+        (["--shape", "1,2,x"], "three positive numbers"),
+        (["--shape", "1,0,3"], "three positive numbers"),
+        (["--gpu", "abacus"], "must be part of one of"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    model: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_model.py", *arguments])
+    with pytest.raises(SystemExit):
+        model.main()
+    assert message in capsys.readouterr().err
