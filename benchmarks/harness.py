@@ -43,8 +43,8 @@ class Case:
 
     role: "ours", "part" (of ours) or "peer". work: of one call, in what the roof counts; roof_kind:
     the roof that bounds it, one of roof.KINDS (None: no share is stated). threads and env (such as
-    SSC_CPU_ISA) are set around each block. max_repetitions bounds what slow contenders cost.
-    columns: constants that its CSV row adds.
+    SSC_CPU_ISA) are set around each block. finish waits for what the calls left running, on a GPU.
+    max_repetitions bounds what slow contenders cost. columns: constants that its CSV row adds.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Case:
     roof_kind: str | None = None
     threads: int = 0
     env: dict[str, str] = field(default_factory=dict)
+    finish: Callable[[], object] | None = None
     max_repetitions: int = 10**9
     columns: Row = field(default_factory=dict)
 
@@ -103,10 +104,14 @@ def _settings(case: Case):
                 os.environ[name] = value
 
 
-def _time_calls(run: Callable[[], object], calls: int) -> float:
+def _time_calls(case: Case, calls: int) -> float:
+    if case.finish is not None:
+        case.finish()
     begin = time.perf_counter()
     for _ in range(calls):
-        run()
+        case.run()
+    if case.finish is not None:
+        case.finish()
     return (time.perf_counter() - begin) / calls
 
 
@@ -114,8 +119,8 @@ def _first_calls(timing: Timing) -> None:
     """Warm-up: compile, fill caches, and choose how many calls make a block."""
     try:
         with _settings(timing.case):
-            first = _time_calls(timing.case.run, 1)
-            estimate = first if first > 1 else min(_time_calls(timing.case.run, 1) for _ in "ab")
+            first = _time_calls(timing.case, 1)
+            estimate = first if first > 1 else min(_time_calls(timing.case, 1) for _ in "ab")
     except Exception as error:  # a peer that cannot run here is a row that says so
         if timing.case.role == "ours":
             raise
@@ -137,7 +142,7 @@ def _one_block(timing: Timing, roof: Roof | None) -> None:
     with _settings(case):
         if timing.calls_per_block > 1 or timing.quantile(0) < WARM_CALL_LIMIT:
             case.run()
-        timing.seconds.append(_time_calls(case.run, timing.calls_per_block))
+        timing.seconds.append(_time_calls(case, timing.calls_per_block))
     if paired:
         timing.roof_rates.append((before + roof.rate(case.roof_kind, threads)) / 2)
 

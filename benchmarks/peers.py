@@ -48,15 +48,23 @@ def zipf_targets(rows: int, classes: int, seed: int = 1) -> torch.Tensor:
 
 
 def make_problem(
-    batch: int, width: int, samples: int, classes: int, dtype: torch.dtype, sampler: str
+    batch: int,
+    width: int,
+    samples: int,
+    classes: int,
+    dtype: torch.dtype,
+    sampler: str,
+    device: str = "cpu",
 ) -> Problem:
     torch.manual_seed(0)
-    weight = ssc.prefer_huge_pages(torch.empty(classes, width, dtype=dtype)).uniform_(-0.05, 0.05)
+    weight = torch.empty(classes, width, dtype=dtype, device=device)
+    if device == "cpu":
+        ssc.prefer_huge_pages(weight)
     return Problem(
-        input=torch.randn(batch, width).to(dtype).requires_grad_(),
-        target=zipf_targets(batch, classes),
-        weight=weight.requires_grad_(),
-        bias=torch.zeros(classes, dtype=dtype, requires_grad=True),
+        input=torch.randn(batch, width).to(device, dtype).requires_grad_(),
+        target=zipf_targets(batch, classes).to(device),
+        weight=weight.uniform_(-0.05, 0.05).requires_grad_(),
+        bias=torch.zeros(classes, dtype=dtype, device=device, requires_grad=True),
         num_samples=samples,
         sampler=sampler,
     )
@@ -67,13 +75,13 @@ def make_problem(
 
 def _draw(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ids [S] with replacement, log expected counts [S] and [B]."""
-    classes, samples = problem.num_classes, problem.num_samples
+    classes, samples, device = problem.num_classes, problem.num_samples, problem.target.device
     if problem.sampler == "uniform":
-        ids = torch.randint(classes, (samples,))
-        log_count = math.log(samples / classes)
-        return ids, torch.full((samples,), log_count), torch.full(problem.target.shape, log_count)
+        ids = torch.randint(classes, (samples,), device=device)
+        log_count = torch.full((), math.log(samples / classes), device=device)
+        return ids, log_count.expand(samples), log_count.expand(problem.target.shape)
     scale = math.log1p(classes)
-    u = torch.rand(samples, dtype=torch.float64)
+    u = torch.rand(samples, dtype=torch.float64, device=device)
     ids = torch.expm1(u * scale).long().clamp_(max=classes - 1)
 
     def log_count_of(classes_: torch.Tensor) -> torch.Tensor:
@@ -134,7 +142,7 @@ def _gemm_operands(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.
     rows = problem.weight.detach()[: problem.num_samples].clone()
     if rows.shape[0] < problem.num_samples:
         rows = rows.repeat(-(-problem.num_samples // rows.shape[0]), 1)[: problem.num_samples]
-    return h, rows, torch.rand(h.shape[0], problem.num_samples).to(h.dtype)
+    return h, rows, torch.rand(h.shape[0], problem.num_samples, device=h.device).to(h.dtype)
 
 
 def mm_step(problem: Problem) -> Step:
@@ -180,6 +188,35 @@ def linear_cross_entropy_step(problem: Problem) -> Step:
             linear_bias=problem.bias,
             options=options,
         ).backward()
+        problem.drop_gradients()
+
+    return step
+
+
+# --- The exact loss by others' fused kernels -----------------------------------------------------
+
+
+def cut_cross_entropy_step(problem: Problem) -> Step:
+    """Apple's cut-cross-entropy, if it is installed."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    def step() -> None:
+        linear_cross_entropy(
+            problem.input, problem.weight, problem.target, bias=problem.bias
+        ).backward()
+        problem.drop_gradients()
+
+    return step
+
+
+def liger_step(problem: Problem) -> Step:
+    """Liger's fused linear cross entropy, if it is installed."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss()
+
+    def step() -> None:
+        loss(problem.weight, problem.input, problem.target, problem.bias).backward()
         problem.drop_gradients()
 
     return step
