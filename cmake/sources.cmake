@@ -87,5 +87,7 @@ set(SSC_CUDA_SOURCES
     csrc/cuda/products.cu
     csrc/cuda/rows.cu
     csrc/cuda/sample.cu
+    csrc/cuda/sample_distinct.cu
+    csrc/cuda/sample_race.cu
     csrc/cuda/score.cu
 )

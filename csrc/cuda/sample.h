@@ -5,37 +5,9 @@
 
 #include <cstdint>
 
-#include "csrc/core/alias_table.h"
-#include "csrc/core/log_uniform.h"
-#include "csrc/core/logit_correction.h"
-#include "csrc/cuda/device.h"
+#include "csrc/cuda/proposal.h"
 
 namespace ssc::cuda {
-
-// A proposal as a kernel's parameter: the class that 64 random bits draw, and the probability of a
-// class (kNoClass for an id outside [0, num_classes)).
-struct UniformProposal {
-  uint64_t num_classes;
-
-  __device__ int64_t draw(uint64_t bits) const;
-  __device__ double probability(int64_t id) const;
-};
-
-struct LogUniformProposal {
-  LogUniform parameters;
-  double exp2_table[16];  // kExp2Table: kernels index it, so it has to be in their memory
-
-  __device__ int64_t draw(uint64_t bits) const;
-  __device__ double probability(int64_t id) const;
-};
-
-struct WeightedProposal {
-  AliasTable table;             // entries in device memory
-  const double* probabilities;  // [num_classes] in device memory
-
-  __device__ int64_t draw(uint64_t bits) const;
-  __device__ double probability(int64_t id) const;
-};
 
 LogUniformProposal log_uniform_proposal(uint64_t num_classes);
 
@@ -48,6 +20,16 @@ cudaError_t draw(const Proposal& proposal, const int64_t* key, int64_t num_sampl
 // out[i] = log n of ids[i], i < count.
 template <class Proposal>
 cudaError_t log_expected_counts(const Proposal& proposal, const LogCount& log_count,
+                                const int64_t* ids, int64_t count, float* out, cudaStream_t stream);
+
+// The same without replacement, with a t (logit_correction.h) that is read from device memory: the
+// one given, or the number of draws seen where that is null.
+struct DeviceTries {
+  const double* given;
+  const int64_t* num_draws;
+};
+template <class Proposal>
+cudaError_t log_expected_counts(const Proposal& proposal, const DeviceTries& tries,
                                 const int64_t* ids, int64_t count, float* out, cudaStream_t stream);
 
 }  // namespace ssc::cuda
