@@ -174,25 +174,3 @@ def test_the_race_with_weights_of_zero() -> None:
         assert torch.equal(got_ids, ids)
         assert torch.equal(got_draws, draws)
         assert (weights[ids] > 0).all() == (n <= sampler.num_drawable) == (draws < 2**62)
-
-
-def test_tries_in_device_memory() -> None:
-    """Log expected counts of a t that the host does not know: given, or the draws seen."""
-    require("checked")
-    sampler = ssc.LogUniformSampler(700)
-    ids = torch.cat((torch.arange(700), torch.tensor([-1, 700])))
-    given = torch.tensor(321.5, dtype=torch.float64)
-    seen = torch.tensor(99)
-    for tries, draws, t in [
-        (given, None, given),
-        (None, seen, seen.double()),
-        (given, seen, given),
-    ]:
-        bench = Bench("checked")
-        for name, tensor in (("tries", tries), ("draws", draws)):
-            if tensor is not None:
-                bench.buffer(name, tensor, "in")
-        bench.buffer("ids", ids, "in")
-        got = bench.buffer("log_counts", torch.full(ids.shape, torch.nan), "out")
-        bench.call("log_counts_of_tries", 700, tries, draws, ids, len(ids), got)
-        assert torch.equal(got, _ops.log_counts(sampler._proposal(), ids, 64, t))

@@ -11,14 +11,14 @@ struct ScanShared {
   unsigned warp_sum[kThreads / 32];
 };
 
-struct BlockSum {
+struct PrefixSum {
   unsigned before;  // Σ over the threads before this one
   unsigned total;
 };
 
 // All threads of the block take part; afterwards `shared` is free.
 template <int kThreads>
-__device__ __forceinline__ BlockSum block_sum(unsigned value, ScanShared<kThreads>& shared) {
+__device__ __forceinline__ PrefixSum prefix_sum(unsigned value, ScanShared<kThreads>& shared) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   unsigned inclusive = value;
 #pragma unroll
@@ -28,7 +28,7 @@ __device__ __forceinline__ BlockSum block_sum(unsigned value, ScanShared<kThread
   }
   if (lane == 31) shared.warp_sum[warp] = inclusive;
   __syncthreads();
-  BlockSum sum = {inclusive - value, 0};
+  PrefixSum sum = {inclusive - value, 0};
 #pragma unroll
   for (int w = 0; w < kThreads / 32; ++w) {
     const unsigned of_warp = shared.warp_sum[w];

@@ -25,18 +25,11 @@ __global__ void __launch_bounds__(kElementThreads)
   }
 }
 
-__device__ __forceinline__ LogCount load_count(const LogCount& count) { return count; }
-__device__ __forceinline__ LogCount load_count(const DeviceTries& tries) {
-  return log_count_distinct(tries.given != nullptr ? *tries.given
-                                                   : static_cast<double>(*tries.num_draws));
-}
-
-template <class Proposal, class Count>
+template <class Proposal>
 __global__ void __launch_bounds__(kElementThreads)
     log_expected_counts_kernel(const __grid_constant__ Proposal proposal,
-                               const __grid_constant__ Count source, const int64_t* ids,
+                               const __grid_constant__ LogCount log_count, const int64_t* ids,
                                int64_t count, float* out) {
-  const LogCount log_count = load_count(source);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += stride) {
@@ -66,24 +59,13 @@ cudaError_t log_expected_counts(const Proposal& proposal, const LogCount& log_co
                                 const int64_t* ids, int64_t count, float* out,
                                 cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
-  return launch(log_expected_counts_kernel<Proposal, LogCount>, element_blocks(count),
-                kElementThreads, 0, stream, proposal, log_count, ids, count, out);
+  return launch(log_expected_counts_kernel<Proposal>, element_blocks(count), kElementThreads, 0,
+                stream, proposal, log_count, ids, count, out);
 }
 
-template <class Proposal>
-cudaError_t log_expected_counts(const Proposal& proposal, const DeviceTries& tries,
-                                const int64_t* ids, int64_t count, float* out,
-                                cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  return launch(log_expected_counts_kernel<Proposal, DeviceTries>, element_blocks(count),
-                kElementThreads, 0, stream, proposal, tries, ids, count, out);
-}
-
-#define SSC_SAMPLE_INSTANCE(Proposal)                                                           \
-  template cudaError_t draw(const Proposal&, const int64_t*, int64_t, int64_t*, cudaStream_t);  \
-  template cudaError_t log_expected_counts(const Proposal&, const LogCount&, const int64_t*,    \
-                                           int64_t, float*, cudaStream_t);                      \
-  template cudaError_t log_expected_counts(const Proposal&, const DeviceTries&, const int64_t*, \
+#define SSC_SAMPLE_INSTANCE(Proposal)                                                          \
+  template cudaError_t draw(const Proposal&, const int64_t*, int64_t, int64_t*, cudaStream_t); \
+  template cudaError_t log_expected_counts(const Proposal&, const LogCount&, const int64_t*,   \
                                            int64_t, float*, cudaStream_t)
 SSC_SAMPLE_INSTANCE(UniformProposal);
 SSC_SAMPLE_INSTANCE(LogUniformProposal);

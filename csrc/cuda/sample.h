@@ -22,14 +22,4 @@ template <class Proposal>
 cudaError_t log_expected_counts(const Proposal& proposal, const LogCount& log_count,
                                 const int64_t* ids, int64_t count, float* out, cudaStream_t stream);
 
-// The same without replacement, with a t (logit_correction.h) that is read from device memory: the
-// one given, or the number of draws seen where that is null.
-struct DeviceTries {
-  const double* given;
-  const int64_t* num_draws;
-};
-template <class Proposal>
-cudaError_t log_expected_counts(const Proposal& proposal, const DeviceTries& tries,
-                                const int64_t* ids, int64_t count, float* out, cudaStream_t stream);
-
 }  // namespace ssc::cuda

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   Word running = found;
   for (Word base = 0; base < blocks; base += kThreads) {
     const Word block = base + threadIdx.x;
-    const BlockSum sum = block_sum(block < blocks ? __ldcg(news + block) : 0u, scan);
+    const PrefixSum sum = prefix_sum(block < blocks ? __ldcg(news + block) : 0u, scan);
     if (block < blocks) a.before[block] = running + sum.before;
     running += sum.total;
   }
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool first = a.table.is_first(slots.first, draw);
   const bool second = a.table.is_first(slots.second, draw + 1);
   const Word rank =
-      a.before[blockIdx.x] + block_sum(unsigned{first} + unsigned{second}, scan).before;
+      a.before[blockIdx.x] + prefix_sum(unsigned{first} + unsigned{second}, scan).before;
   const auto id = [&](Word slot) { return static_cast<int64_t>(__ldcg(a.table.ids + slot) - 1); };
   if (first) put(a, rank, id(slots.first), draw);
   if (second) put(a, rank + first, id(slots.second), draw + 1);
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kTailThreads)
     __syncthreads();
     const bool first = a.table.is_first(slot, draw);
     const bool second = a.table.is_first(next_slot, draw + 1);
-    const BlockSum sum = block_sum(unsigned{first} + unsigned{second}, scan);
+    const PrefixSum sum = prefix_sum(unsigned{first} + unsigned{second}, scan);
     if (first) put(a, found + sum.before, drawn.first, draw);
     if (second) put(a, found + sum.before + first, drawn.second, draw + 1);
     found += sum.total;

@@ -82,13 +82,6 @@ SSC_SIMT_LAUNCHER(
                            workspace, stream);
     });
 SSC_SIMT_LAUNCHER(
-    "log_counts_of_tries", +[](int64_t classes, const double* tries, const int64_t* num_draws,
-                               const int64_t* ids, int64_t n, float* out, cudaStream_t stream) {
-      return log_expected_counts(log_uniform_proposal(static_cast<uint64_t>(classes)),
-                                 DeviceTries{tries, num_draws}, ids, n, out, stream);
-    });
-
-SSC_SIMT_LAUNCHER(
     "arrival_times_uniform",
     +[](int64_t classes, const int64_t* key, double* times, cudaStream_t stream) {
       return arrival_times(UniformProposal{static_cast<uint64_t>(classes)}, key, times, stream);
