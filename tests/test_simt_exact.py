@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from simt_bench import SCHEDULES, Bench, require
-from simt_loss import Problem, logits, loss_rows, make_problem
+from simt_loss import Problem, accumulator, logits, loss_and_grads, loss_rows, make_problem
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -81,6 +81,22 @@ def test_logits(bench: Bench, shape: tuple[int, int, int], dtype: torch.dtype) -
         tolerance = TOLERANCE.get(dtype, TOLERANCE["other"])
         error = (got.double() - want[:, begin:end]).abs().max()
         assert error < tolerance
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_as_those_of_every_class_sampled_once(dtype: torch.dtype) -> None:
+    """How the exact loss is differentiated: the sampled loss with hits removed is the same."""
+    require("plain")
+    p = make_exact(37, 24, 150, dtype)._replace(ids=torch.arange(150))
+    p.target[5:9] = 3  # several rows with one target
+    k = torch.rand(37).to(accumulator(dtype))
+    got = loss_and_grads(Bench("plain"), p, k, sparse=False)
+    leaves = [tensor.requires_grad_() for tensor in p.double()[:3]]
+    loss = F.cross_entropy(F.linear(*leaves), p.target, reduction="none")
+    want = torch.autograd.grad((k.double() * loss).sum(), leaves)
+    tolerance = {torch.float64: 1e-13, torch.float32: 3e-6}.get(dtype, 1.2e-2)
+    for a, b in zip(got[1:], want, strict=True):
+        assert (a.double() - b).abs().max() < tolerance * b.abs().max()
 
 
 OPTIONS = [
