@@ -83,8 +83,11 @@ set(SSC_SIMT_KERNELS
 set(SSC_CUDA_SOURCES
     csrc/cuda/grads.cu
     csrc/cuda/loss_and_grads.cu
+    csrc/cuda/loss_rows.cu
     csrc/cuda/products.cu
     csrc/cuda/rows.cu
     csrc/cuda/sample.cu
+    csrc/cuda/sample_distinct.cu
+    csrc/cuda/sample_race.cu
     csrc/cuda/score.cu
 )

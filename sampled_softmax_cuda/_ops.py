@@ -115,7 +115,7 @@ def _fake_exact_loss_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _fake_logits(
     input: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, _: float
 ) -> Tensor:
-    return input.new_empty(input.shape[0], end - begin)
+    return input.new_empty(input.shape[0], end - begin, dtype=compute_dtype(input))
 
 
 def _register() -> None:

@@ -114,9 +114,7 @@ def logits(
     _checks.check_temperature("logits", temperature)
     num_classes = weight.shape[0]
     h, weight, bias = _matrices(input, weight, bias)
-    z: Tensor = _backend(input.device).logits(
-        h.to(compute_dtype(input)), weight, bias, 0, num_classes, 1.0 / temperature
-    )
+    z: Tensor = _backend(input.device).logits(h, weight, bias, 0, num_classes, 1.0 / temperature)
     return z.reshape(*input.shape[:-1], num_classes)
 
 
@@ -187,6 +185,8 @@ def topk(
 ) -> TopK:
     """The k classes with the largest logits, in chunks of classes; no gradient.
 
+    Of equal logits any may come first, or be left out, as with torch.topk.
+
     Args:
         input: [*, D].
         weight: [C, D].
@@ -211,10 +211,9 @@ def topk(
     if k > num_classes:
         raise ValueError(f"{fn}: k must be at most C={num_classes}, got {k}")
     h, weight, bias = _matrices(input, weight, bias)
-    h = h.to(compute_dtype(input))
     backend = _backend(input.device)
     chunk = chunk_classes(h.shape[0], num_classes)
-    values = h.new_empty((h.shape[0], 0))
+    values = h.new_empty((h.shape[0], 0), dtype=compute_dtype(input))
     indices = torch.empty(values.shape, dtype=torch.int64, device=h.device)
     for begin in range(0, num_classes, chunk):
         end = min(begin + chunk, num_classes)

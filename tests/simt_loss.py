@@ -16,7 +16,7 @@ class Problem(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     target: Tensor
-    ids: Tensor
+    ids: Tensor | None  # none: all classes, the exact loss
     log_expected_count: Tensor | None
     target_log_expected_count: Tensor | None
     inv_temperature: float = 1.0
@@ -86,7 +86,7 @@ def _arguments(bench: Bench, p: Problem, tf32: bool) -> list[Tensor | float | bo
             bench.buffer(name, tensor, "in")
     return [
         *tensors,
-        *(*p.input.shape, p.weight.shape[0], p.ids.shape[0]),
+        *(*p.input.shape, p.weight.shape[0], 0 if p.ids is None else p.ids.shape[0]),
         *(p.input.stride(0), p.weight.stride(0), p.ignore_index),
         *(p.inv_temperature, p.remove_accidental_hits, tf32),
     ]
@@ -103,10 +103,36 @@ def loss_rows(bench: Bench, p: Problem, *, splits: int = 1, tf32: bool = False) 
     dtype, batch = p.input.dtype, p.input.shape[0]
     arguments = _arguments(bench, p, tf32)
     rows = _output(bench, "rows", 4, batch, dtype=accumulator(dtype))
-    parts = _output(bench, "parts", splits, batch, 2, dtype=accumulator(dtype))
-    beaten = bench.buffer("beaten", torch.empty(splits, batch, dtype=torch.uint8), "out")
-    bench.call(f"loss_rows_{name_of(dtype)}", *arguments, rows, splits, parts, beaten)
+    workspace = torch.empty(loss_rows_bytes(bench, dtype, batch, splits), dtype=torch.uint8)
+    bench.buffer("workspace", workspace, "out")
+    bench.call(f"loss_rows_{name_of(dtype)}", *arguments, rows, splits, workspace)
     return rows
+
+
+def loss_rows_bytes(bench: Bench, dtype: torch.dtype, batch: int, splits: int) -> int:
+    out = _output(bench, "bytes", 1, dtype=torch.int64)
+    bench.call(f"loss_rows_bytes_{name_of(dtype)}", batch, splits, out)
+    return int(out)
+
+
+def logits(
+    bench: Bench,
+    p: Problem,
+    begin: int,
+    end: int,
+    *,
+    padding: int = 0,
+    splits: int = 1,
+    tf32: bool = False,
+) -> Tensor:
+    """[B, end - begin], as columns of a wider matrix where there is padding."""
+    dtype = p.input.dtype
+    arguments = _arguments(bench, p, tf32)
+    shape = (p.input.shape[0], end - begin + padding)
+    out = _output(bench, "logits", *shape, dtype=accumulator(dtype))
+    bench.call(f"logits_{name_of(dtype)}", *arguments, begin, end, out, shape[1], splits)
+    assert out[:, end - begin :].isnan().all()
+    return out[:, : end - begin]
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -27,7 +27,7 @@ struct LossProblem {
   int64_t input_stride, weight_stride;
   const T* bias;                           // [C] or null
   const int64_t* target;                   // [B]
-  const int64_t* ids;                      // [S]
+  const int64_t* ids;                      // [S]; null: 0 .. S − 1, with S = C all classes
   const float* log_expected_count;         // [S] or null: 0
   const float* target_log_expected_count;  // [B] or null: 0
   int64_t batch, dim, classes, samples, ignore_index;
@@ -66,7 +66,8 @@ cudaError_t target_logits(const LossProblem<T>& problem,
                           cudaStream_t stream);
 
 // logits: [B][logits_stride], S of them corrected logits, −inf where a hit is removed; null if not
-// wanted.
+// wanted. Without results.target_logit no row has a target, and without parts.lse there are logits
+// only: together, plain logits.
 template <class T>
 cudaError_t score(const LossProblem<T>& problem,
                   const RowResults<typename LossProblem<T>::Accumulator>& results,

@@ -1,57 +1,26 @@
 // One thread computes a Philox block, two draws, and writes them as 16 bytes: consecutive threads
-// fill whole sectors, 8 S bytes in all. The arithmetic is csrc/core's, one number at a time.
-#include "csrc/core/philox.h"
-#include "csrc/core/uniform.h"
+// fill whole sectors, 8 S bytes in all.
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/sample.h"
 #include "csrc/cuda/vector_access.h"
 
 namespace ssc::cuda {
 
-__device__ int64_t UniformProposal::draw(uint64_t bits) const {
-  return static_cast<int64_t>(uniform_id<ScalarLane, false>(bits, num_classes));
-}
-__device__ double UniformProposal::probability(int64_t id) const {
-  const bool valid = static_cast<uint64_t>(id) < num_classes;
-  return valid ? 1.0 / static_cast<double>(num_classes) : kNoClass;
-}
-
-__device__ int64_t LogUniformProposal::draw(uint64_t bits) const {
-  return static_cast<int64_t>(log_uniform_id<ScalarLane>(bits, parameters, exp2_table));
-}
-__device__ double LogUniformProposal::probability(int64_t id) const {
-  return log_uniform_probability<ScalarLane>(static_cast<uint64_t>(id), parameters);
-}
-
-__device__ int64_t WeightedProposal::draw(uint64_t bits) const {
-  return static_cast<int64_t>(alias_id<ScalarLane, false>(bits, table));
-}
-__device__ double WeightedProposal::probability(int64_t id) const {
-  return static_cast<uint64_t>(id) < table.num_classes ? probabilities[id] : kNoClass;
-}
-
 namespace {
-
-struct __align__(16) TwoIds {
-  int64_t first, second;
-};
 
 template <class Proposal>
 __global__ void __launch_bounds__(kElementThreads)
     draw_kernel(const __grid_constant__ Proposal proposal, const int64_t* key, int64_t num_samples,
                 int64_t* ids) {
-  const uint64_t seed = static_cast<uint64_t>(key[0]), offset = static_cast<uint64_t>(key[1]);
+  const PhiloxKey philox = load_key(key);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t block = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-       2 * block < num_samples; block += stride) {
-    const uint64_t counter = offset + static_cast<uint64_t>(block);
-    const PhiloxWords<uint64_t> w = philox4x32_10<ScalarLane>({counter, counter >> 32, 0, 0}, seed);
-    const int64_t first = proposal.draw(join_words<ScalarLane>(w.w0, w.w1));
-    if (2 * block + 1 == num_samples) {
-      ids[2 * block] = first;
+  for (int64_t pair = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+       2 * pair < num_samples; pair += stride) {
+    const TwoIds drawn = two_draws(proposal, philox, static_cast<uint64_t>(pair));
+    if (2 * pair + 1 == num_samples) {
+      ids[2 * pair] = drawn.first;
     } else {
-      const int64_t second = proposal.draw(join_words<ScalarLane>(w.w2, w.w3));
-      store_vector(ids + 2 * block, TwoIds{first, second});
+      store_vector(ids + 2 * pair, drawn);
     }
   }
 }

@@ -5,37 +5,9 @@
 
 #include <cstdint>
 
-#include "csrc/core/alias_table.h"
-#include "csrc/core/log_uniform.h"
-#include "csrc/core/logit_correction.h"
-#include "csrc/cuda/device.h"
+#include "csrc/cuda/proposal.h"
 
 namespace ssc::cuda {
-
-// A proposal as a kernel's parameter: the class that 64 random bits draw, and the probability of a
-// class (kNoClass for an id outside [0, num_classes)).
-struct UniformProposal {
-  uint64_t num_classes;
-
-  __device__ int64_t draw(uint64_t bits) const;
-  __device__ double probability(int64_t id) const;
-};
-
-struct LogUniformProposal {
-  LogUniform parameters;
-  double exp2_table[16];  // kExp2Table: kernels index it, so it has to be in their memory
-
-  __device__ int64_t draw(uint64_t bits) const;
-  __device__ double probability(int64_t id) const;
-};
-
-struct WeightedProposal {
-  AliasTable table;             // entries in device memory
-  const double* probabilities;  // [num_classes] in device memory
-
-  __device__ int64_t draw(uint64_t bits) const;
-  __device__ double probability(int64_t id) const;
-};
 
 LogUniformProposal log_uniform_proposal(uint64_t num_classes);
 

@@ -5,6 +5,8 @@
 // block reads its rows once per tile of samples and each sampled row once per tile of rows, so
 //   sizeof(T) D (S ceil(B / kM) + B ceil(S / kN)) bytes; beside them ids,
 // counts and targets, (max, sum) of each row and split, and 4 B S bytes where logits are wanted.
+// Without ids the samples are all classes in order, S = C: blocks of one split, neighbours in the
+// grid, walk over the same rows of W at the same time and share them in L2.
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/loss.h"
 #include "csrc/cuda/number.h"
@@ -20,8 +22,8 @@ template <class T>
 struct ScoreArguments {
   using A = typename LossProblem<T>::Accumulator;
   LossProblem<T> problem;
-  const A* target_logit;
-  RowParts<A> parts;
+  const A* target_logit;  // null: no row has a target
+  RowParts<A> parts;      // lse null: only logits are wanted
   A* logits;
   int64_t logits_stride;
 };
@@ -30,7 +32,7 @@ struct ScoreArguments {
 template <class Tile>
 struct ScoreShared {
   using A = typename Tile::Accumulator;
-  int64_t target[Tile::kM];  // ignored rows: −1
+  int64_t target[Tile::kM];  // no row, or no target: −1
   A target_logit[Tile::kM];
   int64_t id[Tile::kN];  // past the end: −2
   A adjust[Tile::kN];    // b / τ − log n; past the end −inf, ids out of range NaN
@@ -44,7 +46,7 @@ __device__ __forceinline__ void start_block(const ScoreArguments<T>& a, int64_t 
   using A = typename Tile::Accumulator;
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
     const int64_t row = first_row + i;
-    const bool inside = row < a.problem.batch;
+    const bool inside = row < a.problem.batch && a.target_logit != nullptr;
     shared.target[i] = inside ? a.problem.target[row] : -1;
     shared.target_logit[i] = inside ? a.target_logit[row] : A(0);
 #pragma unroll
@@ -66,7 +68,7 @@ __device__ __forceinline__ void load_samples(const LossProblem<T>& p, int64_t fi
       shared.adjust[j] = -static_cast<A>(__builtin_inf());
       continue;
     }
-    const int64_t id = p.ids[s];
+    const int64_t id = p.ids == nullptr ? s : p.ids[s];
     A adjust = static_cast<A>(__builtin_nan(""));
     if (static_cast<uint64_t>(id) < static_cast<uint64_t>(p.classes)) {
       adjust = p.bias == nullptr ? A(0) : to_accumulator(p.bias[id]) * p.inv_temperature;
@@ -115,6 +117,7 @@ __device__ __forceinline__ void score_tile(const ScoreArguments<T>& a, int64_t f
       }
       max = z > max ? z : max;
     }
+    if (a.parts.lse == nullptr) continue;
 #pragma unroll
     for (int offset = Tile::kLanesPerRow / 2; offset > 0; offset /= 2) {
       const A other = __shfl_xor_sync(~0u, max, offset);
@@ -170,6 +173,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     }
     __syncthreads();
   }
+  if (a.parts.lse == nullptr) return;
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
     const int64_t row = first_row + i;
     if (row >= p.batch) break;

@@ -31,8 +31,8 @@ Tensor logits_cpu(const Tensor& input, const Tensor& weight, const std::optional
   const Arguments a(input, weight, bias, nullptr, inv_temperature);
   STD_TORCH_CHECK(0 <= begin && begin <= end && end <= a.problem.classes, "classes [", begin, ", ",
                   end, ") are not within [0, C=", a.problem.classes, ")");
-  const Tensor out = empty_cpu({a.problem.batch, end - begin}, input.scalar_type());
-  const MatrixView view = {out.data_ptr(), end - begin, a.problem.input.dtype};
+  const Tensor out = empty_cpu({a.problem.batch, end - begin}, a.dtype);
+  const MatrixView view = {out.data_ptr(), end - begin, dtype_of(out, "logits")};
   Workspace workspace;
   const auto run = [&]<class T>(T) {
     logits<T>(a.problem, begin, end - begin, view, workspace, active_isa(), a.threads(end - begin));

@@ -59,7 +59,8 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " bool sparse_grad) -> (Tensor total, Tensor rows, Tensor grad_input, Tensor grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
 
-  // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes.
+  // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes,
+  // float32 (float64 for float64 input) as all results per row.
   m.def(
       "exact_loss_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target,"
       " float inv_temperature, SymInt ignore_index) -> (Tensor loss, Tensor lse)");

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "csrc/cuda/loss_and_grads.h"
+#include "csrc/cuda/loss_rows.h"
 #include "csrc/simt/registry.h"
 
 namespace {
@@ -12,7 +13,7 @@ using namespace ssc::cuda;
 template <class T>
 using AccumulatorType = typename AccumulatorOf<T>::Type;
 
-// What both launchers take first, in this order.
+// What the launchers take first, in this order.
 #define SSC_PROBLEM_PARAMETERS                                                               \
   const T *input, const T *weight, const T *bias, const int64_t *target, const int64_t *ids, \
       const float *log_count, const float *target_log_count, int64_t batch, int64_t dim,     \
@@ -32,19 +33,26 @@ RowResults<AccumulatorType<T>> row_results(AccumulatorType<T>* results, int64_t 
 
 Precision precision_of(bool tf32) { return tf32 ? Precision::tf32 : Precision::exact; }
 
-// results: [4][batch]: loss, lse, target_logit, error.
+// results: [4][batch]: loss, lse, target_logit, error. Without ids: the exact loss.
 template <class T>
-cudaError_t loss_rows(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results, int splits,
-                      OnlineLse<AccumulatorType<T>>* parts, uint8_t* beaten, cudaStream_t stream) {
-  const LossProblem<T> problem = SSC_PROBLEM;
-  const auto out = row_results<T>(results, batch);
-  const RowParts<AccumulatorType<T>> row_parts = {parts, beaten, splits};
-  cudaError_t error = target_logits(problem, out, stream);
-  if (error == cudaSuccess) {
-    error = score(problem, out, row_parts, static_cast<AccumulatorType<T>*>(nullptr), 0,
-                  precision_of(tf32), stream);
-  }
-  return error == cudaSuccess ? finish_rows(problem, out, row_parts, stream) : error;
+cudaError_t rows(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results, int splits, void* workspace,
+                 cudaStream_t stream) {
+  const auto run = ids == nullptr ? exact_loss_rows<T> : loss_rows<T>;
+  return run(SSC_PROBLEM, row_results<T>(results, batch), splits, workspace, precision_of(tf32),
+             stream);
+}
+
+template <class T>
+cudaError_t rows_bytes(int64_t batch, int splits, int64_t* bytes) {
+  *bytes = loss_rows_bytes<T>(batch, splits);
+  return cudaSuccess;
+}
+
+template <class T>
+cudaError_t class_logits(SSC_PROBLEM_PARAMETERS, int64_t begin, int64_t end,
+                         AccumulatorType<T>* out, int64_t out_stride, int splits,
+                         cudaStream_t stream) {
+  return logits(SSC_PROBLEM, begin, end, out, out_stride, splits, precision_of(tf32), stream);
 }
 
 // chunk_rows < 0: what the layout says. The workspace is as large as `bytes` promises.
@@ -74,9 +82,11 @@ cudaError_t layout(int64_t batch, int64_t dim, int64_t samples, int multiprocess
 
 }  // namespace
 
-#define SSC_BIND(name, T)                              \
-  SSC_SIMT_LAUNCHER("loss_rows_" name, loss_rows<T>);  \
-  SSC_SIMT_LAUNCHER("loss_and_grads_" name, grads<T>); \
+#define SSC_BIND(name, T)                                    \
+  SSC_SIMT_LAUNCHER("loss_rows_" name, rows<T>);             \
+  SSC_SIMT_LAUNCHER("loss_rows_bytes_" name, rows_bytes<T>); \
+  SSC_SIMT_LAUNCHER("logits_" name, class_logits<T>);        \
+  SSC_SIMT_LAUNCHER("loss_and_grads_" name, grads<T>);       \
   SSC_SIMT_LAUNCHER("workspace_layout_" name, layout<T>)
 SSC_BIND("float32", float);
 SSC_BIND("float64", double);

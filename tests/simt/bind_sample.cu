@@ -1,5 +1,7 @@
 // The draws of csrc/cuda/sample.h for the bench.
 #include "csrc/cuda/sample.h"
+#include "csrc/cuda/sample_distinct.h"
+#include "csrc/cuda/sample_race.h"
 #include "csrc/simt/registry.h"
 
 namespace {
@@ -54,3 +56,46 @@ SSC_SIMT_LAUNCHER(
       return log_expected_counts(weighted(table, probabilities, classes),
                                  log_count(tries, num_samples), ids, n, out, stream);
     });
+
+SSC_SIMT_LAUNCHER(
+    "distinct_bytes", +[](int64_t num_samples, int64_t* bytes) {
+      *bytes = distinct_bytes(num_samples);
+      return cudaSuccess;
+    });
+SSC_SIMT_LAUNCHER(
+    "distinct_uniform", +[](int64_t classes, const int64_t* key, int64_t n, int64_t* ids,
+                            int64_t* num_draws, void* workspace, cudaStream_t stream) {
+      return draw_distinct(UniformProposal{static_cast<uint64_t>(classes)}, key, n, ids, num_draws,
+                           workspace, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "distinct_log_uniform", +[](int64_t classes, const int64_t* key, int64_t n, int64_t* ids,
+                                int64_t* num_draws, void* workspace, cudaStream_t stream) {
+      return draw_distinct(log_uniform_proposal(static_cast<uint64_t>(classes)), key, n, ids,
+                           num_draws, workspace, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "distinct_weighted",
+    +[](const int64_t* table, const double* probabilities, int64_t classes, const int64_t* key,
+        int64_t n, int64_t* ids, int64_t* num_draws, void* workspace, cudaStream_t stream) {
+      return draw_distinct(weighted(table, probabilities, classes), key, n, ids, num_draws,
+                           workspace, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "arrival_times_uniform",
+    +[](int64_t classes, const int64_t* key, double* times, cudaStream_t stream) {
+      return arrival_times(UniformProposal{static_cast<uint64_t>(classes)}, key, times, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "arrival_times_log_uniform",
+    +[](int64_t classes, const int64_t* key, double* times, cudaStream_t stream) {
+      return arrival_times(log_uniform_proposal(static_cast<uint64_t>(classes)), key, times,
+                           stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "arrival_times_weighted",
+    +[](const int64_t* table, const double* probabilities, int64_t classes, const int64_t* key,
+        double* times, cudaStream_t stream) {
+      return arrival_times(weighted(table, probabilities, classes), key, times, stream);
+    });
+SSC_SIMT_LAUNCHER("race_draws", race_draws);
