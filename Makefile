@@ -4,6 +4,7 @@
 #   make simt    the CUDA kernels for the CPU (csrc/simt), which the Python tests run
 #   make lint    formatting, types, layering
 #   make bench   short benchmarks
+#   make gpu-check   on a machine with a GPU: build, tests, sanitizers, benchmarks, one report
 #   make build   the compiled library, in place (an edit to one file recompiles that file)
 #   make clean   removes what was built; the virtual environment stays (rm -r .venv)
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := build
-.PHONY: demo test test-cpp test-python simt lint bench build clean
+.PHONY: demo test test-cpp test-python simt lint bench gpu-check build clean
 .DELETE_ON_ERROR:
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
@@ -69,6 +70,10 @@ bench: build
 	for name in sample loss scale memory stages; do \
 	    $(BIN)/python benchmarks/bench_$$name.py --quick || exit 1; \
 	done
+
+# With the Python that has torch for CUDA, not this checkout's environment; fetches nothing.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py
 
 clean:
 	rm -rf build dist *.egg-info sampled_softmax_cuda/*.so

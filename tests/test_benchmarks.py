@@ -234,3 +234,15 @@ def test_roof_of_a_foreign_instruction_set_is_an_error(harness: ModuleType) -> N
         else:
             with pytest.raises(ValueError, match=kind):
                 roof.rate(kind, threads=1)
+
+
+def test_bench_gpu_runs_all_its_parts_on_the_cpu(tmp_path: Path) -> None:
+    out, rows = run_script("bench_gpu", "--device", "cpu", output=tmp_path)
+    check_rows(rows)
+    by_case = {row["case"]: row for row in rows}
+    assert float(by_case["roof: copy"]["gb_per_s"]) > 0
+    ours = by_case["ours"]
+    flop = 6 * int(ours["batch"]) * int(ours["width"]) * int(ours["samples"])
+    seconds = float(ours["median_ms"]) * 1e-3
+    assert float(ours["tflops"]) == pytest.approx(flop / seconds / 1e12, rel=1e-3)
+    assert "B=16 D=16 S=32" in out
