@@ -149,6 +149,46 @@ def test_every_sample_a_removed_hit(bench: Bench, dtype: torch.dtype) -> None:
         assert not gradient.any()
 
 
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("ignore_index", [-100, 17])
+@pytest.mark.parametrize(
+    ("dtype", "tf32"),
+    [*((dtype, False) for dtype in DTYPES), (torch.float32, True)],
+    ids=lambda value: "tf32" if value is True else str(value),
+)
+def test_ignored_rows_are_left_out_whatever_they_hold(
+    dtype: torch.dtype, tf32: bool, ignore_index: int, bad: float, sparse: bool
+) -> None:
+    """Padding: h, log n and k of ignored rows are garbage, and so is W of a class that stands for
+    "ignored"; 0 times any of it would be NaN. Against the same rows in a batch without padding."""
+    require("plain")
+    p = make_problem(70, 24, 60, 40, dtype, ignore_index=ignore_index)
+    ignored = torch.arange(70) % 3 == 1
+    p.target[p.target == 17] = 18
+    p.ids[p.ids == 17] = 18
+    p.target[ignored] = ignore_index
+    p.input[ignored] = bad
+    p.target_log_expected_count[ignored] = bad
+    p.weight[17] = bad
+    p.bias[17] = bad
+    k = torch.rand(70, generator=torch.Generator().manual_seed(1)).to(accumulator(dtype))
+    k[ignored] = bad
+    kept = p._replace(
+        input=p.input[~ignored],
+        target=p.target[~ignored],
+        target_log_expected_count=p.target_log_expected_count[~ignored],
+    )
+    rows, (want_input, *want) = expected(kept, k[~ignored])
+    got = loss_and_grads(Bench("plain"), p, k, sparse=sparse, tf32=tf32)
+    assert not got.rows[:, ignored].any()
+    assert not got.input[ignored].any()
+    assert_rows(got.rows[:, ~ignored], rows, dtype, factor=500 if tf32 else 1)
+    tolerance = 2e-3 if tf32 else GRAD_TOLERANCE[dtype]
+    for a, b in zip((got.input[~ignored], *got[2:]), (want_input, *want), strict=True):
+        assert relative_error(a, b) < tolerance
+
+
 def test_an_empty_batch_and_no_samples(bench: Bench) -> None:
     empty = make_problem(0, 12, 9, 30, torch.float32)
     got = loss_and_grads(bench, empty, torch.ones(0))

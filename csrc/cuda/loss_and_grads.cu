@@ -89,7 +89,7 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
   A* const sample_rows = at<A>(workspace, layout.sample_rows);
   A* const sample_sums = gradients.bias == nullptr ? nullptr : at<A>(workspace, layout.sample_sums);
   Launches launches;
-  launches.then([&] { return scale_of_rows(gradients.row_scale, problem.batch, kappa, stream); });
+  launches.then([&] { return scale_of_rows(problem, gradients.row_scale, kappa, stream); });
   int64_t first = 0;
   do {  // once for an empty batch too: its products are zeros
     LossProblem<T> rows = problem;

@@ -93,7 +93,8 @@ cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A*
                             bool accumulate, Precision precision, cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
   const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr, p.batch, p.samples, p.batch};
-  const RowSource<T> b = {p.input, p.input_stride, nullptr, p.batch, p.dim, p.batch};
+  const RowSource<T> b = {p.input, p.input_stride, nullptr,  p.batch,
+                          p.dim,   p.batch,        p.target, p.ignore_index};
   return with_tile<T, Order::along_extent, Order::along_extent>(precision, [&](auto tile) {
     using Tile = typename decltype(tile)::type;
     const ProductArguments<Tile> arguments{a, b, p.samples, p.dim, p.batch, rows, accumulate};

@@ -30,7 +30,7 @@ struct ScoreArguments {
 template <class Tile>
 struct ScoreShared {
   using A = typename Tile::Accumulator;
-  int64_t target[Tile::kM];  // ignored rows: −1
+  int64_t target[Tile::kM];  // past the end: −1
   A target_logit[Tile::kM];
   int64_t id[Tile::kN];  // past the end: −2
   A adjust[Tile::kN];    // b / τ − log n; past the end −inf, ids out of range NaN
