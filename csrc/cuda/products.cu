@@ -54,7 +54,7 @@ cudaError_t product(const ProductArguments<Tile>& arguments, int splits, cudaStr
   return with_alignment(p.a.data, p.a.stride, p.b.data, p.b.stride, [&](auto align) {
     constexpr int kBytes = kPipelineBytes<Tile>;
     constexpr auto kernel = product_kernel<Tile, decltype(align)::value>;
-    const cudaError_t error = allow_shared(kernel, kBytes);
+    const cudaError_t error = allow_shared(kernel, kBytes, 0);
     return error != cudaSuccess ? error
                                 : launch(kernel, grid, kTileThreads, kBytes, stream, arguments);
   });

@@ -191,7 +191,9 @@ cudaError_t launch_score(const ScoreArguments<typename Tile::Element>& arguments
                          cudaStream_t stream) {
   constexpr int kBytes = kPipelineBytes<Tile>;
   constexpr auto kernel = score_kernel<Tile, kAlign>;
-  if (const cudaError_t error = allow_shared(kernel, kBytes); error != cudaSuccess) return error;
+  constexpr int kStatic = sizeof(ScoreShared<Tile>);
+  const cudaError_t error = allow_shared(kernel, kBytes, kStatic);
+  if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(ceil_div(arguments.problem.batch, Tile::kM)),
                   static_cast<unsigned>(arguments.parts.splits));
   return launch(kernel, grid, kTileThreads, kBytes, stream, arguments);
