@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -266,19 +268,30 @@ def test_classes_past_2_31() -> None:
 
 
 def test_the_workspace_is_bounded() -> None:
-    """64 MiB for what depends on B, and the sampled rows' gradients."""
+    """64 MiB, the sampled rows' gradients and a number per row; more for a single row alone."""
     require("plain")
     bench = Bench("plain")
-    for dtype in DTYPES:
-        size = accumulator(dtype).itemsize
-        for batch, dim, samples in [(1 << 20, 64, 8192), (8192, 1024, 8192), (64, 64, 1 << 20)]:
-            p = make_problem(0, dim, samples, 1, dtype)._replace(
-                input=torch.empty(batch, dim, dtype=dtype)
-            )
-            bytes_, chunk_rows, _, _ = layout(bench, p, 132)
-            fixed = samples * (dim + 1) * size + batch * size
-            assert 1 <= chunk_rows <= batch
-            assert bytes_ - fixed < 72 << 20
+    shapes = [
+        (1 << 20, 64, 8192),
+        (8192, 1024, 8192),
+        (64, 64, 1 << 20),
+        (4096, 8, 4095),
+        (3, 7, 5),
+    ]
+    for dtype, shape, multiprocessors in product(DTYPES, shapes, (1, 20, 132, 256)):
+        (batch, dim, samples), size = shape, accumulator(dtype).itemsize
+        p = make_problem(0, 1, 0, 1, dtype)._replace(
+            input=torch.empty(batch, dim, dtype=dtype), ids=torch.empty(samples, dtype=torch.int64)
+        )
+        bytes_, chunk_rows, score_splits, _ = layout(bench, p, multiprocessors)
+        fixed = (samples * (dim + 1) + batch) * size
+        assert 1 <= chunk_rows <= batch
+        assert bytes_ - fixed <= 64 << 20
+        assert chunk_rows == batch or bytes_ - fixed > 32 << 20, "a chunk uses what it may"
+        assert chunk_rows < 128 or chunk_rows == batch or chunk_rows % 128 == 0
+        assert chunk_rows * score_splits <= 256 * multiprocessors + chunk_rows
+    p = p._replace(ids=torch.empty(1 << 25, dtype=torch.int64))
+    assert layout(bench, p, 132)[1] == 1
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

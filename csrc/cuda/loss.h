@@ -57,8 +57,9 @@ struct RowParts {
 // How float32 products are made: exactly, or by tensor cores from inputs rounded to tf32.
 enum class Precision { exact, tf32 };
 
-// A number of splits that fills a GPU of `multiprocessors`.
+// A number of splits that fills a GPU of `multiprocessors`, and what splits · batch is at most.
 int score_splits(int64_t batch, int64_t samples, int multiprocessors);
+int64_t most_score_parts(int64_t batch, int multiprocessors);
 
 template <class T>
 cudaError_t target_logits(const LossProblem<T>& problem,

@@ -8,6 +8,8 @@ namespace {
 
 constexpr int64_t kChunkBudget = int64_t{64} << 20;
 constexpr int64_t kTileRows = 128;
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kBuffers = 9;  // of a layout
 
 // The first error of a chain of launches; those after it don't run.
 class Launches {
@@ -38,8 +40,12 @@ WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, in
   WorkspaceLayout layout{};
   layout.logits_stride = ceil_div(samples, 8) * 8;
   const int64_t matrix_bytes = kInPlace ? kAccumulator : kAccumulator + kElement;
+  // Parts of `score` take splits · rows of these; score_splits bounds that.
+  constexpr int64_t kPart = sizeof(OnlineLse<A>) + sizeof(uint8_t);
+  const int64_t room =
+      kChunkBudget - kBuffers * kAlignment - most_score_parts(0, multiprocessors) * kPart;
   const auto row_bytes = [&](int splits) {
-    return layout.logits_stride * matrix_bytes + splits * dim * kAccumulator;
+    return layout.logits_stride * matrix_bytes + splits * dim * kAccumulator + kPart;
   };
   // Chunks of whole tiles of rows, while there are that many.
   const auto rows_within = [&](int splits) {
@@ -58,7 +64,7 @@ WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, in
   int64_t end = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t offset = end;
-    end += ceil_div(bytes, 256) * 256;
+    end += ceil_div(bytes, kAlignment) * kAlignment;
     return offset;
   };
   const int64_t elements = layout.chunk_rows * layout.logits_stride;

@@ -209,12 +209,19 @@ cudaError_t score_by(const ScoreArguments<typename Tile::Element>& arguments, cu
 
 }  // namespace
 
+constexpr int64_t kSplitTile = 128;
+
 int score_splits(int64_t batch, int64_t samples, int multiprocessors) {
-  constexpr int kTile = 128;
-  const int64_t row_tiles = ceil_div(batch, kTile), sample_tiles = ceil_div(samples, kTile);
+  const int64_t row_tiles = ceil_div(batch, kSplitTile),
+                sample_tiles = ceil_div(samples, kSplitTile);
   const int64_t wanted = ceil_div(2 * multiprocessors, row_tiles > 0 ? row_tiles : 1);
   const int64_t splits = wanted < sample_tiles ? wanted : sample_tiles;
   return static_cast<int>(splits > 0 ? splits : 1);
+}
+
+// Less than 2 multiprocessors / tiles + 1 splits of at most kSplitTile · tiles rows.
+int64_t most_score_parts(int64_t batch, int multiprocessors) {
+  return 2 * multiprocessors * kSplitTile + batch;
 }
 
 template <class T>
