@@ -9,7 +9,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simt_bench import SCHEDULES, Bench, require
-from simt_loss import Problem, accumulator, layout, loss_and_grads, loss_rows, make_problem
+from simt_loss import (
+    PATHS,
+    Path,
+    Problem,
+    accumulator,
+    layout,
+    loss_and_grads,
+    loss_rows,
+    make_problem,
+)
 from torch import Tensor
 
 from sampled_softmax_cuda.reference import loss as reference
@@ -24,6 +33,7 @@ GRAD_TOLERANCE = {
     torch.bfloat16: 1.2e-2,
     torch.float16: 1.5e-3,
 }
+TF32_TOLERANCE = 2e-3
 # B, D, S, C: one of each; below, beside and above a tile of 64 or 128, a stage of 8, 16 or 32, a
 # chunk of 16 bytes; S > C; rows that are not aligned.
 SHAPES = [
@@ -61,6 +71,10 @@ def assert_rows(got: Tensor, want: Tensor, dtype: torch.dtype, factor: float = 1
     assert torch.equal(got[3].double(), want[3])
 
 
+def grad_tolerance(path: Path) -> float:
+    return TF32_TOLERANCE if path.tf32 else GRAD_TOLERANCE[path.dtype]
+
+
 def relative_error(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30))
 
@@ -72,16 +86,17 @@ def test_losses(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype) -> Non
     assert_rows(loss_rows(bench, p), expected(p)[0], dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradients(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    p = make_problem(*shape, dtype)
-    k = torch.rand(shape[0], generator=torch.Generator().manual_seed(1)).to(accumulator(dtype))
+def test_gradients(bench: Bench, shape: tuple[int, ...], path: Path) -> None:
+    p = make_problem(*shape, path.dtype)
+    k = torch.rand(shape[0], generator=torch.Generator().manual_seed(1))
+    k = k.to(accumulator(path.dtype))
     rows, want = expected(p, k)
-    got = loss_and_grads(bench, p, k)
-    assert_rows(got.rows, rows, dtype)
+    got = loss_and_grads(bench, p, k, path=path)
+    assert_rows(got.rows, rows, path.dtype, factor=500 if path.tf32 else 1)
     for name, a, b in zip(("input", "weight", "bias"), got[1:], want, strict=True):
-        assert relative_error(a, b) < GRAD_TOLERANCE[dtype], name
+        assert relative_error(a, b) < grad_tolerance(path), name
 
 
 OPTIONS = [
@@ -126,16 +141,24 @@ def test_splits_chunks_and_schedules_change_nothing(dtype: torch.dtype) -> None:
             assert relative_error(a, b) < GRAD_TOLERANCE[dtype]
 
 
-def test_tf32_is_asked_for() -> None:
+def test_the_gpu_and_the_caller_choose_the_path() -> None:
+    """Products of float32 are rounded to tf32 where that is allowed and there; of 16-bit types,
+    tensor cores add those of 16 at once, fused multiply-adds one by one."""
     require("plain")
+    bench = Bench("plain")
     p = make_problem(70, 64, 150, 400, torch.float32)
-    k = torch.ones(70)
-    rows, want = expected(p, k)
-    got = loss_and_grads(Bench("plain"), p, k, tf32=True)
-    error = relative_error(got.rows[0], rows[0])
-    assert 1e-6 < error < 2e-3
-    for a, b in zip(got[1:], want, strict=True):
-        assert relative_error(a, b) < 2e-3
+    rows = expected(p)[0]
+
+    def error(path: Path) -> float:
+        return relative_error(loss_rows(bench, p, path=path)[0], rows[0])
+
+    assert 1e-6 < error(Path(torch.float32, tf32=True)) < TF32_TOLERANCE
+    assert error(Path(torch.float32)) < 1e-6
+    assert error(Path(torch.float32, major=7, tf32=True)) < 1e-6
+    for dtype in (torch.bfloat16, torch.float16):
+        p = make_problem(70, 64, 150, 400, dtype)
+        tensor_cores, plain = (loss_rows(bench, p, path=Path(dtype, m)) for m in (8, 7))
+        assert not torch.equal(tensor_cores, plain)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -154,17 +177,14 @@ def test_every_sample_a_removed_hit(bench: Bench, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("ignore_index", [-100, 17])
-@pytest.mark.parametrize(
-    ("dtype", "tf32"),
-    [*((dtype, False) for dtype in DTYPES), (torch.float32, True)],
-    ids=lambda value: "tf32" if value is True else str(value),
-)
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_ignored_rows_are_left_out_whatever_they_hold(
-    dtype: torch.dtype, tf32: bool, ignore_index: int, bad: float, sparse: bool
+    path: Path, ignore_index: int, bad: float, sparse: bool
 ) -> None:
     """Padding: h, log n and k of ignored rows are garbage, and so is W of a class that stands for
     "ignored"; 0 times any of it would be NaN. Against the same rows in a batch without padding."""
     require("plain")
+    dtype = path.dtype
     p = make_problem(70, 24, 60, 40, dtype, ignore_index=ignore_index)
     ignored = torch.arange(70) % 3 == 1
     p.target[p.target == 17] = 18
@@ -183,13 +203,12 @@ def test_ignored_rows_are_left_out_whatever_they_hold(
         target_log_expected_count=p.target_log_expected_count[~ignored],
     )
     rows, (want_input, *want) = expected(kept, k[~ignored])
-    got = loss_and_grads(Bench("plain"), p, k, sparse=sparse, tf32=tf32)
+    got = loss_and_grads(Bench("plain"), p, k, sparse=sparse, path=path)
     assert not got.rows[:, ignored].any()
     assert not got.input[ignored].any()
-    assert_rows(got.rows[:, ~ignored], rows, dtype, factor=500 if tf32 else 1)
-    tolerance = 2e-3 if tf32 else GRAD_TOLERANCE[dtype]
+    assert_rows(got.rows[:, ~ignored], rows, dtype, factor=500 if path.tf32 else 1)
     for a, b in zip((got.input[~ignored], *got[2:]), (want_input, *want), strict=True):
-        assert relative_error(a, b) < tolerance
+        assert relative_error(a, b) < grad_tolerance(path)
 
 
 def test_a_bad_sampled_row_reaches_all_rows_but_ignored_ones() -> None:

@@ -46,7 +46,7 @@ cudaError_t probabilities(const GradChunk<T>& chunk, cudaStream_t stream);
 // partial: [splits][rows][D].
 template <class T>
 cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* partial, int splits,
-                           Precision precision, cudaStream_t stream);
+                           MatmulPath path, cudaStream_t stream);
 
 template <class T>
 cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A* partial,
@@ -55,7 +55,7 @@ cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A
 // rows: [S][D], stored or, if `accumulate`, added to.
 template <class T>
 cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* rows,
-                            bool accumulate, Precision precision, cudaStream_t stream);
+                            bool accumulate, MatmulPath path, cudaStream_t stream);
 
 // sums: [S].
 template <class T>

@@ -49,8 +49,7 @@ WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, in
   };
   // Chunks of whole tiles of rows, while there are that many.
   const auto rows_within = [&](int splits) {
-    const int64_t rows =
-        std::max<int64_t>(kChunkBudget / std::max<int64_t>(row_bytes(splits), 1), 1);
+    const int64_t rows = std::max<int64_t>(room / row_bytes(splits), 1);
     return std::min(rows > kTileRows ? rows / kTileRows * kTileRows : rows, batch);
   };
   const int64_t tiles_d = ceil_div(dim, kTileRows);
@@ -86,7 +85,7 @@ template <class T>
 cudaError_t loss_and_grads(const LossProblem<T>& problem,
                            const RowResults<typename LossProblem<T>::Accumulator>& results,
                            const LossGradients<T>& gradients, const WorkspaceLayout& layout,
-                           void* workspace, Precision precision, cudaStream_t stream) {
+                           void* workspace, MatmulPath path, cudaStream_t stream) {
   using A = typename LossProblem<T>::Accumulator;
   A* const kappa = at<A>(workspace, layout.kappa);
   A* const logits = at<A>(workspace, layout.logits);
@@ -119,18 +118,15 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
     T* const grad_input = gradients.input + first * gradients.input_stride;
     const bool accumulate = first > 0;
     launches.then([&] { return target_logits(rows, out, stream); })
-        .then([&] {
-          return score(rows, out, parts, logits, layout.logits_stride, precision, stream);
-        })
+        .then([&] { return score(rows, out, parts, logits, layout.logits_stride, path, stream); })
         .then([&] { return finish_rows(rows, out, parts, stream); })
         .then([&] { return probabilities(chunk, stream); })
-        .then(
-            [&] { return input_products(chunk, partial, layout.input_splits, precision, stream); })
+        .then([&] { return input_products(chunk, partial, layout.input_splits, path, stream); })
         .then([&] {
           return input_grad(chunk, partial, layout.input_splits, grad_input, gradients.input_stride,
                             stream);
         })
-        .then([&] { return weight_products(chunk, sample_rows, accumulate, precision, stream); });
+        .then([&] { return weight_products(chunk, sample_rows, accumulate, path, stream); });
     if (sample_sums != nullptr) {
       launches.then([&] { return bias_products(chunk, sample_sums, accumulate, stream); });
     }
@@ -155,7 +151,7 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
   template WorkspaceLayout workspace_layout<T>(int64_t, int64_t, int64_t, int); \
   template cudaError_t loss_and_grads(                                          \
       const LossProblem<T>&, const RowResults<LossProblem<T>::Accumulator>&,    \
-      const LossGradients<T>&, const WorkspaceLayout&, void*, Precision, cudaStream_t)
+      const LossGradients<T>&, const WorkspaceLayout&, void*, MatmulPath, cudaStream_t)
 SSC_LOSS_AND_GRADS_INSTANCE(float);
 SSC_LOSS_AND_GRADS_INSTANCE(double);
 SSC_LOSS_AND_GRADS_INSTANCE(__nv_bfloat16);

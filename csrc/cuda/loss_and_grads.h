@@ -42,6 +42,6 @@ template <class T>
 cudaError_t loss_and_grads(const LossProblem<T>& problem,
                            const RowResults<typename LossProblem<T>::Accumulator>& results,
                            const LossGradients<T>& gradients, const WorkspaceLayout& layout,
-                           void* workspace, Precision precision, cudaStream_t stream);
+                           void* workspace, MatmulPath path, cudaStream_t stream);
 
 }  // namespace ssc::cuda

@@ -8,9 +8,8 @@
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/loss.h"
 #include "csrc/cuda/number.h"
-#include "csrc/cuda/tile_fma.h"
+#include "csrc/cuda/tile.h"
 #include "csrc/cuda/tile_loop.h"
-#include "csrc/cuda/tile_mma.h"
 #include "csrc/cuda/tile_store.h"
 
 namespace ssc::cuda {
@@ -141,6 +140,10 @@ __device__ __forceinline__ void score_tile(const ScoreArguments<T>& a, int64_t f
 template <class Tile, int kAlign>
 __global__ void __launch_bounds__(kTileThreads, 1)
     score_kernel(const __grid_constant__ ScoreArguments<typename Tile::Element> a) {
+  if constexpr (!runs_here<Tile>()) {
+    __trap();
+    return;
+  }
   using T = typename Tile::Element;
   using A = typename Tile::Accumulator;
   T* const stages = dynamic_shared<T>();
@@ -229,27 +232,19 @@ cudaError_t score(const LossProblem<T>& problem,
                   const RowResults<typename LossProblem<T>::Accumulator>& results,
                   const RowParts<typename LossProblem<T>::Accumulator>& parts,
                   typename LossProblem<T>::Accumulator* logits, int64_t logits_stride,
-                  Precision precision, cudaStream_t stream) {
+                  MatmulPath path, cudaStream_t stream) {
   constexpr Order k = Order::along_k;
   if (problem.batch == 0) return cudaSuccess;
   const ScoreArguments<T> arguments{problem, results.target_logit, parts, logits, logits_stride};
-  if constexpr (sizeof(T) == 2) {
-    return score_by<MmaTile<T, k, k>>(arguments, stream);
-  } else {
-    if constexpr (sizeof(T) == 4) {
-      if (precision == Precision::tf32) {
-        return score_by<MmaTile<T, k, k>>(arguments, stream);
-      }
-    }
-    return score_by<FmaTile<T, k, k>>(arguments, stream);
-  }
+  return with_tile<T, k, k>(
+      path, [&](auto tile) { return score_by<typename decltype(tile)::type>(arguments, stream); });
 }
 
 #define SSC_SCORE_INSTANCE(T)                                                \
   template cudaError_t score(const LossProblem<T>&,                          \
                              const RowResults<LossProblem<T>::Accumulator>&, \
                              const RowParts<LossProblem<T>::Accumulator>&,   \
-                             LossProblem<T>::Accumulator*, int64_t, Precision, cudaStream_t)
+                             LossProblem<T>::Accumulator*, int64_t, MatmulPath, cudaStream_t)
 SSC_SCORE_INSTANCE(float);
 SSC_SCORE_INSTANCE(double);
 SSC_SCORE_INSTANCE(__nv_bfloat16);

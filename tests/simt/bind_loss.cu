@@ -12,12 +12,12 @@ using namespace ssc::cuda;
 template <class T>
 using AccumulatorType = typename AccumulatorOf<T>::Type;
 
-// What both launchers take first, in this order.
+// What both launchers take first, in this order. major: of the compute capability.
 #define SSC_PROBLEM_PARAMETERS                                                               \
   const T *input, const T *weight, const T *bias, const int64_t *target, const int64_t *ids, \
       const float *log_count, const float *target_log_count, int64_t batch, int64_t dim,     \
       int64_t classes, int64_t samples, int64_t input_stride, int64_t weight_stride,         \
-      int64_t ignore_index, double inv_temperature, bool remove_hits, bool tf32
+      int64_t ignore_index, double inv_temperature, bool remove_hits, int major, bool tf32
 #define SSC_PROBLEM                                                                             \
   LossProblem<T> {                                                                              \
     input, weight, input_stride, weight_stride, bias, target, ids, log_count, target_log_count, \
@@ -30,8 +30,6 @@ RowResults<AccumulatorType<T>> row_results(AccumulatorType<T>* results, int64_t 
   return {results, results + batch, results + 2 * batch, results + 3 * batch};
 }
 
-Precision precision_of(bool tf32) { return tf32 ? Precision::tf32 : Precision::exact; }
-
 // results: [4][batch]: loss, lse, target_logit, error.
 template <class T>
 cudaError_t loss_rows(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results, int splits,
@@ -42,7 +40,7 @@ cudaError_t loss_rows(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results, int s
   cudaError_t error = target_logits(problem, out, stream);
   if (error == cudaSuccess) {
     error = score(problem, out, row_parts, static_cast<AccumulatorType<T>*>(nullptr), 0,
-                  precision_of(tf32), stream);
+                  matmul_path<T>(major, tf32), stream);
   }
   return error == cudaSuccess ? finish_rows(problem, out, row_parts, stream) : error;
 }
@@ -58,7 +56,7 @@ cudaError_t grads(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results,
   const LossGradients<T> gradients = {row_scale, grad_input,  dim, sorted,    order,
                                       sparse,    grad_weight, dim, grad_bias, grad_classes};
   return loss_and_grads(SSC_PROBLEM, row_results<T>(results, batch), gradients, layout, workspace,
-                        precision_of(tf32), stream);
+                        matmul_path<T>(major, tf32), stream);
 }
 
 // Writes the layout's bytes, chunk_rows, score_splits and input_splits.
