@@ -8,20 +8,13 @@ import torch
 from simt_bench import Bench
 from torch import Tensor
 
+from sampled_softmax_cuda._autograd import Arguments
 
-class Problem(NamedTuple):
-    """Arguments of the sampled loss, as in sampled_softmax_cuda.reference.loss.loss_rows."""
 
-    input: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    target: Tensor
-    ids: Tensor | None  # none: all classes, the exact loss
-    log_expected_count: Tensor | None
-    target_log_expected_count: Tensor | None
-    inv_temperature: float = 1.0
-    remove_accidental_hits: bool = True
-    ignore_index: int = -100
+class Problem(Arguments):
+    """The arguments of the op loss_rows."""
+
+    __slots__ = ()
 
     def double(self) -> Problem:
         """The same numbers in float64."""
@@ -31,6 +24,29 @@ class Problem(NamedTuple):
             if isinstance(value, Tensor) and value.is_floating_point()
         }
         return self._replace(**wide)
+
+
+class Path(NamedTuple):
+    """What decides how matmuls are computed; the GPU's compute capability is major.x."""
+
+    dtype: torch.dtype
+    major: int = 8
+    tf32: bool = False
+
+    def __str__(self) -> str:
+        return f"{name_of(self.dtype)}{'-tf32' * self.tf32}-{self.major}.x"
+
+
+# One of each kind: fused multiply-adds, tensor cores, and those of GPUs without tensor cores.
+PATHS = [
+    Path(torch.float64),
+    Path(torch.float32),
+    Path(torch.float32, tf32=True),
+    Path(torch.bfloat16),
+    Path(torch.float16),
+    Path(torch.bfloat16, major=7),
+    Path(torch.float16, major=7),
+]
 
 
 class Gradients(NamedTuple):
@@ -51,7 +67,9 @@ def make_problem(
     bias: bool = True,
     corrected: bool = True,
     row_padding: int = 0,
-    **options: float | bool,
+    inv_temperature: float = 1.0,
+    remove_accidental_hits: bool = True,
+    ignore_index: int = -100,
 ) -> Problem:
     """Random numbers; row 1, where there is one, is ignored. Rows lie dim + row_padding apart."""
     g = torch.Generator().manual_seed(seed)
@@ -62,7 +80,7 @@ def make_problem(
 
     target = torch.randint(classes, (batch,), generator=g)
     if batch > 1:
-        target[1] = -100
+        target[1] = ignore_index
     return Problem(
         matrix(batch),
         matrix(classes),
@@ -71,7 +89,9 @@ def make_problem(
         torch.randint(classes, (samples,), generator=g),
         torch.randn(samples, generator=g) if corrected else None,
         torch.randn(batch, generator=g) if corrected else None,
-        **options,
+        inv_temperature,
+        remove_accidental_hits,
+        ignore_index,
     )
 
 
@@ -79,7 +99,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _arguments(bench: Bench, p: Problem, tf32: bool) -> list[Tensor | float | bool | None]:
+def _arguments(bench: Bench, p: Problem, path: Path) -> list[Tensor | float | bool | None]:
     tensors = list(p[:7])
     for name, tensor in zip(Problem._fields, tensors, strict=False):
         if tensor is not None:
@@ -88,7 +108,7 @@ def _arguments(bench: Bench, p: Problem, tf32: bool) -> list[Tensor | float | bo
         *tensors,
         *(*p.input.shape, p.weight.shape[0], 0 if p.ids is None else p.ids.shape[0]),
         *(p.input.stride(0), p.weight.stride(0), p.ignore_index),
-        *(p.inv_temperature, p.remove_accidental_hits, tf32),
+        *(p.inv_temperature, p.remove_accidental_hits, path.major, path.tf32),
     ]
 
 
@@ -98,10 +118,10 @@ def _output(bench: Bench, name: str, *shape: int, dtype: torch.dtype) -> Tensor:
     return bench.buffer(name, torch.full(shape, fill, dtype=dtype), "out")
 
 
-def loss_rows(bench: Bench, p: Problem, *, splits: int = 1, tf32: bool = False) -> Tensor:
+def loss_rows(bench: Bench, p: Problem, *, splits: int = 1, path: Path | None = None) -> Tensor:
     """[4, B]: loss, lse, target logit and error of each row."""
     dtype, batch = p.input.dtype, p.input.shape[0]
-    arguments = _arguments(bench, p, tf32)
+    arguments = _arguments(bench, p, path or Path(dtype))
     rows = _output(bench, "rows", 4, batch, dtype=accumulator(dtype))
     workspace = torch.empty(loss_rows_bytes(bench, dtype, batch, splits), dtype=torch.uint8)
     bench.buffer("workspace", workspace, "out")
@@ -123,11 +143,11 @@ def logits(
     *,
     padding: int = 0,
     splits: int = 1,
-    tf32: bool = False,
+    path: Path | None = None,
 ) -> Tensor:
     """[B, end - begin], as columns of a wider matrix where there is padding."""
     dtype = p.input.dtype
-    arguments = _arguments(bench, p, tf32)
+    arguments = _arguments(bench, p, path or Path(dtype))
     shape = (p.input.shape[0], end - begin + padding)
     out = _output(bench, "logits", *shape, dtype=accumulator(dtype))
     bench.call(f"logits_{name_of(dtype)}", *arguments, begin, end, out, shape[1], splits)
@@ -154,7 +174,7 @@ def loss_and_grads(
     row_scale: Tensor,
     *,
     sparse: bool = True,
-    tf32: bool = False,
+    path: Path | None = None,
     multiprocessors: int = 4,
     chunk_rows: int = -1,
 ) -> Gradients:
@@ -162,7 +182,7 @@ def loss_and_grads(
     dtype = p.input.dtype
     (batch, dim), classes = p.input.shape, p.weight.shape[0]
     workspace_bytes = layout(bench, p, multiprocessors)[0]
-    arguments = _arguments(bench, p, tf32)
+    arguments = _arguments(bench, p, path or Path(dtype))
     entries = p.ids.shape[0] + batch
     sorted_classes, order = torch.sort(torch.cat((p.ids, p.target)), stable=True)
     bench.buffer("classes", sorted_classes, "in")

@@ -33,12 +33,13 @@ def test_bad_numbers_stay_in_their_row(backend: str, bad: float) -> None:
     torch.testing.assert_close(h.grad[others], clean[others], rtol=1e-5, atol=1e-6)
 
 
-def test_bad_numbers_in_ignored_rows_reach_nothing(backend: str) -> None:
+@pytest.mark.parametrize("padding", [torch.nan, torch.inf])
+def test_bad_numbers_in_ignored_rows_reach_nothing(backend: str, padding: float) -> None:
     problem = make_problem(6, 8, 20, 10, ignored=2)
     h = problem.input.detach().clone()
-    h[:2] = torch.nan
+    h[:2] = padding
     counts = problem.samples.target_log_expected_count.clone()
-    counts[:2] = torch.nan
+    counts[:2] = padding
     bad = testing.Problem(
         h.requires_grad_(),
         problem.weight,
@@ -51,6 +52,36 @@ def test_bad_numbers_in_ignored_rows_reach_nothing(backend: str) -> None:
     loss.backward()
     assert all(bool(leaf.grad.isfinite().all()) for leaf in bad.leaves)
     assert torch.equal(h.grad[:2], torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True])
+@pytest.mark.parametrize("padding", [torch.nan, torch.inf])
+def test_bad_numbers_of_a_class_that_stands_for_ignored(
+    backend: str, padding: float, sparse_grad: bool
+) -> None:
+    """ignore_index may be a class of its own; its row of W is as good as absent."""
+    h, w, b = torch.randn(6, 8), torch.randn(20, 8), torch.randn(20)
+    target = torch.tensor([3, 7, 3, 5, 1, 2])
+    kept = target != 3
+    h[~kept], w[3], b[3] = padding, padding, padding
+    samples = ssc.Samples(torch.tensor([0, 4, 5, 9]), None, None)
+
+    def grads(rows: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (h[rows], w, b)]
+        loss = ssc.sampled_softmax_loss(
+            leaves[0], leaves[1], target[rows], samples,
+            bias=leaves[2], ignore_index=3, sparse_grad=sparse_grad,
+        )  # fmt: skip
+        loss.backward()
+        return [loss.detach(), *(leaf.grad.to_dense() for leaf in leaves)]
+
+    loss, grad_input, *rest = grads(torch.full((6,), True))
+    want_loss, want_input, *want_rest = grads(kept)
+    assert not grad_input[~kept].any()
+    for got, want in zip(
+        (loss, grad_input[kept], *rest), (want_loss, want_input, *want_rest), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_large_logits_neither_overflow_nor_vanish(backend: str) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from simt_bench import SCHEDULES, Bench, require
-from simt_loss import Problem, accumulator, logits, loss_and_grads, loss_rows, make_problem
+from simt_loss import Path, Problem, accumulator, logits, loss_and_grads, loss_rows, make_problem
 from torch import Tensor
 from torch.nn import functional as F
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+TF32 = Path(torch.float32, tf32=True)
 # Absolute, for logits of a few units that are accumulated in float32, or in float64.
 TOLERANCE = {torch.float64: 1e-13, "other": 6e-6}
 # B, D, C: one of each; below, beside and above a tile of 64 or 128, a stage of 8, 16 or 32, a chunk
@@ -132,13 +133,23 @@ def test_splits_and_schedules(dtype: torch.dtype) -> None:
         assert torch.equal(logits(Bench("plain"), p, 10, 890, splits=splits), first[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_without_tensor_cores(dtype: torch.dtype) -> None:
+    """16-bit types on a GPU before 8.0."""
+    require("plain")
+    p, path = make_exact(70, 40, 150, dtype), Path(dtype, major=7)
+    assert_rows(loss_rows(Bench("plain"), p, path=path), p)
+    error = (logits(Bench("plain"), p, 0, 150, path=path).double() - expected_logits(p)).abs().max()
+    assert error < TOLERANCE["other"]
+
+
 def test_tf32_is_asked_for() -> None:
     require("plain")
     p = make_exact(70, 64, 150, torch.float32)
     lse = expected_rows(p)[1]
-    error = (loss_rows(Bench("plain"), p, tf32=True)[1] - lse).abs().max()
+    error = (loss_rows(Bench("plain"), p, path=TF32)[1] - lse).abs().max()
     assert 1e-6 < error < 2e-3
-    error = (logits(Bench("plain"), p, 0, 150, tf32=True) - expected_logits(p)).abs().max()
+    error = (logits(Bench("plain"), p, 0, 150, path=TF32) - expected_logits(p)).abs().max()
     assert 1e-4 < error < 1e-2
 
 

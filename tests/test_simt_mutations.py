@@ -292,7 +292,7 @@ def test_trap_ends_the_launch(plain: Bench) -> None:
     [
         (1025, 4100, "1056 threads in a block"),
         (32, 48 * 1024 + 1, "see cudaFuncSetAttribute"),
-        (32, 10**6, "1000000 bytes of dynamic shared memory, 232448 there"),
+        (32, 10**6, "0 + 1000000 bytes of static and dynamic shared memory, 232448 there"),
     ],
 )
 def test_launches_that_hardware_would_refuse(plain: Bench, n: int, shared: int, part: str) -> None:
@@ -300,6 +300,14 @@ def test_launches_that_hardware_would_refuse(plain: Bench, n: int, shared: int, 
     error = call_fails(plain, "reverse", x, x, n, shared)
     assert error.kinds == {"configuration"}
     assert part in str(error)
+
+
+def test_static_shared_memory_counts_towards_the_limit(plain: Bench) -> None:
+    y = ints(plain, "y", 32)
+    plain.call("static_and_dynamic", y, 47 * 1024)
+    error = call_fails(plain, "static_and_dynamic", y, 47 * 1024 + 4)
+    assert error.kinds == {"configuration"}
+    assert "48132 bytes of dynamic shared memory, 48128 allowed beside 1024 of static" in str(error)
 
 
 def test_checks_can_be_switched_off() -> None:

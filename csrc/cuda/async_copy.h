@@ -47,6 +47,11 @@ __device__ __forceinline__ void cp_async_zfill(void* shared, const void* global,
                  : "memory");
   }
 #else
+  if (source_bytes == kBytes) {
+    cp_async<kBytes>(shared, global);
+    return;
+  }
+#pragma unroll 1  // the ends of rows alone
   for (int i = 0; i < kBytes; ++i) {
     static_cast<char*>(shared)[i] = i < source_bytes ? static_cast<const char*>(global)[i] : 0;
   }

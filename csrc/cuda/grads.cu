@@ -10,10 +10,12 @@ namespace {
 // One block: B numbers are few.
 template <class A>
 __global__ void __launch_bounds__(kElementThreads)
-    scale_of_rows_kernel(const A* row_scale, int64_t rows, A* kappa) {
+    scale_of_rows_kernel(const A* row_scale, const int64_t* target, int64_t ignore_index,
+                         int64_t rows, A* kappa) {
   __shared__ A largest[kElementThreads / 32];
   A most = 0;
   for (int64_t i = threadIdx.x; i < rows; i += kElementThreads) {
+    if (target[i] == ignore_index) continue;
     const A k = row_scale[i] < A(0) ? -row_scale[i] : row_scale[i];
     most = k > most ? k : most;
   }
@@ -67,13 +69,14 @@ __global__ void __launch_bounds__(kElementThreads)
   const LossProblem<T>& p = a.chunk.problem;
   const int64_t row = blockIdx.x;
   const int64_t target = p.target[row];
-  const bool valid = static_cast<uint64_t>(target) < static_cast<uint64_t>(p.classes);
+  const bool counts = target != p.ignore_index;
+  const bool valid = counts && static_cast<uint64_t>(target) < static_cast<uint64_t>(p.classes);
   const A kappa = *a.chunk.kappa;
   const A coefficient = a.chunk.target_coefficient[row];
   for (int64_t d = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; d < p.dim;
        d += static_cast<int64_t>(gridDim.y) * kElementThreads) {
     A sum = 0;
-    for (int split = 0; split < a.splits; ++split) {
+    for (int split = 0; counts && split < a.splits; ++split) {
       sum += a.partial[(split * p.batch + row) * p.dim + d];
     }
     if (valid) sum += coefficient * to_accumulator(p.weight[target * p.weight_stride + d]);
@@ -116,6 +119,7 @@ __global__ void __launch_bounds__(kElementThreads)
   const bool inside = static_cast<uint64_t>(id) < static_cast<uint64_t>(p.classes);
   const bool leads = inside && (first == 0 || g.classes[first - 1] != id);
   if (!leads && !g.sparse) return;
+  const bool targets_count = id != p.ignore_index;
   const int64_t out = g.sparse ? first : id;
   const A kappa = *g.kappa;
   if (g.sparse && threadIdx.x == 0) g.grad_classes[first] = inside ? id : 0;
@@ -123,9 +127,11 @@ __global__ void __launch_bounds__(kElementThreads)
     A sum = 0;
     for (int64_t j = first; leads && j < g.entries && g.classes[j] == id; ++j) {
       const int64_t entry = g.order[j], row = entry - p.samples;
-      sum += row < 0
-                 ? g.sample_rows[entry * p.dim + d]
-                 : g.target_coefficient[row] * to_accumulator(p.input[row * p.input_stride + d]);
+      if (row < 0) {
+        sum += g.sample_rows[entry * p.dim + d];
+      } else if (targets_count) {
+        sum += g.target_coefficient[row] * to_accumulator(p.input[row * p.input_stride + d]);
+      }
     }
     g.grad_weight[out * g.grad_stride + d] = to_storage<T>(kappa * sum);
   }
@@ -146,9 +152,12 @@ unsigned row_blocks(int64_t n) {
 
 }  // namespace
 
-template <class A>
-cudaError_t scale_of_rows(const A* row_scale, int64_t rows, A* kappa, cudaStream_t stream) {
-  return launch(scale_of_rows_kernel<A>, 1, kElementThreads, 0, stream, row_scale, rows, kappa);
+template <class T>
+cudaError_t scale_of_rows(const LossProblem<T>& problem,
+                          const typename LossProblem<T>::Accumulator* row_scale,
+                          typename LossProblem<T>::Accumulator* kappa, cudaStream_t stream) {
+  return launch(scale_of_rows_kernel<typename LossProblem<T>::Accumulator>, 1, kElementThreads, 0,
+                stream, row_scale, problem.target, problem.ignore_index, problem.batch, kappa);
 }
 
 template <class T>
@@ -184,6 +193,8 @@ cudaError_t class_grads(const LossProblem<T>& problem, const ClassGrads<T>& grad
 }
 
 #define SSC_GRADS_INSTANCE(T)                                                                    \
+  template cudaError_t scale_of_rows(const LossProblem<T>&, const LossProblem<T>::Accumulator*,  \
+                                     LossProblem<T>::Accumulator*, cudaStream_t);                \
   template cudaError_t probabilities(const GradChunk<T>&, cudaStream_t);                         \
   template cudaError_t input_grad(const GradChunk<T>&, const GradChunk<T>::A*, int, T*, int64_t, \
                                   cudaStream_t);                                                 \
@@ -194,7 +205,5 @@ SSC_GRADS_INSTANCE(double);
 SSC_GRADS_INSTANCE(__nv_bfloat16);
 SSC_GRADS_INSTANCE(__half);
 #undef SSC_GRADS_INSTANCE
-template cudaError_t scale_of_rows(const float*, int64_t, float*, cudaStream_t);
-template cudaError_t scale_of_rows(const double*, int64_t, double*, cudaStream_t);
 
 }  // namespace ssc::cuda

@@ -10,7 +10,8 @@
 //   db_c
 //
 // Three matmuls in all, since a scalar upstream gradient scales the result afterwards. Chunks of
-// rows bound the workspace: logits and P are [rows of a chunk][S].
+// rows bound the workspace: logits and P are [rows of a chunk][S]. Rows to be ignored are left out
+// of every sum, whatever their h, k or W_t hold.
 #pragma once
 
 #include "csrc/cuda/loss.h"
@@ -33,8 +34,11 @@ struct GradChunk {
   int64_t stride;
 };
 
-template <class A>
-cudaError_t scale_of_rows(const A* row_scale, int64_t rows, A* kappa, cudaStream_t stream);
+// row_scale: [rows].
+template <class T>
+cudaError_t scale_of_rows(const LossProblem<T>& problem,
+                          const typename LossProblem<T>::Accumulator* row_scale,
+                          typename LossProblem<T>::Accumulator* kappa, cudaStream_t stream);
 
 template <class T>
 cudaError_t probabilities(const GradChunk<T>& chunk, cudaStream_t stream);
@@ -42,7 +46,7 @@ cudaError_t probabilities(const GradChunk<T>& chunk, cudaStream_t stream);
 // partial: [splits][rows][D].
 template <class T>
 cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* partial, int splits,
-                           Precision precision, cudaStream_t stream);
+                           MatmulPath path, cudaStream_t stream);
 
 template <class T>
 cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A* partial,
@@ -51,7 +55,7 @@ cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A
 // rows: [S][D], stored or, if `accumulate`, added to.
 template <class T>
 cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* rows,
-                            bool accumulate, Precision precision, cudaStream_t stream);
+                            bool accumulate, MatmulPath path, cudaStream_t stream);
 
 // sums: [S].
 template <class T>
@@ -65,11 +69,11 @@ template <class T>
 struct ClassGrads {
   using A = typename AccumulatorOf<T>::Type;
 
-  const int64_t* classes;  // [entries], sorted; targets to be ignored have a class outside [0, C)
-  const int64_t* order;    // [entries]
-  int64_t entries;         // S + B
-  const A* sample_rows;    // [S][D] of weight_products
-  const A* sample_sums;    // [S] of bias_products; null without bias
+  const int64_t* classes;       // [entries], sorted; targets that are ignore_index add nothing
+  const int64_t* order;         // [entries]
+  int64_t entries;              // S + B
+  const A* sample_rows;         // [S][D] of weight_products
+  const A* sample_sums;         // [S] of bias_products; null without bias
   const A* target_coefficient;  // [B]
   const A* kappa;               // [1]
   // Dense: row `class` of grad_weight, others untouched. Sparse: row j for entry j, zeros where j

@@ -18,12 +18,12 @@ constexpr unsigned element_blocks(int64_t elements) {
   return static_cast<unsigned>(blocks < kMost ? blocks : kMost);
 }
 
-// More than 48 KiB of dynamic shared memory has to be asked for.
+// More than 48 KiB of shared memory has to be asked for, static memory counted in.
 template <class Kernel>
-cudaError_t allow_shared(Kernel kernel, int bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
+cudaError_t allow_shared(Kernel kernel, int dynamic_bytes, int static_bytes) {
+  if (dynamic_bytes + static_bytes <= 48 * 1024) return cudaSuccess;
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                              cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes);
 }
 
 }  // namespace ssc::cuda

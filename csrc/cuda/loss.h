@@ -14,6 +14,7 @@
 
 #include "csrc/core/online_lse.h"
 #include "csrc/cuda/device.h"
+#include "csrc/cuda/matmul_path.h"
 #include "csrc/cuda/number.h"
 
 namespace ssc::cuda {
@@ -54,11 +55,9 @@ struct RowParts {
   int splits;
 };
 
-// How float32 products are made: exactly, or by tensor cores from inputs rounded to tf32.
-enum class Precision { exact, tf32 };
-
-// A number of splits that fills a GPU of `multiprocessors`.
+// A number of splits that fills a GPU of `multiprocessors`, and what splits · batch is at most.
 int score_splits(int64_t batch, int64_t samples, int multiprocessors);
+int64_t most_score_parts(int64_t batch, int multiprocessors);
 
 template <class T>
 cudaError_t target_logits(const LossProblem<T>& problem,
@@ -73,7 +72,7 @@ cudaError_t score(const LossProblem<T>& problem,
                   const RowResults<typename LossProblem<T>::Accumulator>& results,
                   const RowParts<typename LossProblem<T>::Accumulator>& parts,
                   typename LossProblem<T>::Accumulator* logits, int64_t logits_stride,
-                  Precision precision, cudaStream_t stream);
+                  MatmulPath path, cudaStream_t stream);
 
 template <class T>
 cudaError_t finish_rows(const LossProblem<T>& problem,

@@ -8,6 +8,8 @@ namespace {
 
 constexpr int64_t kChunkBudget = int64_t{64} << 20;
 constexpr int64_t kTileRows = 128;
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kBuffers = 9;  // of a layout
 
 // The first error of a chain of launches; those after it don't run.
 class Launches {
@@ -38,13 +40,16 @@ WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, in
   WorkspaceLayout layout{};
   layout.logits_stride = ceil_div(samples, 8) * 8;
   const int64_t matrix_bytes = kInPlace ? kAccumulator : kAccumulator + kElement;
+  // Parts of `score` take splits · rows of these; score_splits bounds that.
+  constexpr int64_t kPart = sizeof(OnlineLse<A>) + sizeof(uint8_t);
+  const int64_t room =
+      kChunkBudget - kBuffers * kAlignment - most_score_parts(0, multiprocessors) * kPart;
   const auto row_bytes = [&](int splits) {
-    return layout.logits_stride * matrix_bytes + splits * dim * kAccumulator;
+    return layout.logits_stride * matrix_bytes + splits * dim * kAccumulator + kPart;
   };
   // Chunks of whole tiles of rows, while there are that many.
   const auto rows_within = [&](int splits) {
-    const int64_t rows =
-        std::max<int64_t>(kChunkBudget / std::max<int64_t>(row_bytes(splits), 1), 1);
+    const int64_t rows = std::max<int64_t>(room / row_bytes(splits), 1);
     return std::min(rows > kTileRows ? rows / kTileRows * kTileRows : rows, batch);
   };
   const int64_t tiles_d = ceil_div(dim, kTileRows);
@@ -58,7 +63,7 @@ WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, in
   int64_t end = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t offset = end;
-    end += ceil_div(bytes, 256) * 256;
+    end += ceil_div(bytes, kAlignment) * kAlignment;
     return offset;
   };
   const int64_t elements = layout.chunk_rows * layout.logits_stride;
@@ -80,7 +85,7 @@ template <class T>
 cudaError_t loss_and_grads(const LossProblem<T>& problem,
                            const RowResults<typename LossProblem<T>::Accumulator>& results,
                            const LossGradients<T>& gradients, const WorkspaceLayout& layout,
-                           void* workspace, Precision precision, cudaStream_t stream) {
+                           void* workspace, MatmulPath path, cudaStream_t stream) {
   using A = typename LossProblem<T>::Accumulator;
   A* const kappa = at<A>(workspace, layout.kappa);
   A* const logits = at<A>(workspace, layout.logits);
@@ -89,7 +94,7 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
   A* const sample_rows = at<A>(workspace, layout.sample_rows);
   A* const sample_sums = gradients.bias == nullptr ? nullptr : at<A>(workspace, layout.sample_sums);
   Launches launches;
-  launches.then([&] { return scale_of_rows(gradients.row_scale, problem.batch, kappa, stream); });
+  launches.then([&] { return scale_of_rows(problem, gradients.row_scale, kappa, stream); });
   int64_t first = 0;
   do {  // once for an empty batch too: its products are zeros
     LossProblem<T> rows = problem;
@@ -113,18 +118,15 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
     T* const grad_input = gradients.input + first * gradients.input_stride;
     const bool accumulate = first > 0;
     launches.then([&] { return target_logits(rows, out, stream); })
-        .then([&] {
-          return score(rows, out, parts, logits, layout.logits_stride, precision, stream);
-        })
+        .then([&] { return score(rows, out, parts, logits, layout.logits_stride, path, stream); })
         .then([&] { return finish_rows(rows, out, parts, stream); })
         .then([&] { return probabilities(chunk, stream); })
-        .then(
-            [&] { return input_products(chunk, partial, layout.input_splits, precision, stream); })
+        .then([&] { return input_products(chunk, partial, layout.input_splits, path, stream); })
         .then([&] {
           return input_grad(chunk, partial, layout.input_splits, grad_input, gradients.input_stride,
                             stream);
         })
-        .then([&] { return weight_products(chunk, sample_rows, accumulate, precision, stream); });
+        .then([&] { return weight_products(chunk, sample_rows, accumulate, path, stream); });
     if (sample_sums != nullptr) {
       launches.then([&] { return bias_products(chunk, sample_sums, accumulate, stream); });
     }
@@ -149,7 +151,7 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
   template WorkspaceLayout workspace_layout<T>(int64_t, int64_t, int64_t, int); \
   template cudaError_t loss_and_grads(                                          \
       const LossProblem<T>&, const RowResults<LossProblem<T>::Accumulator>&,    \
-      const LossGradients<T>&, const WorkspaceLayout&, void*, Precision, cudaStream_t)
+      const LossGradients<T>&, const WorkspaceLayout&, void*, MatmulPath, cudaStream_t)
 SSC_LOSS_AND_GRADS_INSTANCE(float);
 SSC_LOSS_AND_GRADS_INSTANCE(double);
 SSC_LOSS_AND_GRADS_INSTANCE(__nv_bfloat16);

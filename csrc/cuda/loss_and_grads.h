@@ -18,8 +18,8 @@ struct WorkspaceLayout {
   int64_t bytes;                     // in all
 };
 
-// At most 64 MiB for logits, P and what is summed over splits, whatever B and S are (one row at
-// least), and the gradients of the S sampled rows, 4 S D bytes (8 in float64).
+// At most 64 MiB, whatever B and S are, unless a single row takes more; and S (D + 1) + B numbers
+// of 4 bytes (8 in float64) for the sampled rows' gradients and the targets' coefficients.
 template <class T>
 WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, int multiprocessors);
 
@@ -42,6 +42,6 @@ template <class T>
 cudaError_t loss_and_grads(const LossProblem<T>& problem,
                            const RowResults<typename LossProblem<T>::Accumulator>& results,
                            const LossGradients<T>& gradients, const WorkspaceLayout& layout,
-                           void* workspace, Precision precision, cudaStream_t stream);
+                           void* workspace, MatmulPath path, cudaStream_t stream);
 
 }  // namespace ssc::cuda

@@ -34,13 +34,13 @@ int64_t loss_rows_bytes(int64_t batch, int splits) {
 template <class T>
 cudaError_t loss_rows(const LossProblem<T>& problem,
                       const RowResults<typename LossProblem<T>::Accumulator>& results, int splits,
-                      void* workspace, Precision precision, cudaStream_t stream) {
+                      void* workspace, MatmulPath path, cudaStream_t stream) {
   using A = typename LossProblem<T>::Accumulator;
   auto* const beaten = static_cast<uint8_t*>(workspace) + lse_bytes<A>(problem.batch, splits);
   const RowParts<A> parts = {static_cast<OnlineLse<A>*>(workspace), beaten, splits};
   cudaError_t error = target_logits(problem, results, stream);
   if (error == cudaSuccess) {
-    error = score(problem, results, parts, static_cast<A*>(nullptr), 0, precision, stream);
+    error = score(problem, results, parts, static_cast<A*>(nullptr), 0, path, stream);
   }
   return error == cudaSuccess ? finish_rows(problem, results, parts, stream) : error;
 }
@@ -48,30 +48,31 @@ cudaError_t loss_rows(const LossProblem<T>& problem,
 template <class T>
 cudaError_t exact_loss_rows(const LossProblem<T>& problem,
                             const RowResults<typename LossProblem<T>::Accumulator>& results,
-                            int splits, void* workspace, Precision precision, cudaStream_t stream) {
-  return loss_rows(of_classes(problem, 0, problem.classes), results, splits, workspace, precision,
+                            int splits, void* workspace, MatmulPath path, cudaStream_t stream) {
+  return loss_rows(of_classes(problem, 0, problem.classes), results, splits, workspace, path,
                    stream);
 }
 
 template <class T>
 cudaError_t logits(const LossProblem<T>& problem, int64_t begin, int64_t end,
                    typename LossProblem<T>::Accumulator* out, int64_t out_stride, int splits,
-                   Precision precision, cudaStream_t stream) {
+                   MatmulPath path, cudaStream_t stream) {
   using A = typename LossProblem<T>::Accumulator;
   return score(of_classes(problem, begin, end), RowResults<A>{},
-               RowParts<A>{nullptr, nullptr, splits}, out, out_stride, precision, stream);
+               RowParts<A>{nullptr, nullptr, splits}, out, out_stride, path, stream);
 }
 
 #define SSC_LOSS_ROWS_INSTANCE(T)                                                                  \
   template int64_t loss_rows_bytes<T>(int64_t, int);                                               \
   template cudaError_t loss_rows(const LossProblem<T>&,                                            \
                                  const RowResults<LossProblem<T>::Accumulator>&, int, void*,       \
-                                 Precision, cudaStream_t);                                         \
+                                 MatmulPath, cudaStream_t);                                        \
   template cudaError_t exact_loss_rows(const LossProblem<T>&,                                      \
                                        const RowResults<LossProblem<T>::Accumulator>&, int, void*, \
-                                       Precision, cudaStream_t);                                   \
+                                       MatmulPath, cudaStream_t);                                  \
   template cudaError_t logits(const LossProblem<T>&, int64_t, int64_t,                             \
-                              LossProblem<T>::Accumulator*, int64_t, int, Precision, cudaStream_t)
+                              LossProblem<T>::Accumulator*, int64_t, int, MatmulPath,              \
+                              cudaStream_t)
 SSC_LOSS_ROWS_INSTANCE(float);
 SSC_LOSS_ROWS_INSTANCE(double);
 SSC_LOSS_ROWS_INSTANCE(__nv_bfloat16);

@@ -14,7 +14,7 @@ int64_t loss_rows_bytes(int64_t batch, int splits);
 template <class T>
 cudaError_t loss_rows(const LossProblem<T>& problem,
                       const RowResults<typename LossProblem<T>::Accumulator>& results, int splits,
-                      void* workspace, Precision precision, cudaStream_t stream);
+                      void* workspace, MatmulPath path, cudaStream_t stream);
 
 // The exact cross entropy of each row, the sampled loss with every class once, n = 1 and hits
 // removed: the target's own logit is computed apart, so that a small loss is no difference of large
@@ -23,7 +23,7 @@ cudaError_t loss_rows(const LossProblem<T>& problem,
 template <class T>
 cudaError_t exact_loss_rows(const LossProblem<T>& problem,
                             const RowResults<typename LossProblem<T>::Accumulator>& results,
-                            int splits, void* workspace, Precision precision, cudaStream_t stream);
+                            int splits, void* workspace, MatmulPath path, cudaStream_t stream);
 
 // out[i][c − begin] = (h_i · W_c + b_c) / τ for the classes c in [begin, end), the rows of `out`
 // being out_stride apart. The blocks are as many as `splits` makes them; no bit depends on it. Of
@@ -31,6 +31,6 @@ cudaError_t exact_loss_rows(const LossProblem<T>& problem,
 template <class T>
 cudaError_t logits(const LossProblem<T>& problem, int64_t begin, int64_t end,
                    typename LossProblem<T>::Accumulator* out, int64_t out_stride, int splits,
-                   Precision precision, cudaStream_t stream);
+                   MatmulPath path, cudaStream_t stream);
 
 }  // namespace ssc::cuda

@@ -38,10 +38,13 @@ struct RowSource {
   const int64_t* ids;   // [rows] or null: row r of the operand is row ids[r] of the matrix
   int64_t rows, width;  // of the operand
   int64_t matrix_rows;  // ids are in [0, matrix_rows)
+  const int64_t* target = nullptr;  // [rows] or null: rows with target[r] == ignore_index are left
+  int64_t ignore_index = 0;         // out, since 0 times what they hold need not be 0
 
-  // Null for what is not there, past the operand's rows or the matrix's: it reads as zeros.
+  // Null for what is left out or not there, past the operand's rows or the matrix's: it reads as
+  // zeros.
   __device__ __forceinline__ const T* row(int64_t r) const {
-    if (r >= rows) return nullptr;
+    if (r >= rows || (target != nullptr && target[r] == ignore_index)) return nullptr;
     const int64_t id = ids == nullptr ? r : ids[r];
     return static_cast<uint64_t>(id) < static_cast<uint64_t>(matrix_rows) ? data + id * stride
                                                                           : nullptr;

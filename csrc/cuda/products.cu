@@ -7,9 +7,8 @@
 //   P^T H    sizeof(T) (B S ceil(D / kN) + B D ceil(S / kM)) + 4 S D bytes (8 when accumulating)
 #include "csrc/cuda/grads.h"
 #include "csrc/cuda/grid.h"
-#include "csrc/cuda/tile_fma.h"
+#include "csrc/cuda/tile.h"
 #include "csrc/cuda/tile_loop.h"
-#include "csrc/cuda/tile_mma.h"
 #include "csrc/cuda/tile_store.h"
 
 namespace ssc::cuda {
@@ -27,6 +26,10 @@ struct ProductArguments {
 template <class Tile, int kAlign>
 __global__ void __launch_bounds__(kTileThreads, 1)
     product_kernel(const __grid_constant__ ProductArguments<Tile> p) {
+  if constexpr (!runs_here<Tile>()) {
+    __trap();
+    return;
+  }
   using T = typename Tile::Element;
   T* const stages = dynamic_shared<T>();
   const int64_t first_m = static_cast<int64_t>(blockIdx.y) * Tile::kM;
@@ -54,34 +57,21 @@ cudaError_t product(const ProductArguments<Tile>& arguments, int splits, cudaStr
   return with_alignment(p.a.data, p.a.stride, p.b.data, p.b.stride, [&](auto align) {
     constexpr int kBytes = kPipelineBytes<Tile>;
     constexpr auto kernel = product_kernel<Tile, decltype(align)::value>;
-    const cudaError_t error = allow_shared(kernel, kBytes);
+    const cudaError_t error = allow_shared(kernel, kBytes, 0);
     return error != cudaSuccess ? error
                                 : launch(kernel, grid, kTileThreads, kBytes, stream, arguments);
   });
-}
-
-// Calls f with the tile of a storage type and a precision, as a std::type_identity.
-template <class T, Order kA, Order kB, class F>
-cudaError_t with_tile(Precision precision, F&& f) {
-  if constexpr (sizeof(T) == 2) {
-    return f(std::type_identity<MmaTile<T, kA, kB>>{});
-  } else {
-    if constexpr (sizeof(T) == 4) {
-      if (precision == Precision::tf32) return f(std::type_identity<MmaTile<T, kA, kB>>{});
-    }
-    return f(std::type_identity<FmaTile<T, kA, kB>>{});
-  }
 }
 
 }  // namespace
 
 template <class T>
 cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* partial, int splits,
-                           Precision precision, cudaStream_t stream) {
+                           MatmulPath path, cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
   const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr, p.batch, p.samples, p.batch};
   const RowSource<T> b = {p.weight, p.weight_stride, p.ids, p.samples, p.dim, p.classes};
-  return with_tile<T, Order::along_k, Order::along_extent>(precision, [&](auto tile) {
+  return with_tile<T, Order::along_k, Order::along_extent>(path, [&](auto tile) {
     using Tile = typename decltype(tile)::type;
     const ProductArguments<Tile> arguments{a, b, p.batch, p.dim, p.samples, partial, false};
     return product(arguments, splits, stream);
@@ -90,21 +80,22 @@ cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* 
 
 template <class T>
 cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* rows,
-                            bool accumulate, Precision precision, cudaStream_t stream) {
+                            bool accumulate, MatmulPath path, cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
   const RowSource<T> a = {chunk.probabilities, chunk.stride, nullptr, p.batch, p.samples, p.batch};
-  const RowSource<T> b = {p.input, p.input_stride, nullptr, p.batch, p.dim, p.batch};
-  return with_tile<T, Order::along_extent, Order::along_extent>(precision, [&](auto tile) {
+  const RowSource<T> b = {p.input, p.input_stride, nullptr,  p.batch,
+                          p.dim,   p.batch,        p.target, p.ignore_index};
+  return with_tile<T, Order::along_extent, Order::along_extent>(path, [&](auto tile) {
     using Tile = typename decltype(tile)::type;
     const ProductArguments<Tile> arguments{a, b, p.samples, p.dim, p.batch, rows, accumulate};
     return product(arguments, 1, stream);
   });
 }
 
-#define SSC_PRODUCTS_INSTANCE(T)                                                               \
-  template cudaError_t input_products(const GradChunk<T>&, GradChunk<T>::A*, int, Precision,   \
-                                      cudaStream_t);                                           \
-  template cudaError_t weight_products(const GradChunk<T>&, GradChunk<T>::A*, bool, Precision, \
+#define SSC_PRODUCTS_INSTANCE(T)                                                                \
+  template cudaError_t input_products(const GradChunk<T>&, GradChunk<T>::A*, int, MatmulPath,   \
+                                      cudaStream_t);                                            \
+  template cudaError_t weight_products(const GradChunk<T>&, GradChunk<T>::A*, bool, MatmulPath, \
                                        cudaStream_t)
 SSC_PRODUCTS_INSTANCE(float);
 SSC_PRODUCTS_INSTANCE(double);

@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
       static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + static_cast<int>(threadIdx.x) / 32;
   if (row >= p.batch) return;  // whole warps
   const int64_t target = p.target[row];
-  const bool valid = valid_class(p, target);
+  const bool counts = target != p.ignore_index;
+  const bool valid = counts && valid_class(p, target);
   A sum = 0;
   if (valid) {
     const T* h = p.input + row * p.input_stride;
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     if (p.bias != nullptr) sum += to_accumulator(p.bias[target]);
     logit = sum * p.inv_temperature;
     if (p.target_log_expected_count != nullptr) logit -= p.target_log_expected_count[row];
-  } else if (target != p.ignore_index) {
+  } else if (counts) {
     logit = static_cast<A>(__builtin_nan(""));
   }
   target_logit[row] = logit;

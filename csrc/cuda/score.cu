@@ -10,9 +10,8 @@
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/loss.h"
 #include "csrc/cuda/number.h"
-#include "csrc/cuda/tile_fma.h"
+#include "csrc/cuda/tile.h"
 #include "csrc/cuda/tile_loop.h"
-#include "csrc/cuda/tile_mma.h"
 #include "csrc/cuda/tile_store.h"
 
 namespace ssc::cuda {
@@ -32,7 +31,7 @@ struct ScoreArguments {
 template <class Tile>
 struct ScoreShared {
   using A = typename Tile::Accumulator;
-  int64_t target[Tile::kM];  // no row, or no target: −1
+  int64_t target[Tile::kM];  // past the end, or no target: −1
   A target_logit[Tile::kM];
   int64_t id[Tile::kN];  // past the end: −2
   A adjust[Tile::kN];    // b / τ − log n; past the end −inf, ids out of range NaN
@@ -144,6 +143,10 @@ __device__ __forceinline__ void score_tile(const ScoreArguments<T>& a, int64_t f
 template <class Tile, int kAlign>
 __global__ void __launch_bounds__(kTileThreads, 1)
     score_kernel(const __grid_constant__ ScoreArguments<typename Tile::Element> a) {
+  if constexpr (!runs_here<Tile>()) {
+    __trap();
+    return;
+  }
   using T = typename Tile::Element;
   using A = typename Tile::Accumulator;
   T* const stages = dynamic_shared<T>();
@@ -195,7 +198,9 @@ cudaError_t launch_score(const ScoreArguments<typename Tile::Element>& arguments
                          cudaStream_t stream) {
   constexpr int kBytes = kPipelineBytes<Tile>;
   constexpr auto kernel = score_kernel<Tile, kAlign>;
-  if (const cudaError_t error = allow_shared(kernel, kBytes); error != cudaSuccess) return error;
+  constexpr int kStatic = sizeof(ScoreShared<Tile>);
+  const cudaError_t error = allow_shared(kernel, kBytes, kStatic);
+  if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(ceil_div(arguments.problem.batch, Tile::kM)),
                   static_cast<unsigned>(arguments.parts.splits));
   return launch(kernel, grid, kTileThreads, kBytes, stream, arguments);
@@ -211,12 +216,19 @@ cudaError_t score_by(const ScoreArguments<typename Tile::Element>& arguments, cu
 
 }  // namespace
 
+constexpr int64_t kSplitTile = 128;
+
 int score_splits(int64_t batch, int64_t samples, int multiprocessors) {
-  constexpr int kTile = 128;
-  const int64_t row_tiles = ceil_div(batch, kTile), sample_tiles = ceil_div(samples, kTile);
+  const int64_t row_tiles = ceil_div(batch, kSplitTile),
+                sample_tiles = ceil_div(samples, kSplitTile);
   const int64_t wanted = ceil_div(2 * multiprocessors, row_tiles > 0 ? row_tiles : 1);
   const int64_t splits = wanted < sample_tiles ? wanted : sample_tiles;
   return static_cast<int>(splits > 0 ? splits : 1);
+}
+
+// Less than 2 multiprocessors / tiles + 1 splits of at most kSplitTile · tiles rows.
+int64_t most_score_parts(int64_t batch, int multiprocessors) {
+  return 2 * multiprocessors * kSplitTile + batch;
 }
 
 template <class T>
@@ -224,27 +236,19 @@ cudaError_t score(const LossProblem<T>& problem,
                   const RowResults<typename LossProblem<T>::Accumulator>& results,
                   const RowParts<typename LossProblem<T>::Accumulator>& parts,
                   typename LossProblem<T>::Accumulator* logits, int64_t logits_stride,
-                  Precision precision, cudaStream_t stream) {
+                  MatmulPath path, cudaStream_t stream) {
   constexpr Order k = Order::along_k;
   if (problem.batch == 0) return cudaSuccess;
   const ScoreArguments<T> arguments{problem, results.target_logit, parts, logits, logits_stride};
-  if constexpr (sizeof(T) == 2) {
-    return score_by<MmaTile<T, k, k>>(arguments, stream);
-  } else {
-    if constexpr (sizeof(T) == 4) {
-      if (precision == Precision::tf32) {
-        return score_by<MmaTile<T, k, k>>(arguments, stream);
-      }
-    }
-    return score_by<FmaTile<T, k, k>>(arguments, stream);
-  }
+  return with_tile<T, k, k>(
+      path, [&](auto tile) { return score_by<typename decltype(tile)::type>(arguments, stream); });
 }
 
 #define SSC_SCORE_INSTANCE(T)                                                \
   template cudaError_t score(const LossProblem<T>&,                          \
                              const RowResults<LossProblem<T>::Accumulator>&, \
                              const RowParts<LossProblem<T>::Accumulator>&,   \
-                             LossProblem<T>::Accumulator*, int64_t, Precision, cudaStream_t)
+                             LossProblem<T>::Accumulator*, int64_t, MatmulPath, cudaStream_t)
 SSC_SCORE_INSTANCE(float);
 SSC_SCORE_INSTANCE(double);
 SSC_SCORE_INSTANCE(__nv_bfloat16);

@@ -14,6 +14,7 @@ struct MmaTile {
   using Element = T;
   using Accumulator = float;
   static constexpr Order kA = kOrderA, kB = kOrderB;
+  static constexpr bool kTensorCores = true;
   static constexpr int kM = 128, kN = 128;
   using TileA = SharedTile<T, kOrderA, kM>;
   using TileB = SharedTile<T, kOrderB, kN>;

@@ -24,7 +24,7 @@ struct Options {
   Schedule schedule = Schedule::ascending;
   uint64_t seed = 0;             // of the shuffled schedule
   bool strict_exit = true;       // an exited thread at a barrier or in a mask is an error
-  size_t shared_limit = 232448;  // dynamic shared memory that a block may ask for: 227 KiB
+  size_t shared_limit = 232448;  // shared memory that a block may have: 227 KiB
   bool races = true, bounds = true, initialised = true;  // of the checked build
   bool statistics = false;                               // of the checked build
   uint32_t max_findings = 16;

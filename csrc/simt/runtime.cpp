@@ -17,9 +17,11 @@ constexpr size_t kPlainSharedLimit = 48 * 1024;  // without cudaFuncSetAttribute
 cudaError_t last_error = cudaSuccess;
 std::map<const void*, size_t> shared_limits;
 
+// Of the dynamic part: static shared memory comes out of the same 48 KiB.
 size_t shared_limit(const void* kernel) {
   const auto known = shared_limits.find(kernel);
-  return known == shared_limits.end() ? kPlainSharedLimit : known->second;
+  return known == shared_limits.end() ? kPlainSharedLimit - static_shared_bytes(kernel)
+                                      : known->second;
 }
 
 bool refuse(const Call& call, const std::string& why) {
@@ -36,6 +38,7 @@ cudaError_t set_last_error(cudaError_t error) {
 
 cudaError_t check_configuration(const Call& call, dim3 grid, dim3 block, size_t shared_bytes) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  const uint64_t static_bytes = static_shared_bytes(call.kernel);
   bool refused = false;
   if (running.call != nullptr) {
     refused = refuse(call, "from inside a kernel");
@@ -45,13 +48,15 @@ cudaError_t check_configuration(const Call& call, dim3 grid, dim3 block, size_t 
              grid.z > 65535) {
     refused = refuse(call, "a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) +
                                " x " + std::to_string(grid.z) + " blocks");
-  } else if (shared_bytes > running.options.shared_limit) {
-    refused = refuse(call, std::to_string(shared_bytes) + " bytes of dynamic shared memory, " +
+  } else if (static_bytes + shared_bytes > running.options.shared_limit) {
+    refused = refuse(call, std::to_string(static_bytes) + " + " + std::to_string(shared_bytes) +
+                               " bytes of static and dynamic shared memory, " +
                                std::to_string(running.options.shared_limit) + " there");
   } else if (shared_bytes > shared_limit(call.kernel)) {
-    refused = refuse(call, std::to_string(shared_bytes) + " bytes of dynamic shared memory, " +
-                               std::to_string(shared_limit(call.kernel)) +
-                               " allowed: see cudaFuncSetAttribute");
+    refused =
+        refuse(call, std::to_string(shared_bytes) + " bytes of dynamic shared memory, " +
+                         std::to_string(shared_limit(call.kernel)) + " allowed beside " +
+                         std::to_string(static_bytes) + " of static: see cudaFuncSetAttribute");
   }
   return refused ? cudaErrorInvalidValue : cudaSuccess;
 }
@@ -90,7 +95,8 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) > ssc::simt::running.options.shared_limit) {
+  if (value < 0 || static_cast<size_t>(value) + ssc::simt::static_shared_bytes(kernel) >
+                       ssc::simt::running.options.shared_limit) {
     return ssc::simt::set_last_error(cudaErrorInvalidValue);
   }
   ssc::simt::shared_limits[kernel] = static_cast<size_t>(value);

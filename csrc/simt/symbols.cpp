@@ -123,6 +123,14 @@ const Image& image() {
   return the_image;
 }
 
+std::string kernel_signature(const void* kernel) {
+  const auto address = reinterpret_cast<uint64_t>(kernel);
+  for (const Function& function : image().functions) {
+    if (function.address == address) return demangle(function.name.c_str());
+  }
+  return "?";
+}
+
 // addr2line's answers, for addresses relative to the library's base.
 std::map<uint64_t, std::vector<Line>> known_lines;
 
@@ -212,14 +220,23 @@ std::string place_text(uint64_t pc) {
 }
 
 std::string kernel_name(const void* kernel) {
-  const auto address = reinterpret_cast<uint64_t>(kernel);
-  for (const Function& function : image().functions) {
-    if (function.address == address) {
-      const std::string name = demangle(function.name.c_str());
-      return name.substr(0, name.rfind('('));
+  const std::string signature = kernel_signature(kernel);
+  return signature.substr(0, signature.rfind('('));
+}
+
+uint64_t static_shared_bytes(const void* kernel) {
+  static std::map<const void*, uint64_t> known;
+  if (const auto found = known.find(kernel); found != known.end()) return found->second;
+  // A template's name has its result in front, those of its variables have not.
+  std::string scope = kernel_signature(kernel) + "::";
+  if (scope.starts_with("void ")) scope.erase(0, 5);
+  uint64_t bytes = 0;
+  for (const SharedVariable& variable : shared_variables()) {
+    if (variable.kind == TlsKind::shared && variable.name.starts_with(scope)) {
+      bytes += variable.bytes;
     }
   }
-  return "?";
+  return known[kernel] = bytes;
 }
 
 const std::vector<SharedVariable>& shared_variables() { return image().variables; }

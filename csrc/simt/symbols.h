@@ -25,6 +25,8 @@ struct Line {
 };
 
 std::string kernel_name(const void* kernel);
+// Of the __shared__ variables that the kernel declares itself, not in a function that it calls.
+uint64_t static_shared_bytes(const void* kernel);
 // The lines of a return address, innermost inlined function first.
 std::vector<Line> lines_of(uint64_t pc);
 // The innermost line that is the kernel's own, not one of a wrapper around an instruction.

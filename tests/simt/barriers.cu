@@ -72,6 +72,16 @@ __global__ void divergent_kernel(int* y, int mutation) {
   y[t] = t;
 }
 
+// Static and dynamic memory side by side, in a template as most kernels are.
+template <class T>
+__global__ void static_and_dynamic_kernel(T* y) {
+  __shared__ T fixed[256];
+  T* const dynamic = cuda::dynamic_shared<T>();
+  fixed[threadIdx.x] = static_cast<T>(threadIdx.x);
+  dynamic[threadIdx.x] = 1;
+  y[threadIdx.x] = fixed[threadIdx.x] + dynamic[threadIdx.x];
+}
+
 // A helper with a barrier of its own, instantiated twice: two different barriers.
 template <int kInstance>
 __device__ void helper(int* y) {
@@ -95,6 +105,10 @@ SSC_SIMT_LAUNCHER(
 SSC_SIMT_LAUNCHER(
     "reverse", +[](const int* x, int* y, int n, int64_t shared_bytes) {
       return cuda::launch(reverse_kernel, 1, (n + 31) / 32 * 32, shared_bytes, nullptr, x, y, n);
+    });
+SSC_SIMT_LAUNCHER(
+    "static_and_dynamic", +[](int* y, int64_t shared_bytes) {
+      return cuda::launch(static_and_dynamic_kernel<int>, 1, 32, shared_bytes, nullptr, y);
     });
 SSC_SIMT_LAUNCHER(
     "barrier_votes", +[](const int* x, int* answers, int blocks) {

@@ -13,12 +13,12 @@ using namespace ssc::cuda;
 template <class T>
 using AccumulatorType = typename AccumulatorOf<T>::Type;
 
-// What the launchers take first, in this order.
+// What the launchers take first, in this order. major: of the compute capability.
 #define SSC_PROBLEM_PARAMETERS                                                               \
   const T *input, const T *weight, const T *bias, const int64_t *target, const int64_t *ids, \
       const float *log_count, const float *target_log_count, int64_t batch, int64_t dim,     \
       int64_t classes, int64_t samples, int64_t input_stride, int64_t weight_stride,         \
-      int64_t ignore_index, double inv_temperature, bool remove_hits, bool tf32
+      int64_t ignore_index, double inv_temperature, bool remove_hits, int major, bool tf32
 #define SSC_PROBLEM                                                                             \
   LossProblem<T> {                                                                              \
     input, weight, input_stride, weight_stride, bias, target, ids, log_count, target_log_count, \
@@ -31,15 +31,13 @@ RowResults<AccumulatorType<T>> row_results(AccumulatorType<T>* results, int64_t 
   return {results, results + batch, results + 2 * batch, results + 3 * batch};
 }
 
-Precision precision_of(bool tf32) { return tf32 ? Precision::tf32 : Precision::exact; }
-
 // results: [4][batch]: loss, lse, target_logit, error. Without ids: the exact loss.
 template <class T>
 cudaError_t rows(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results, int splits, void* workspace,
                  cudaStream_t stream) {
   const auto run = ids == nullptr ? exact_loss_rows<T> : loss_rows<T>;
-  return run(SSC_PROBLEM, row_results<T>(results, batch), splits, workspace, precision_of(tf32),
-             stream);
+  return run(SSC_PROBLEM, row_results<T>(results, batch), splits, workspace,
+             matmul_path<T>(major, tf32), stream);
 }
 
 template <class T>
@@ -52,7 +50,8 @@ template <class T>
 cudaError_t class_logits(SSC_PROBLEM_PARAMETERS, int64_t begin, int64_t end,
                          AccumulatorType<T>* out, int64_t out_stride, int splits,
                          cudaStream_t stream) {
-  return logits(SSC_PROBLEM, begin, end, out, out_stride, splits, precision_of(tf32), stream);
+  return logits(SSC_PROBLEM, begin, end, out, out_stride, splits, matmul_path<T>(major, tf32),
+                stream);
 }
 
 // chunk_rows < 0: what the layout says. The workspace is as large as `bytes` promises.
@@ -66,7 +65,7 @@ cudaError_t grads(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results,
   const LossGradients<T> gradients = {row_scale, grad_input,  dim, sorted,    order,
                                       sparse,    grad_weight, dim, grad_bias, grad_classes};
   return loss_and_grads(SSC_PROBLEM, row_results<T>(results, batch), gradients, layout, workspace,
-                        precision_of(tf32), stream);
+                        matmul_path<T>(major, tf32), stream);
 }
 
 // Writes the layout's bytes, chunk_rows, score_splits and input_splits.
