@@ -30,24 +30,36 @@ constexpr int kChunkBytes = 16;
 
 enum class Order { along_k, along_extent };
 
-// Rows of a matrix in device memory, all of them or, through ids, a choice.
-template <class T>
+// Which rows of a matrix in device memory are those of an operand, by a label for each of them.
+enum class Rows {
+  all,      // no labels: row r of the matrix
+  chosen,   // row label[r] of the matrix
+  counted,  // row r, unless label[r] is `ignored`: then 0 times what it holds need not be 0
+};
+
+template <class T, Rows kRows>
 struct RowSource {
   const T* data;
-  int64_t stride;       // elements from row to row
-  const int64_t* ids;   // [rows] or null: row r of the operand is row ids[r] of the matrix
-  int64_t rows, width;  // of the operand
-  int64_t matrix_rows;  // ids are in [0, matrix_rows)
-  const int64_t* target = nullptr;  // [rows] or null: rows with target[r] == ignore_index are left
-  int64_t ignore_index = 0;         // out, since 0 times what they hold need not be 0
+  int64_t stride;                   // elements from row to row
+  int64_t rows, width;              // of the operand
+  const int64_t* labels = nullptr;  // [rows]
+  int64_t matrix_rows = 0;          // chosen: labels outside [0, matrix_rows) are not followed
+  int64_t ignored = 0;              // counted
 
-  // Null for what is left out or not there, past the operand's rows or the matrix's: it reads as
-  // zeros.
-  __device__ __forceinline__ const T* row(int64_t r) const {
-    if (r >= rows || (target != nullptr && target[r] == ignore_index)) return nullptr;
-    const int64_t id = ids == nullptr ? r : ids[r];
-    return static_cast<uint64_t>(id) < static_cast<uint64_t>(matrix_rows) ? data + id * stride
-                                                                          : nullptr;
+  // Loaded some time before the row is asked for, so that nothing waits for it.
+  __device__ __forceinline__ int64_t label(int64_t r) const {
+    return kRows != Rows::all && r < rows ? labels[r] : 0;
+  }
+
+  // Null for what is left out or not there: it reads as zeros.
+  __device__ __forceinline__ const T* row(int64_t r, int64_t label) const {
+    bool there = r < rows;
+    if constexpr (kRows == Rows::chosen) {
+      there = there && static_cast<uint64_t>(label) < static_cast<uint64_t>(matrix_rows);
+    } else if constexpr (kRows == Rows::counted) {
+      there = there && label != ignored;
+    }
+    return there ? data + (kRows == Rows::chosen ? label : r) * stride : nullptr;
   }
 };
 
@@ -112,40 +124,54 @@ cudaError_t with_alignment(const T* a, int64_t a_stride, const T* b, int64_t b_s
 
 // Copies the tiles of one operand, one step of k after the other. `begin` is the tile's first m or
 // n.
-template <class T, Order kOrder, int kExtent, int kAlign>
+template <class T, Rows kRows, Order kOrder, int kExtent, int kAlign>
 class OperandCopy {
  public:
   using Tile = SharedTile<T, kOrder, kExtent>;
   static constexpr int kPerThread = Tile::kRows * Tile::kRowChunks / kTileThreads;
   static_assert(kPerThread * kTileThreads == Tile::kRows * Tile::kRowChunks);
 
-  __device__ __forceinline__ OperandCopy(const RowSource<T>& source, int64_t begin)
+  __device__ __forceinline__ OperandCopy(const RowSource<T, kRows>& source, int64_t begin)
       : source_(source), begin_(begin) {
-    if constexpr (kOrder == Order::along_k) {
+    if constexpr (kOrder == Order::along_extent) {
+      bytes_ = bytes_from(begin + chunk_column());
+    } else {
 #pragma unroll
       for (int i = 0; i < kPerThread; ++i) {
-        row_[i] = source.row(begin + tile_row(i));
+        const int64_t r = begin + tile_row(i);
+        const T* const row = source.row(r, source.label(r));
+        row_[i] = row == nullptr ? source.data : row;
+        there_ |= static_cast<unsigned>(row != nullptr) << i;
       }
     }
   }
 
-  __device__ __forceinline__ void copy(int step, T* shared) const {
+  // Before the first of consecutive steps.
+  __device__ __forceinline__ void start(int step) {
+    if constexpr (kOrder == Order::along_extent) {
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const T* row;
-      int64_t column;
-      if constexpr (kOrder == Order::along_k) {
-        row = row_[i];
-        column = static_cast<int64_t>(step) * Tile::kDepth + tile_chunk() * Tile::kChunk;
-      } else {
-        row = source_.row(static_cast<int64_t>(step) * Tile::kDepth + tile_row(i));
-        column = begin_ + tile_chunk() * Tile::kChunk;
+      for (int i = 0; i < kPerThread; ++i) label_[i] = source_.label(step_row(step, i));
+    }
+  }
+
+  // Where nothing is to be read, the address doesn't matter.
+  __device__ __forceinline__ void copy(int step, T* shared) {
+    if constexpr (kOrder == Order::along_k) {
+      const int64_t column = static_cast<int64_t>(step) * Tile::kDepth + chunk_column();
+      const int bytes = bytes_from(column);
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) {
+        copy_chunk<kAlign>(shared + place(i), row_[i] + column, (there_ >> i & 1) != 0 ? bytes : 0);
       }
-      const int64_t left = row == nullptr ? 0 : source_.width - column;
-      const int valid = left <= 0 ? 0 : left < Tile::kChunk ? static_cast<int>(left) : Tile::kChunk;
-      copy_chunk<kAlign>(shared + Tile::at(tile_row(i), tile_chunk()),
-                         valid > 0 ? row + column : source_.data,
-                         valid * static_cast<int>(sizeof(T)));
+    } else {
+      const int64_t column = begin_ + chunk_column();
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) {
+        const T* const row = source_.row(step_row(step, i), label_[i]);
+        copy_chunk<kAlign>(shared + place(i), row == nullptr ? source_.data : row + column,
+                           row == nullptr ? 0 : bytes_);
+      }
+      start(step + 1);
     }
   }
 
@@ -158,9 +184,30 @@ class OperandCopy {
     return static_cast<int>(threadIdx.x) % Tile::kRowChunks;
   }
 
-  const RowSource<T>& source_;
+  __device__ __forceinline__ static int chunk_column() { return tile_chunk() * Tile::kChunk; }
+  __device__ __forceinline__ static int place(int i) { return Tile::at(tile_row(i), tile_chunk()); }
+
+  __device__ __forceinline__ static int64_t step_row(int step, int i) {
+    return static_cast<int64_t>(step) * Tile::kDepth + tile_row(i);
+  }
+
+  // Of a chunk at the column, how much lies inside the operand.
+  __device__ __forceinline__ int bytes_from(int64_t column) const {
+    const int64_t left = source_.width - column;
+    const int elements = left <= 0             ? 0
+                         : left < Tile::kChunk ? static_cast<int>(left)
+                                               : Tile::kChunk;
+    return elements * static_cast<int>(sizeof(T));
+  }
+
+  const RowSource<T, kRows>& source_;
   const int64_t begin_;
+  // Along k the rows stay the same, with a bit of there_ for each; along m or n the columns do, and
+  // the rows of the next step are known by their labels.
   const T* row_[kOrder == Order::along_k ? kPerThread : 1];
+  unsigned there_ = 0;
+  int64_t label_[kOrder == Order::along_k ? 1 : kPerThread];
+  int bytes_ = 0;
 };
 
 }  // namespace ssc::cuda

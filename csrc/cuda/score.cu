@@ -159,13 +159,14 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   const int64_t last = tiles * (blockIdx.y + 1) / gridDim.y * Tile::kN;
   const int64_t end = last < p.samples ? last : p.samples;
 
-  const RowSource<T> input = {p.input, p.input_stride, nullptr, p.batch, p.dim, p.batch};
-  const RowSource<T> weight = {p.weight, p.weight_stride, p.ids, end, p.dim, p.classes};
-  const OperandCopy<T, Tile::kA, Tile::kM, kAlign> copy_a(input, first_row);
+  const RowSource<T, Rows::all> input = {p.input, p.input_stride, p.batch, p.dim};
+  const RowSource<T, Rows::chosen> weight = {p.weight, p.weight_stride, end,
+                                             p.dim,    p.ids,           p.classes};
+  OperandCopy<T, Rows::all, Tile::kA, Tile::kM, kAlign> copy_a(input, first_row);
   start_block(a, first_row, shared);
   for (int64_t sample = begin; sample < end; sample += Tile::kN) {
     load_samples(p, sample, end, shared);
-    const OperandCopy<T, Tile::kB, Tile::kN, kAlign> copy_b(weight, sample);
+    OperandCopy<T, Rows::chosen, Tile::kB, Tile::kN, kAlign> copy_b(weight, sample);
     Tile tile;
     tile.clear();
     multiply_tile(tile, copy_a, copy_b, 0, tile_steps<Tile>(p.dim), stages);  // publishes `shared`

@@ -20,15 +20,23 @@ constexpr int kPipelineBytes =
 // afterwards `shared` is free. One barrier a step: the stage that is filled next is the one that
 // all threads have left when they pass it.
 template <class Tile, class CopyA, class CopyB>
-__device__ __forceinline__ void multiply_tile(Tile& tile, const CopyA& a, const CopyB& b, int begin,
-                                              int end, typename Tile::Element* shared) {
-  const auto stage = [&](int step) { return shared + step % kStages * kStageElements<Tile>; };
+__device__ __forceinline__ void multiply_tile(Tile& tile, CopyA& a, CopyB& b, int begin, int end,
+                                              typename Tile::Element* shared) {
+  using T = typename Tile::Element;
+  constexpr int kStage = kStageElements<Tile> * static_cast<int>(sizeof(T));
+  char* const bytes = reinterpret_cast<char*>(shared);
+  const auto next = [](int stage) { return stage == (kStages - 1) * kStage ? 0 : stage + kStage; };
+  a.start(begin);
+  b.start(begin);
+  int filled = 0, used = 0;  // stages, as offsets in bytes: added to any other with nothing else
   const auto fill = [&](int step) {
     if (step < end) {
-      a.copy(step, stage(step));
-      b.copy(step, stage(step) + Tile::TileA::kElements);
+      T* const to = reinterpret_cast<T*>(bytes + filled);
+      a.copy(step, to);
+      b.copy(step, to + Tile::TileA::kElements);
     }
     cp_async_commit();  // an empty group at the end keeps the count of those to wait for
+    filled = next(filled);
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fill(begin + i);
@@ -36,7 +44,9 @@ __device__ __forceinline__ void multiply_tile(Tile& tile, const CopyA& a, const 
     cp_async_wait<kStages - 2>();
     __syncthreads();
     fill(step + kStages - 1);
-    tile.multiply(stage(step), stage(step) + Tile::TileA::kElements);
+    const T* const from = reinterpret_cast<const T*>(bytes + used);
+    tile.multiply(from, from + Tile::TileA::kElements);
+    used = next(used);
   }
   __syncthreads();
 }
