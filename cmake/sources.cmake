@@ -43,6 +43,14 @@ set(SSC_OPS_SOURCES
     csrc/ops/schema.cpp
 )
 
+# The CUDA operators, compiled by the C++ compiler.
+set(SSC_CUDA_OPS_SOURCES
+    csrc/ops/cuda_device.cpp
+    csrc/ops/info_cuda.cpp
+    csrc/ops/loss_cuda.cpp
+    csrc/ops/sample_cuda.cpp
+)
+
 # tests/cpp: one executable per file, run once per instruction set.
 set(SSC_CPP_TESTS
     tests/cpp/test_backward.cpp
@@ -81,10 +89,17 @@ set(SSC_SIMT_KERNELS
 
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
 set(SSC_CUDA_SOURCES
+    csrc/cuda/class_list.cu
     csrc/cuda/grads.cu
     csrc/cuda/loss_and_grads.cu
     csrc/cuda/products.cu
+    csrc/cuda/reduction.cu
     csrc/cuda/rows.cu
     csrc/cuda/sample.cu
     csrc/cuda/score.cu
+)
+
+# csrc/cuda: what g++ can't compile because it uses CUB.
+set(SSC_CUDA_CUB_SOURCES
+    csrc/cuda/class_sort.cu
 )

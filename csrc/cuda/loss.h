@@ -13,8 +13,8 @@
 #include <cstdint>
 
 #include "csrc/core/online_lse.h"
+#include "csrc/cuda/accumulator.h"
 #include "csrc/cuda/device.h"
-#include "csrc/cuda/number.h"
 
 namespace ssc::cuda {
 

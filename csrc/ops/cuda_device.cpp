@@ -1,0 +1,77 @@
+#include "csrc/ops/cuda_device.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <atomic>
+#include <string>
+
+namespace ssc::ops {
+namespace {
+
+int32_t device_type_of(const Tensor& t) {
+  int32_t type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type;
+}
+
+cudaStream_t current_stream(int32_t index) {
+  void* stream;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+int query_multiprocessors(int32_t index) {
+  int count = 0;
+  check_launch(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index),
+               "number of multiprocessors");
+  return count;
+}
+
+}  // namespace
+
+OnDevice::OnDevice(const Tensor& t)
+    : index_(t.get_device_index()), guard_(index_), stream_(current_stream(index_)) {}
+
+int OnDevice::multiprocessors() const {
+  constexpr int32_t kDevices = 64;
+  static std::atomic<int> known[kDevices];  // 0: not asked yet
+  if (index_ < 0 || index_ >= kDevices) return query_multiprocessors(index_);
+  int count = known[index_].load(std::memory_order_relaxed);
+  if (count == 0) {
+    count = query_multiprocessors(index_);
+    known[index_].store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+Tensor OnDevice::empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
+  return empty_on(aoti_torch_device_type_cuda(), index_, sizes.begin(),
+                  static_cast<int64_t>(sizes.size()), dtype);
+}
+
+Tensor OnDevice::empty_like(const Tensor& t, ScalarType dtype) const {
+  const auto sizes = t.sizes();
+  return empty_on(aoti_torch_device_type_cuda(), index_, sizes.data(),
+                  static_cast<int64_t>(sizes.size()), dtype);
+}
+
+void OnDevice::check_here(const Tensor& t, const char* name) const {
+  STD_TORCH_CHECK(
+      device_type_of(t) == aoti_torch_device_type_cuda() && t.get_device_index() == index_, name,
+      " must be on cuda:", index_, " as the other arguments are");
+}
+
+void check_launch(cudaError_t error, const char* stage) {
+  if (error == cudaSuccess) return;
+  const bool not_compiled_for =
+      error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion;
+  const std::string advice =
+      not_compiled_for ? std::string("; _C_cuda.so was compiled for ") + compiled_architectures() +
+                             ": install again with TORCH_CUDA_ARCH_LIST set to this GPU's"
+                       : "";
+  STD_TORCH_CHECK(false, "sampled_softmax, ", stage, ": ", cudaGetErrorString(error), advice);
+}
+
+const char* compiled_architectures() { return SSC_CUDA_ARCHITECTURES; }
+
+}  // namespace ssc::ops

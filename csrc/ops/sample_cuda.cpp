@@ -1,0 +1,126 @@
+// The draws on the GPU: as in sample.cpp, with the key in device memory, read by the kernel.
+#include <optional>
+#include <tuple>
+
+#include "csrc/cuda/sample.h"
+#include "csrc/ops/cuda_device.h"
+#include "csrc/ops/sample_arguments.h"
+
+namespace ssc::ops {
+namespace {
+
+using Draw = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+cuda::UniformProposal uniform_proposal(int64_t num_classes) {
+  return {uniform_classes(num_classes)};
+}
+
+cuda::LogUniformProposal log_uniform_proposal(int64_t num_classes) {
+  return cuda::log_uniform_proposal(log_uniform_classes(num_classes));
+}
+
+cuda::WeightedProposal weighted_proposal(const Tensor& table, const Tensor& probability_bits,
+                                         const OnDevice& device) {
+  const uint64_t classes = weighted_classes(table, probability_bits);
+  device.check_here(table, "table");
+  device.check_here(probability_bits, "probability_bits");
+  const auto* entries = static_cast<const uint64_t*>(table.const_data_ptr());
+  return {make_alias_table(entries, classes),
+          static_cast<const double*>(probability_bits.const_data_ptr())};
+}
+
+// tries: one float64 in the memory of the CPU or of the device; none: S draws with replacement.
+template <class Proposal>
+Tensor log_counts(const Proposal& proposal, const Tensor& ids, int64_t num_samples,
+                  const std::optional<Tensor>& tries, const OnDevice& device) {
+  check_int64(ids, "ids");
+  device.check_here(ids, "ids");
+  LogCount count = log_count_with_replacement(static_cast<uint64_t>(num_samples));
+  const double* device_tries = nullptr;
+  if (tries.has_value()) {
+    STD_TORCH_CHECK(tries->scalar_type() == ScalarType::Double && tries->numel() == 1,
+                    "tries must be one float64 number");
+    const auto* number = static_cast<const double*>(tries->const_data_ptr());
+    if (tries->is_cpu()) {
+      count = log_count_distinct(*number);
+    } else {
+      device.check_here(*tries, "tries");
+      device_tries = number;
+    }
+  }
+  const Tensor out = device.empty_like(ids, ScalarType::Float);
+  check_launch(cuda::log_expected_counts(
+                   proposal, count, device_tries, static_cast<const int64_t*>(ids.const_data_ptr()),
+                   ids.numel(), static_cast<float*>(out.mutable_data_ptr()), device.stream()),
+               "log_expected_counts");
+  return out;
+}
+
+template <class Proposal>
+Draw draw(const Proposal& proposal, const Tensor& key, const Tensor& target, int64_t num_samples,
+          int64_t method, const OnDevice& device) {
+  check_draw(key, target, num_samples);
+  device.check_here(key, "key");
+  STD_TORCH_CHECK(method == kWithReplacement,
+                  "the CUDA kernels draw with replacement only (method 0), got method ", method);
+  const Tensor ids = device.empty({num_samples}, ScalarType::Long);
+  check_launch(cuda::draw(proposal, static_cast<const int64_t*>(key.const_data_ptr()), num_samples,
+                          static_cast<int64_t*>(ids.mutable_data_ptr()), device.stream()),
+               "draw");
+  Tensor num_draws = device.empty({}, ScalarType::Long);
+  torch::stable::fill_(num_draws, static_cast<double>(num_samples));
+  return {ids, num_draws, log_counts(proposal, ids, num_samples, std::nullopt, device),
+          log_counts(proposal, target, num_samples, std::nullopt, device)};
+}
+
+Draw sample_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
+                    int64_t method, std::optional<Tensor> /*tries*/) {
+  const OnDevice device(target);
+  return draw(uniform_proposal(num_classes), key, target, num_samples, method, device);
+}
+
+Draw sample_log_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
+                        int64_t method, std::optional<Tensor> /*tries*/) {
+  const OnDevice device(target);
+  return draw(log_uniform_proposal(num_classes), key, target, num_samples, method, device);
+}
+
+Draw sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bits,
+                  int64_t num_samples, int64_t method, std::optional<Tensor> /*tries*/) {
+  const OnDevice device(target);
+  return draw(weighted_proposal(table, probability_bits, device), key, target, num_samples, method,
+              device);
+}
+
+Tensor log_count_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
+                         std::optional<Tensor> tries) {
+  const OnDevice device(ids);
+  return log_counts(uniform_proposal(num_classes), ids, num_samples, tries, device);
+}
+
+Tensor log_count_log_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
+                             std::optional<Tensor> tries) {
+  const OnDevice device(ids);
+  return log_counts(log_uniform_proposal(num_classes), ids, num_samples, tries, device);
+}
+
+Tensor log_count_weighted(Tensor ids, Tensor probability_bits, int64_t num_samples,
+                          std::optional<Tensor> tries) {
+  const OnDevice device(ids);
+  const Tensor& no_table = probability_bits;  // only draws look into the table
+  return log_counts(weighted_proposal(no_table, probability_bits, device), ids, num_samples, tries,
+                    device);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CUDA, m) {
+  m.impl("sample_uniform", TORCH_BOX(&sample_uniform));
+  m.impl("sample_log_uniform", TORCH_BOX(&sample_log_uniform));
+  m.impl("sample_alias", TORCH_BOX(&sample_alias));
+  m.impl("log_count_uniform", TORCH_BOX(&log_count_uniform));
+  m.impl("log_count_log_uniform", TORCH_BOX(&log_count_log_uniform));
+  m.impl("log_count_weighted", TORCH_BOX(&log_count_weighted));
+}
+
+}  // namespace ssc::ops
