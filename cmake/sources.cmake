@@ -69,6 +69,7 @@ set(SSC_SIMT_SOURCES
     csrc/simt/collective.cpp
     csrc/simt/executor.cpp
     csrc/simt/fiber.cpp
+    csrc/simt/registry.cpp
     csrc/simt/report.cpp
     csrc/simt/runtime.cpp
     csrc/simt/shared_memory.cpp
@@ -85,6 +86,15 @@ set(SSC_SIMT_KERNELS
     tests/simt/memory.cu
     tests/simt/tf32.cu
     tests/simt/warps.cu
+)
+
+# The CUDA operators over csrc/simt, under another name and for tensors of the CPU.
+set(SSC_SIMT_OPS_SOURCES
+    csrc/ops/loss_cuda.cpp
+    csrc/ops/sample_cuda.cpp
+    csrc/ops/schema.cpp
+    tests/simt_ops/class_sort.cpp
+    tests/simt_ops/cpu_device.cpp
 )
 
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.

@@ -35,6 +35,7 @@ LAYERS = {
     "csrc/ops": {"csrc/core", "csrc/cpu", "csrc/cuda", "csrc/ops"},
     "tests/cpp": {"csrc/core", "csrc/cpu", "tests/cpp"},
     "tests/simt": {"csrc/core", "csrc/cuda", "csrc/simt", "tests/simt"},
+    "tests/simt_ops": {"csrc/cuda", "csrc/ops"},
 }
 # The shim: each of these includes its twin of csrc/simt, and only under g++.
 SHIM = {f"csrc/cuda/{name}.h" for name in ("device", "async_copy", "fast_math", "mma")}

@@ -12,6 +12,11 @@
 #include "csrc/cuda/device.h"
 #include "csrc/ops/stable_compat.h"
 
+// The dispatch key of the operators; tests/simt_ops has another.
+#if !defined(SSC_CUDA_KEY)
+#define SSC_CUDA_KEY CUDA
+#endif
+
 namespace ssc::ops {
 
 // The device of an operator's arguments, current while this object lives, and torch's current
@@ -36,7 +41,7 @@ class OnDevice {
 
  private:
   int32_t index_;
-  torch::stable::accelerator::DeviceGuard guard_;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;  // none in tests/simt_ops
   cudaStream_t stream_;
 };
 

@@ -50,8 +50,8 @@ struct Arguments {
             const std::optional<Tensor>& target_log_count, double inv_temperature,
             bool remove_accidental_hits, int64_t ignore_index, bool tf32)
       : device(input),
-        input(input),
-        weight(weight),
+        input(check_matrix(input, "input")),
+        weight(check_matrix(weight, "weight")),
         batch(input.size(0)),
         dim(input.size(1)),
         classes(weight.size(0)),
@@ -62,8 +62,6 @@ struct Arguments {
         precision(tf32 ? Precision::tf32 : Precision::exact),
         dtype(input.scalar_type()),
         row_dtype(is_double(input) ? ScalarType::Double : ScalarType::Float) {
-    check_matrix(input, "input");
-    check_matrix(weight, "weight");
     STD_TORCH_CHECK(weight.size(1) == dim, "weight must be [C, D=", dim, "], got [", classes, ", ",
                     weight.size(1), "]");
     STD_TORCH_CHECK(weight.scalar_type() == dtype && (!bias || bias->scalar_type() == dtype),
@@ -251,7 +249,7 @@ LossAndGrads loss_and_grads_cuda(const Tensor& input, const Tensor& weight,
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, SSC_CUDA_KEY, m) {
   m.impl("loss_rows", TORCH_BOX(&loss_rows_cuda));
   m.impl("loss_and_grads", TORCH_BOX(&loss_and_grads_cuda));
 }

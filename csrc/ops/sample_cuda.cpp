@@ -114,7 +114,7 @@ Tensor log_count_weighted(Tensor ids, Tensor probability_bits, int64_t num_sampl
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, SSC_CUDA_KEY, m) {
   m.impl("sample_uniform", TORCH_BOX(&sample_uniform));
   m.impl("sample_log_uniform", TORCH_BOX(&sample_log_uniform));
   m.impl("sample_alias", TORCH_BOX(&sample_alias));

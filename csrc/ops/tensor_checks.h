@@ -9,9 +9,10 @@ namespace ssc::ops {
 
 inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
 
-inline void check_matrix(const Tensor& t, const char* name) {
+inline const Tensor& check_matrix(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 2, name, " must have 2 dimensions, has ", t.dim());
   STD_TORCH_CHECK(t.stride(1) == 1 || t.size(1) <= 1, name, "'s rows must be contiguous");
+  return t;
 }
 
 inline Tensor contiguous_vector(const Tensor& t, int64_t size, const char* name) {
