@@ -23,8 +23,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "sampled_softmax_cuda"
 MINIMUM_TORCH = (2, 11)  # the stable ABI that CMakeLists.txt targets
 MINIMUM_ARCHITECTURE = 7.5
-DEFAULT_ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
-NVCC_PACKAGES = "nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
+DEFAULT_ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 CPU_ONLY = "or use SSC_WITH_CUDA=0 for the CPU build"
 WAY_OUT = "or set SSC_SKIP_BUILD=1 to install the pure Python reference implementation"
 
@@ -78,16 +77,16 @@ def torch_cuda(torch: Path) -> str | None:
 
 
 def find_nvcc() -> Path | None:
-    """nvcc of CUDA_HOME, of PATH, where NVIDIA installs it, or of NVIDIA's packages on PyPI."""
-    candidates = [Path(os.environ[name], "bin/nvcc") for name in ("CUDA_HOME", "CUDA_PATH")
-                  if os.environ.get(name)]  # fmt: skip
-    if on_path := shutil.which("nvcc"):
-        candidates.append(Path(on_path))
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    nvidia = importlib.util.find_spec("nvidia")
-    for folder in nvidia.submodule_search_locations or [] if nvidia else []:
-        candidates += sorted(Path(folder).glob("cu[0-9]*/bin/nvcc"), reverse=True)
-    return next((path for path in candidates if os.access(path, os.X_OK)), None)
+    """nvcc of CUDA_HOME if that is set; else of PATH, where NVIDIA installs it, or from PyPI."""
+    home = os.environ.get("CUDA_HOME")
+    folders = [home] if home else [Path(shutil.which("nvcc") or "/").parent.parent]
+    if not home:
+        folders.append("/usr/local/cuda")
+        nvidia = importlib.util.find_spec("nvidia")
+        for parent in (nvidia and nvidia.submodule_search_locations) or []:
+            folders += sorted(Path(parent).glob("cu[0-9]*"), reverse=True)
+    found = [Path(folder, "bin", "nvcc").absolute() for folder in folders]
+    return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
 
 
 def nvcc_version(nvcc: Path) -> str:
@@ -109,20 +108,26 @@ def visible_architectures() -> list[str]:
     return sorted(set(re.findall(r"^\d+\.\d+$", output, re.M)), key=float)
 
 
-def architectures() -> list[str]:
+def architectures(nvcc: Path) -> list[str]:
     """What to compile for, as PyTorch writes it: "8.0", "9.0a", "12.0+PTX"."""
-    wanted = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
-    for name in filter(None, wanted):
-        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name):
+    output = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = [f"{number}.{digit}" for number, digit in re.findall(r"compute_(\d+)(\d)\b", output)]
+    wanted = [n for n in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if n]
+    wanted = wanted or visible_architectures()
+    for name in wanted:
+        match = re.fullmatch(r"(\d+\.\d)[af]?(\+PTX)?", name)
+        if match is None:
+            raise fail(f"TORCH_CUDA_ARCH_LIST must be like '8.0;9.0+PTX', got {name!r}")
+        if float(match[1]) < MINIMUM_ARCHITECTURE or match[1] not in known:
             raise fail(
-                f"TORCH_CUDA_ARCH_LIST: {name!r} is no compute capability: write it like "
-                "'8.0;9.0+PTX'"
+                f"no kernels can be compiled for a GPU of compute capability {match[1]}: they need "
+                f"{MINIMUM_ARCHITECTURE} or newer, and {nvcc} knows {', '.join(known)}; set "
+                f"TORCH_CUDA_ARCH_LIST, {CPU_ONLY}"
             )
-        if float(re.match(r"\d+\.\d", name)[0]) < MINIMUM_ARCHITECTURE:
-            raise fail(
-                f"TORCH_CUDA_ARCH_LIST: {name} is too old, {MINIMUM_ARCHITECTURE} is the least"
-            )
-    return list(filter(None, wanted)) or visible_architectures() or DEFAULT_ARCHITECTURES
+    if wanted:
+        return wanted
+    default = [name for name in DEFAULT_ARCHITECTURES if name in known]
+    return [*default[:-1], f"{default[-1]}+PTX"]  # PTX of the newest, for GPUs to come
 
 
 def choose_device(torch: Path) -> dict[str, str]:
@@ -142,8 +147,9 @@ def choose_device(torch: Path) -> dict[str, str]:
         why = "torch is a CPU build, SSC_WITH_CUDA=1 builds for CUDA all the same"
     if nvcc is None and choice == "1":
         raise fail(
-            "SSC_WITH_CUDA=1, but no nvcc in CUDA_HOME, on PATH, in /usr/local/cuda or among pip's "
-            f"packages: install a CUDA toolkit or `pip install {NVCC_PACKAGES}`, {CPU_ONLY}"
+            "SSC_WITH_CUDA=1 needs nvcc, which is not in CUDA_HOME or, if that is not set, not on "
+            "PATH, not in /usr/local/cuda and not among pip's packages: install a CUDA toolkit or "
+            f"`pip install nvidia-cuda-nvcc nvidia-cuda-cccl`, {CPU_ONLY}"
         )
     version = nvcc_version(nvcc) if nvcc else ""
     if nvcc and choice == "auto" and int(version.split(".")[0]) > int(cuda.split(".")[0]):
@@ -152,7 +158,7 @@ def choose_device(torch: Path) -> dict[str, str]:
     if nvcc is None:
         print(f"{PACKAGE}: building for the CPU ({why})", flush=True)
         return {"SSC_WITH_CUDA": "OFF"}
-    names = architectures()
+    names = architectures(nvcc)
     print(f"{PACKAGE}: building for the CPU and for CUDA ({', '.join(names)}; nvcc {version}), "
           "which takes minutes", flush=True)  # fmt: skip
     return {

@@ -16,6 +16,14 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 if(SSC_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER "${SSC_CCACHE}")
 endif()
+# The nvcc of NVIDIA's packages on PyPI looks for lib64 and has lib.
+set(ssc_cuda_libraries "")
+if(CMAKE_CUDA_COMPILER MATCHES "^(.*)/bin/nvcc$")
+  if(EXISTS "${CMAKE_MATCH_1}/lib/libcudart_static.a" AND NOT EXISTS "${CMAKE_MATCH_1}/lib64")
+    set(ssc_cuda_libraries "${CMAKE_MATCH_1}/lib")
+    set(CMAKE_CUDA_FLAGS_INIT "-L${ssc_cuda_libraries}")
+  endif()
+endif()
 enable_language(CUDA)
 
 # The architectures as PyTorch writes them, "8.0 9.0+PTX": for build_info and error messages.
@@ -47,10 +55,12 @@ endif()
 
 add_library(_C_cuda MODULE ${SSC_CUDA_OPS_SOURCES} ${SSC_CUDA_SOURCES} ${SSC_CUDA_CUB_SOURCES})
 target_link_libraries(_C_cuda PRIVATE ssc_options ssc_torch ssc_torch_cuda)
+target_link_directories(_C_cuda PRIVATE ${ssc_cuda_libraries})
 target_include_directories(_C_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA TORCH_TARGET_VERSION=${SSC_TORCH_TARGET}
                            "SSC_CUDA_ARCHITECTURES=\"${ssc_architectures}\"")
-target_compile_options(_C_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Wno-deprecated-gpu-targets>)
+target_compile_options(_C_cuda PRIVATE
+                       $<$<COMPILE_LANGUAGE:CUDA>:-Wno-deprecated-gpu-targets;--threads=4>)
 # Not --as-needed: libtorch_cuda.so has to be there, whatever of it is used.
 target_link_options(_C_cuda PRIVATE LINKER:-z,defs LINKER:--exclude-libs,ALL)
 set_target_properties(_C_cuda PROPERTIES
