@@ -1,6 +1,8 @@
 # Every target makes what it needs and can be the first command in a bare checkout.
 #   make demo    train a language model over ~160,000 classes with sampled and with full softmax
 #   make test    C++ tests under sanitizers, the CUDA kernels on the CPU, then the Python tests
+#   make cuda    _C_cuda.so against this torch, for tests of the library itself; needs nvcc
+#   make cuda-torch-check   the package built and imported with a CUDA build of torch (gigabytes)
 #   make simt    the CUDA kernels for the CPU (csrc/simt), which the Python tests run
 #   make lint    formatting, types, layering
 #   make bench   short benchmarks
@@ -15,7 +17,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := build
-.PHONY: demo test test-cpp test-python simt lint bench gpu-check build clean
+.PHONY: demo test test-cpp test-python simt cuda cuda-torch-check gpu-check lint bench build clean
 .DELETE_ON_ERROR:
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
@@ -45,13 +47,38 @@ test-cpp: $(BIN)/.complete
 	cmake --build build/sanitize --parallel $(JOBS)
 	ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)
 
-# csrc/cuda's kernels, in three builds, as Python modules in build/simt/simt.
+# Where the torch package is, without importing it.
+TORCH_FOLDER := import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])
+
+# csrc/cuda's kernels, in three builds, as Python modules in build/simt/simt, and the CUDA operators.
 simt: $(BIN)/.complete
 	cmake -S . -B build/simt -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_SIMT=ON -DSSC_WERROR=ON \
-	    -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	    -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -DSSC_TORCH_DIR="$$($(BIN)/python -c "$(TORCH_FOLDER)")"
 	cmake --build build/simt --parallel $(JOBS) --target ssc_simt
 
-test-python: build $(if $(filter Linux,$(shell uname -s)),simt)
+# The CUDA library, linked as in an installation but kept out of the package: one architecture, for
+# time's sake. Without nvcc there is none, and its tests are skipped.
+CUDA_ARCHITECTURES ?= 90-real
+NVCC := $(firstword $(wildcard $(addsuffix /bin/nvcc,$(CUDA_HOME) /usr/local/cuda)) \
+                    $(shell command -v nvcc))
+cuda: $(BIN)/.complete
+ifeq ($(NVCC),)
+	@echo "make cuda: no nvcc in CUDA_HOME, in /usr/local/cuda or on PATH: nothing to build"
+else
+	cmake -S . -B build/cuda -G Ninja -DSSC_WITH_CUDA=ON -DSSC_WERROR=ON \
+	    -DCMAKE_CUDA_COMPILER=$(NVCC) -DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES) \
+	    -DSSC_TORCH_DIR="$$($(BIN)/python -c "$(TORCH_FOLDER)")"
+	cmake --build build/cuda --parallel $(JOBS) --target _C_cuda
+endif
+
+# The CUDA build of torch comes from the package index into an environment of its own, so this is
+# no part of `make test`. No GPU is needed.
+CUDA_TORCH ?= torch==2.14.1
+cuda-torch-check:
+	$(PYTHON) tools/cuda_torch_check.py "$(CUDA_TORCH)" --jobs $(JOBS)
+
+test-python: build $(if $(filter Linux,$(shell uname -s)),simt cuda)
 	$(BIN)/python tools/check_leaf_symbols.py build/dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 

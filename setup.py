@@ -1,7 +1,8 @@
 """Packaging: a build_ext that runs CMake and Ninja. Names no source; see CMakeLists.txt.
 
-Environment variables, described in CONTRIBUTING.md: SSC_SKIP_BUILD, SSC_WITH_CUDA, SSC_WERROR,
-MAX_JOBS, DEBUG, CXX. Whatever goes wrong ends in one line that says what to do about it.
+Environment variables, described in CONTRIBUTING.md: SSC_SKIP_BUILD, SSC_WITH_CUDA,
+TORCH_CUDA_ARCH_LIST, CUDA_HOME, SSC_WERROR, MAX_JOBS, DEBUG, CXX. Whatever goes wrong ends in one
+line that says what to do about it.
 """
 
 import importlib.metadata
@@ -21,6 +22,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "sampled_softmax_cuda"
 MINIMUM_TORCH = (2, 11)  # the stable ABI that CMakeLists.txt targets
+MINIMUM_ARCHITECTURE = 7.5
+DEFAULT_ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
+CPU_ONLY = "or use SSC_WITH_CUDA=0 for the CPU build"
 WAY_OUT = "or set SSC_SKIP_BUILD=1 to install the pure Python reference implementation"
 
 
@@ -66,24 +70,112 @@ def find_torch() -> Path:
     return Path(spec.origin).parent
 
 
-def choose_device() -> None:
-    """Applies SSC_WITH_CUDA, and says in one line what is going to be built."""
+def torch_cuda(torch: Path) -> str | None:
+    """The CUDA version that torch was built with, such as "13.0"; None for a CPU build."""
+    match = re.search(r"^cuda\b.*=\s*['\"](.+)['\"]", (torch / "version.py").read_text(), re.M)
+    return match[1] if match else None
+
+
+def find_nvcc() -> Path | None:
+    """nvcc of CUDA_HOME if that is set; else of PATH, where NVIDIA installs it, or from PyPI."""
+    home = os.environ.get("CUDA_HOME")
+    folders = [home] if home else [Path(shutil.which("nvcc") or "/").parent.parent]
+    if not home:
+        folders.append("/usr/local/cuda")
+        nvidia = importlib.util.find_spec("nvidia")
+        for parent in (nvidia and nvidia.submodule_search_locations) or []:
+            folders += sorted(Path(parent).glob("cu[0-9]*"), reverse=True)
+    found = [Path(folder, "bin", "nvcc").absolute() for folder in folders]
+    return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
+
+
+def nvcc_version(nvcc: Path) -> str:
+    """Such as "13.0"."""
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"release (\d+\.\d+)", output)
+    if match is None:
+        raise fail(f"{nvcc} does not say its version: set CUDA_HOME to a CUDA toolkit, {CPU_ONLY}")
+    return match[1]
+
+
+def visible_architectures() -> list[str]:
+    """The compute capabilities of this machine's GPUs, such as "9.0"."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return sorted(set(re.findall(r"^\d+\.\d+$", output, re.M)), key=float)
+
+
+def architectures(nvcc: Path) -> list[str]:
+    """What to compile for, as PyTorch writes it: "8.0", "9.0a", "12.0+PTX"."""
+    output = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = [f"{number}.{digit}" for number, digit in re.findall(r"compute_(\d+)(\d)\b", output)]
+    wanted = [n for n in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if n]
+    wanted = wanted or visible_architectures()
+    for name in wanted:
+        match = re.fullmatch(r"(\d+\.\d)[af]?(\+PTX)?", name)
+        if match is None:
+            raise fail(f"TORCH_CUDA_ARCH_LIST must be like '8.0;9.0+PTX', got {name!r}")
+        if float(match[1]) < MINIMUM_ARCHITECTURE or match[1] not in known:
+            raise fail(
+                f"no kernels can be compiled for a GPU of compute capability {match[1]}: they need "
+                f"{MINIMUM_ARCHITECTURE} or newer, and {nvcc} knows {', '.join(known)}; set "
+                f"TORCH_CUDA_ARCH_LIST, {CPU_ONLY}"
+            )
+    if wanted:
+        return wanted
+    default = [name for name in DEFAULT_ARCHITECTURES if name in known]
+    return [*default[:-1], f"{default[-1]}+PTX"]  # PTX of the newest, for GPUs to come
+
+
+def choose_device(torch: Path) -> dict[str, str]:
+    """Applies SSC_WITH_CUDA, says in one line what is going to be built, returns CMake settings.
+
+    auto: with CUDA if torch is a CUDA build and an nvcc is here that is not newer than it by a
+    major version, since the GPU's driver may be too old for that.
+    """
     choice = os.environ.get("SSC_WITH_CUDA", "auto").strip().lower() or "auto"
     if choice not in ("auto", "0", "1"):
         raise fail(f"SSC_WITH_CUDA must be auto, 0 or 1, got {choice!r}")
-    if choice == "1":
+    cuda, nvcc, why = torch_cuda(torch), None, "SSC_WITH_CUDA=0"
+    if choice == "1" or (choice == "auto" and cuda is not None):
+        nvcc = find_nvcc()
+        why = "no nvcc, set CUDA_HOME to build for CUDA too"
+    elif choice == "auto":
+        why = "torch is a CPU build, SSC_WITH_CUDA=1 builds for CUDA all the same"
+    if nvcc is None and choice == "1":
         raise fail(
-            "SSC_WITH_CUDA=1: this release has no CUDA kernels, they come in a later one; "
-            "use SSC_WITH_CUDA=auto or 0 for the CPU build"
+            "SSC_WITH_CUDA=1 needs nvcc, which is not in CUDA_HOME or, if that is not set, not on "
+            "PATH, not in /usr/local/cuda and not among pip's packages: install a CUDA toolkit or "
+            f"`pip install nvidia-cuda-nvcc nvidia-cuda-cccl`, {CPU_ONLY}"
         )
-    print(f"{PACKAGE}: building for the CPU (this release has no CUDA kernels)", flush=True)
+    version = nvcc_version(nvcc) if nvcc else ""
+    if nvcc and choice == "auto" and int(version.split(".")[0]) > int(cuda.split(".")[0]):
+        nvcc = None
+        why = f"nvcc is {version}, torch is built with CUDA {cuda}; SSC_WITH_CUDA=1 builds anyway"
+    if nvcc is None:
+        print(f"{PACKAGE}: building for the CPU ({why})", flush=True)
+        return {"SSC_WITH_CUDA": "OFF"}
+    names = architectures(nvcc)
+    print(f"{PACKAGE}: building for the CPU and for CUDA ({', '.join(names)}; nvcc {version}), "
+          "which takes minutes", flush=True)  # fmt: skip
+    return {
+        "SSC_WITH_CUDA": "ON",
+        "CMAKE_CUDA_COMPILER": str(nvcc),
+        "CMAKE_CUDA_HOST_COMPILER": find_compiler(),
+        "CMAKE_CUDA_ARCHITECTURES": ";".join(
+            name.replace(".", "").removesuffix("+PTX") + ("" if "+PTX" in name else "-real")
+            for name in names
+        ),
+    }
 
 
 class CMakeBuild(build_ext):
     """Builds every target of CMakeLists.txt into the package's folder."""
 
     def run(self) -> None:
-        choose_device()
         in_place = self.inplace or getattr(self, "editable_mode", False)
         debug = flag("DEBUG")
         package = (ROOT if in_place else Path(self.build_lib).resolve()) / PACKAGE
@@ -93,12 +185,14 @@ class CMakeBuild(build_ext):
 
     def cmake(self, folder: Path, package: Path, build_type: str) -> None:
         cmake = find_tool("cmake")
+        torch = find_torch()
         settings = {
+            **choose_device(torch),
             "CMAKE_BUILD_TYPE": build_type,
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "CMAKE_CXX_COMPILER": find_compiler(),
             "SSC_INSTALL_DIR": str(package),
-            "SSC_TORCH_DIR": str(find_torch()),
+            "SSC_TORCH_DIR": str(torch),
             "SSC_WERROR": "ON" if flag("SSC_WERROR") else "OFF",
         }
         configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
@@ -114,6 +208,8 @@ class CMakeBuild(build_ext):
         stamp.write_text(wanted)
         jobs = os.environ.get("MAX_JOBS", "").strip()
         parallel = ["--parallel", jobs] if jobs else []
+        if settings["SSC_WITH_CUDA"] == "OFF":  # one of an earlier build in place would be loaded
+            (package / "_C_cuda.so").unlink(missing_ok=True)
         self.call(
             [cmake, "--build", str(folder), *parallel], "the compiled library failed to build"
         )

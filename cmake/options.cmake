@@ -1,9 +1,11 @@
 # Flags that every one of our sources gets, through the interface target ssc_options, and ccache.
 add_library(ssc_options INTERFACE)
 target_include_directories(ssc_options INTERFACE "${PROJECT_SOURCE_DIR}")
-target_compile_options(ssc_options INTERFACE -Wall -Wextra)
+target_compile_options(ssc_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
+                       $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wno-unknown-pragmas>)
 if(SSC_WERROR)
-  target_compile_options(ssc_options INTERFACE -Werror)
+  target_compile_options(ssc_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>
+                         $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
 endif()
 if(SSC_EMULATE_BF16)
   target_compile_definitions(ssc_options INTERFACE SSC_EMULATE_BF16)

@@ -78,3 +78,21 @@ ssc_add_simt(asan
   LINK_OPTIONS ${ssc_asan})
 
 add_custom_target(ssc_simt DEPENDS ssc_simt_plain ssc_simt_checked ssc_simt_asan)
+
+# The CUDA operators over the plain kernels, as torch.ops.sampled_softmax_simt.
+if(SSC_TORCH_DIR)
+  include(cmake/torch.cmake)
+  set(executor ${SSC_SIMT_SOURCES} csrc/simt/statistics_none.cpp)
+  list(REMOVE_ITEM executor csrc/simt/bind.cpp)
+  add_library(ssc_simt_ops MODULE ${SSC_SIMT_OPS_SOURCES} ${executor}
+              $<TARGET_OBJECTS:ssc_simt_plain_kernels>)
+  target_link_libraries(ssc_simt_ops PRIVATE ssc_options ssc_torch)
+  target_include_directories(ssc_simt_ops SYSTEM PRIVATE "${SSC_CUDA_INCLUDE}")
+  target_compile_definitions(ssc_simt_ops PRIVATE SSC_SIMT SSC_CUDA_KEY=CPU
+                             sampled_softmax=sampled_softmax_simt
+                             TORCH_TARGET_VERSION=${SSC_TORCH_TARGET})
+  target_compile_options(ssc_simt_ops PRIVATE -g1 -O2)
+  set_target_properties(ssc_simt_ops PROPERTIES
+    PREFIX "" SUFFIX ".so" LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/simt")
+  add_dependencies(ssc_simt ssc_simt_ops)
+endif()

@@ -43,6 +43,15 @@ set(SSC_OPS_SOURCES
     csrc/ops/schema.cpp
 )
 
+# The CUDA operators, compiled by the C++ compiler.
+set(SSC_CUDA_OPS_SOURCES
+    csrc/ops/cuda_device.cpp
+    csrc/ops/exact_cuda.cpp
+    csrc/ops/info_cuda.cpp
+    csrc/ops/loss_cuda.cpp
+    csrc/ops/sample_cuda.cpp
+)
+
 # tests/cpp: one executable per file, run once per instruction set.
 set(SSC_CPP_TESTS
     tests/cpp/test_backward.cpp
@@ -61,6 +70,7 @@ set(SSC_SIMT_SOURCES
     csrc/simt/collective.cpp
     csrc/simt/executor.cpp
     csrc/simt/fiber.cpp
+    csrc/simt/registry.cpp
     csrc/simt/report.cpp
     csrc/simt/runtime.cpp
     csrc/simt/shared_memory.cpp
@@ -79,15 +89,33 @@ set(SSC_SIMT_KERNELS
     tests/simt/warps.cu
 )
 
+# The CUDA operators over csrc/simt, under another name and for tensors of the CPU.
+set(SSC_SIMT_OPS_SOURCES
+    csrc/ops/exact_cuda.cpp
+    csrc/ops/loss_cuda.cpp
+    csrc/ops/sample_cuda.cpp
+    csrc/ops/schema.cpp
+    tests/simt_ops/cpu_device.cpp
+    tests/simt_ops/sorts.cpp
+)
+
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
 set(SSC_CUDA_SOURCES
+    csrc/cuda/class_list.cu
     csrc/cuda/grads.cu
     csrc/cuda/loss_and_grads.cu
     csrc/cuda/loss_rows.cu
     csrc/cuda/products.cu
+    csrc/cuda/reduction.cu
     csrc/cuda/rows.cu
     csrc/cuda/sample.cu
     csrc/cuda/sample_distinct.cu
     csrc/cuda/sample_race.cu
     csrc/cuda/score.cu
+)
+
+# csrc/cuda: what g++ can't compile because it uses CUB.
+set(SSC_CUDA_CUB_SOURCES
+    csrc/cuda/class_sort.cu
+    csrc/cuda/race_sort.cu
 )

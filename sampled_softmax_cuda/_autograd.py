@@ -46,15 +46,16 @@ class Arguments(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """How gradients are wanted: as sparse tensors, and inside a traced graph."""
+    """How gradients are wanted: as sparse tensors, inside a traced graph, with products in tf32."""
 
     sparse_grad: bool
     traced: bool
+    tf32: bool
 
 
 def ordered_sum(rows: Tensor) -> Tensor:
     """The sum of [B] values in an order that the number of threads does not change."""
-    if torch.compiler.is_compiling() or rows.numel() <= _SERIAL_SUM:
+    if not rows.is_cpu or torch.compiler.is_compiling() or rows.numel() <= _SERIAL_SUM:
         return rows.sum()
     return torch.stack([part.sum() for part in torch.split(rows, _SERIAL_SUM)]).sum()
 
@@ -84,20 +85,22 @@ def wanted_grads(
         grad_bias if want_bias and bias is not None else None,
     ]
     if sweep.sparse_grad:
+        # Elsewhere than on the CPU there are S + B rows, some of which repeat a class with zeros.
+        coalesced = rows.is_cpu and not sweep.traced
         if want_weight:
-            result[1] = sparse_rows(rows, grad_weight, weight, not sweep.traced)
+            result[1] = sparse_rows(rows, grad_weight, weight, coalesced)
         if want_bias and bias is not None:
-            result[2] = sparse_rows(rows, grad_bias, bias, not sweep.traced)
-        if not sweep.traced:
+            result[2] = sparse_rows(rows, grad_bias, bias, coalesced)
+        if coalesced:
             mark_coalesced_when_done((weight, bias), rows)
     return result
 
 
 def run_sweep(arguments: Any, sweep: Sweep) -> Any:
     """The op loss_and_grads, or its variant whose results have a size that a graph can know."""
-    if sweep.sparse_grad and sweep.traced:
+    if sweep.sparse_grad and sweep.traced and arguments[0].is_cpu:
         return loss_and_padded_grads(*arguments)
-    return torch.ops.sampled_softmax.loss_and_grads(*arguments, sweep.sparse_grad)
+    return torch.ops.sampled_softmax.loss_and_grads(*arguments, sweep.sparse_grad, sweep.tf32)
 
 
 def rows_backward(
@@ -125,7 +128,8 @@ class _RowsLoss(torch.autograd.Function):
         ctx.save_for_backward(input, weight, bias, *rest[:4])
         ctx.scalars, ctx.sweep = rest[4:], sweep
         ctx.set_materialize_grads(False)
-        loss, *details = torch.ops.sampled_softmax.loss_rows(input, weight, bias, *rest)
+        operator = torch.ops.sampled_softmax.loss_rows
+        loss, *details = operator(input, weight, bias, *rest, sweep.tf32)
         ctx.mark_non_differentiable(*details)
         return loss, *details
 
@@ -204,8 +208,8 @@ def _in_graph(total: bool, *args: Any) -> Any:
     Dynamo, which would look inside, does not know sparse tensors; AOTAutograd does.
     """
     kind = _TotalLoss if total else _RowsLoss
-    *rest, sparse_grad = args
-    return kind.apply(*rest, Sweep(sparse_grad, True))  # type: ignore[no-untyped-call]
+    *rest, sparse_grad, tf32 = args
+    return kind.apply(*rest, Sweep(sparse_grad, True, tf32))  # type: ignore[no-untyped-call]
 
 
 def wants_gradient(arguments: Arguments) -> bool:
@@ -216,19 +220,27 @@ def wants_gradient(arguments: Arguments) -> bool:
     )
 
 
-def rows_loss(arguments: Arguments, sparse_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rows_loss(
+    arguments: Arguments, sparse_grad: bool, tf32: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, lse, target logit and error, each [B]; the loss is differentiable."""
     if not wants_gradient(arguments):
-        rows = torch.ops.sampled_softmax.loss_rows(*arguments)
+        rows = torch.ops.sampled_softmax.loss_rows(*arguments, tf32)
     elif torch.compiler.is_compiling():
-        rows = _in_graph(False, *arguments[:3], arguments[3:], sparse_grad)
+        rows = _in_graph(False, *arguments[:3], arguments[3:], sparse_grad, tf32)
     else:
-        rows = _RowsLoss.apply(*arguments[:3], arguments[3:], Sweep(sparse_grad, False))  # type: ignore[no-untyped-call]
+        sweep = Sweep(sparse_grad, False, tf32)
+        rows = _RowsLoss.apply(*arguments[:3], arguments[3:], sweep)  # type: ignore[no-untyped-call]
     return rows  # type: ignore[no-any-return]
 
 
 def total_loss(
-    arguments: Arguments, row_scale: Tensor | None, mean: bool, details: bool, sparse_grad: bool
+    arguments: Arguments,
+    row_scale: Tensor | None,
+    mean: bool,
+    details: bool,
+    sparse_grad: bool,
+    tf32: bool,
 ) -> tuple[Tensor, ...]:
     """sum_i row_scale_i * loss_i, a differentiable scalar; with `details`, then lse, target logit
     and error [B]. The whole sweep, gradients included, is done now.
@@ -237,9 +249,10 @@ def total_loss(
     """
     rest = (*arguments[3:], row_scale, mean)
     if torch.compiler.is_compiling():
-        result = _in_graph(True, *arguments[:3], rest, details, sparse_grad)
+        result = _in_graph(True, *arguments[:3], rest, details, sparse_grad, tf32)
     else:
-        result = _TotalLoss.apply(*arguments[:3], rest, details, Sweep(sparse_grad, False))  # type: ignore[no-untyped-call]
+        sweep = Sweep(sparse_grad, False, tf32)
+        result = _TotalLoss.apply(*arguments[:3], rest, details, sweep)  # type: ignore[no-untyped-call]
     if not details:
         return (result,)
     total, rows = result

@@ -30,6 +30,12 @@ def _cpu_isa() -> str | None:
         return f"none: {str(error).splitlines()[0]}"
 
 
+def _cuda_architectures() -> list[str]:
+    if not _load.cuda_loaded():
+        return []
+    return str(torch.ops.sampled_softmax.cuda_architectures()).split()
+
+
 def _devices() -> list[str]:
     devices = [f"cpu: {torch.get_num_threads()} threads"]
     devices += [
@@ -48,7 +54,9 @@ def build_info() -> dict[str, Any]:
         native (whether the compiled library is loaded) and native_reason (one line);
         backend ("native" or "reference": what serves CPU tensors);
         cpu_isa ("scalar", "avx2", "avx512", "avx512_bf16"; None without the library);
-        cuda_architectures (compiled ones; empty in this release: CUDA tensors use the reference);
+        cuda_native and cuda_native_reason (the same of the library of CUDA kernels; without it the
+        reference serves tensors on a GPU);
+        cuda_architectures (what the CUDA kernels were compiled for, such as "9.0" or "12.0+PTX");
         devices.
 
     Example:
@@ -66,7 +74,9 @@ def build_info() -> dict[str, Any]:
         "native_reason": _load.native_reason(),
         "backend": "native" if _load.has_native() else "reference",
         "cpu_isa": _cpu_isa(),
-        "cuda_architectures": [],
+        "cuda_native": _load.cuda_loaded(),
+        "cuda_native_reason": _load.cuda_reason(),
+        "cuda_architectures": _cuda_architectures(),
         "devices": _devices(),
     }
 
@@ -77,6 +87,6 @@ def format_info(info: dict[str, Any]) -> str:
     lines = []
     for key, value in info.items():
         if isinstance(value, list):
-            value = ", ".join(value) or "none in this release"
+            value = ", ".join(value) or "none"
         lines.append(f"{key:<{width}}  {'none' if value is None else value}")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""Load the compiled operator library, and decide which backend serves a device.
+"""Load the compiled operator libraries, and decide which backend serves a device.
 
-The package works without it: `sampled_softmax_cuda.reference` then computes everything in plain
-PyTorch. Why the library is missing is kept in `native_reason()` and shown by `build_info()`.
+The package works without them: `sampled_softmax_cuda.reference` then computes everything in plain
+PyTorch. Why a library is missing is kept in `native_reason()` and `cuda_reason()` and shown by
+`build_info()`. The CUDA kernels have a library of their own, because a CPU torch can't load it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("_C.abi3.so")
-
-# Device types that have kernels in the loaded library; all others are served by the reference.
-_NATIVE_DEVICES: frozenset[str] = frozenset({"cpu"})
+CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
 
 _BACKENDS = ("auto", "native", "reference")
 
@@ -28,15 +27,44 @@ def _load_library() -> tuple[bool, str]:
             f"not built: {LIBRARY.name} is missing beside the package; install with a C++ compiler"
             " and without SSC_SKIP_BUILD=1 (the slower PyTorch reference serves meanwhile)"
         )
+    return _load_file(LIBRARY)
+
+
+def _load_file(library: Path) -> tuple[bool, str]:
     try:
-        torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        # Python says which library, then the loader why, on a line of its own.
+        first_line = str(error.__cause__ or error).strip().splitlines()[0]
         return False, (
-            f"{LIBRARY.name} does not load into torch {torch.__version__}: {first_line}"
+            f"{library.name} does not load into torch {torch.__version__}: {first_line}"
             " (rebuild it against this torch: pip install --no-build-isolation .)"
         )
-    return True, f"loaded {LIBRARY.name}"
+    return True, f"loaded {library.name}"
+
+
+def _load_cuda_library(library_loaded: bool) -> tuple[bool, str]:
+    """The same for the CUDA kernels, which only a CUDA build of torch can load."""
+    if torch.version.cuda is None:
+        return False, f"not used: torch {torch.__version__} is not built with CUDA"
+    if not library_loaded:
+        return False, f"not used: it extends {LIBRARY.name}, which is not loaded"
+    if not CUDA_LIBRARY.exists():
+        return False, (
+            f"not built: {CUDA_LIBRARY.name} is missing beside the package; install with nvcc and"
+            " SSC_WITH_CUDA=1 (the slower PyTorch reference serves GPUs meanwhile)"
+        )
+    return _load_file(CUDA_LIBRARY)
+
+
+def _cuda_operators(loaded: bool) -> frozenset[str]:
+    """The operators with a CUDA kernel."""
+    if not loaded:
+        return frozenset()
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    prefix = "sampled_softmax::"
+    names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
+    return frozenset(name.removeprefix(prefix) for name in names if has_kernel(name, "CUDA"))
 
 
 def _backend_from_environment() -> str:
@@ -48,6 +76,8 @@ def _backend_from_environment() -> str:
 
 # Read once: torch.compile guards on these module globals, which it could not do for getenv.
 _loaded, _reason = _load_library()
+_cuda_loaded, _cuda_reason = _load_cuda_library(_loaded)
+_cuda_ops = _cuda_operators(_cuda_loaded)
 _backend = _backend_from_environment()
 if _backend == "native" and not _loaded:
     raise ImportError(f"SSC_BACKEND=native, but the compiled library is {_reason}")
@@ -63,14 +93,26 @@ def has_native() -> bool:
     return _loaded and _backend != "reference"
 
 
-def native_for(device: torch.device) -> bool:
-    """True if compiled kernels serve tensors on `device`; else the reference does."""
-    return _loaded and _backend != "reference" and device.type in _NATIVE_DEVICES
+def cuda_loaded() -> bool:
+    """True if the library of CUDA kernels was found and loaded, whichever backend is chosen."""
+    return _cuda_loaded
+
+
+def native_for(device: torch.device, operator: str) -> bool:
+    """True if `operator` has a compiled kernel for tensors on `device`; else use the reference."""
+    if not _loaded or _backend == "reference":
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and operator in _cuda_ops)
 
 
 def native_reason() -> str:
     """One line: that the library is loaded, or why it is not."""
     return _reason
+
+
+def cuda_reason() -> str:
+    """One line: that the library of CUDA kernels is loaded, or why it is not."""
+    return _cuda_reason
 
 
 def backend_name() -> str:

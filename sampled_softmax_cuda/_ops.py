@@ -17,44 +17,85 @@ from ._load import library_loaded
 from .reference.exact import chunk_classes
 from .reference.loss import compute_dtype
 
-_DENSE = Sweep(sparse_grad=False, traced=False)
+
+def _dense(tf32: bool) -> Sweep:
+    return Sweep(sparse_grad=False, traced=False, tf32=tf32)
 
 
 def _setup_rows(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:7])
-    ctx.scalars = inputs[7:]
+    *ctx.scalars, ctx.tf32 = inputs[7:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _rows_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     if grads[0] is None:
-        return (None,) * 10
-    result = rows_backward(ctx, ctx.saved_tensors, ctx.scalars, grads[0], _DENSE)
-    return (*result, *(None,) * 7)
+        return (None,) * 11
+    result = rows_backward(ctx, ctx.saved_tensors, ctx.scalars, grads[0], _dense(ctx.tf32))
+    return (*result, *(None,) * 8)
 
 
 def _setup_exact(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:4])
+    ctx.save_for_backward(*inputs[:4], output[1])
     ctx.scalars = inputs[4:]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _exact_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    """The exact loss is the sampled one with every class sampled once and hits removed."""
     if grads[0] is None:
-        return (None,) * 6
-    input, weight, bias, target = ctx.saved_tensors
-    inv_temperature, ignore_index = ctx.scalars
+        return (None,) * 7
+    input, weight, bias, target, _ = ctx.saved_tensors
+    if not input.is_cpu:
+        return (*_exact_backward_by_classes(ctx, grads[0]), *(None,) * 4)
+    inv_temperature, ignore_index, tf32 = ctx.scalars
+    # The exact loss is the sampled one with every class sampled once and hits removed.
     ids = torch.arange(weight.shape[0], device=weight.device)
     tensors = (input, weight, bias, target, ids, None, None)
     scalars = (inv_temperature, True, ignore_index)
-    return (*rows_backward(ctx, tensors, scalars, grads[0], _DENSE), None, None, None)
+    return (*rows_backward(ctx, tensors, scalars, grads[0], _dense(tf32)), *(None,) * 4)
+
+
+def _exact_backward_by_classes(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """A chunk of classes at a time, so that each row of the weight is read once.
+
+    The matmuls are PyTorch's, in the dtype of the parameters: P - onehot is within [-1, 1], and the
+    factors of the rows are brought to that size too, so that 16-bit types hold both.
+    """
+    refuse_double_backward()
+    input, weight, bias, target, lse = ctx.saved_tensors
+    inv_temperature, ignore_index, tf32 = ctx.scalars
+    want_input, want_weight, want_bias = ctx.needs_input_grad[:3]
+    counted = target != ignore_index
+    k = torch.where(counted, grad, 0.0).to(lse.dtype) * inv_temperature
+    unit = k.abs().amax().clamp_min(torch.finfo(k.dtype).tiny) if k.numel() else k.sum()
+    h = torch.where(counted[:, None], input, 0)
+    scaled = (h * (k / unit)[:, None]).to(input.dtype)
+    grad_input = torch.zeros_like(input, dtype=lse.dtype) if want_input else None
+    grad_weight = torch.zeros_like(weight) if want_weight else None
+    grad_bias = torch.zeros_like(bias) if bias is not None and want_bias else None
+    step = chunk_classes(input.shape[0], weight.shape[0])
+    for begin in range(0, weight.shape[0], step):
+        end = min(begin + step, weight.shape[0])
+        z = torch.ops.sampled_softmax.logits(h, weight, bias, begin, end, inv_temperature, tf32)
+        classes = torch.arange(begin, end, device=target.device)
+        p = (z - lse[:, None]).exp_().sub_((target[:, None] == classes).to(z.dtype))
+        p.masked_fill_(~counted[:, None], 0.0)
+        rounded = p.to(weight.dtype)
+        if grad_input is not None:
+            grad_input += rounded @ weight[begin:end]
+        if grad_weight is not None:
+            grad_weight[begin:end] = (rounded.T @ scaled) * unit
+        if grad_bias is not None:
+            grad_bias[begin:end] = k @ p
+    if grad_input is not None:
+        grad_input = (grad_input * k[:, None]).to(input.dtype)
+    return [grad_input, grad_weight, grad_bias]
 
 
 def _setup_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    input, weight, bias, ctx.begin, ctx.end, ctx.inv_temperature = inputs
+    input, weight, bias, ctx.begin, ctx.end, ctx.inv_temperature, _ = inputs
     ctx.save_for_backward(input, weight, bias)
 
 
@@ -79,7 +120,7 @@ def _logits_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         if grad_bias is not None:
             grad_bias[begin:end] = part.sum(dim=0)
     cast_input = None if grad_input is None else grad_input.to(input.dtype)
-    return cast_input, grad_weight, grad_bias, None, None, None
+    return cast_input, grad_weight, grad_bias, None, None, None, None
 
 
 def _fake_loss_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,13 +130,21 @@ def _fake_loss_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Ten
     return row(), row(), row(), row()
 
 
-def _fake_loss_and_grads(*args: Any) -> tuple[Tensor, ...]:
-    input, weight, bias, target = args[:4]
-    sparse_grad = args[-1]
+def _fake_loss_and_grads(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    sparse_grad = rest[7]
     num_rows: int | torch.SymInt = 0
     num_touched: int | torch.SymInt = weight.shape[0]
-    if sparse_grad:
+    if sparse_grad and input.is_cpu:
         num_rows = num_touched = torch.library.get_ctx().new_dynamic_size()
+    elif sparse_grad:
+        num_rows = num_touched = ids.shape[0] + target.shape[0]
     bias_like = weight if bias is None else bias
     dtype = compute_dtype(input)
     return (
@@ -113,7 +162,7 @@ def _fake_exact_loss_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_logits(
-    input: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, _: float
+    input: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, *_: Any
 ) -> Tensor:
     return input.new_empty(input.shape[0], end - begin, dtype=compute_dtype(input))
 

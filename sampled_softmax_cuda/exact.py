@@ -6,13 +6,13 @@ which returns one.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _checks, reference
-from ._load import native_for
+from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from .reference.exact import chunk_classes
 from .reference.loss import compute_dtype, result_dtype, row_scale
 
@@ -29,19 +29,35 @@ class TopK(NamedTuple):
     """[*, k] int64 classes."""
 
 
-def _backend(device: torch.device) -> Any:
-    return torch.ops.sampled_softmax if native_for(device) else reference
+def _loss_rows(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    temperature: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """The exact loss and logsumexp of each row [B] of input [*, D]."""
+    if kernels_take("exact_loss_rows", input, weight, bias):
+        matrices = as_kernels_take(input, weight, bias)
+        rest = (1.0 / temperature, ignore_index, products_in_tf32(weight))
+        rows: tuple[Tensor, Tensor] = torch.ops.sampled_softmax.exact_loss_rows(
+            *matrices, target, *rest
+        )
+        return rows
+    h = input.reshape(-1, input.shape[-1])
+    return reference.exact_loss_rows(h, weight, bias, target, 1.0 / temperature, ignore_index)
 
 
-def _matrices(
-    input: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """input as [B, D], weight with unit stride along D, bias contiguous."""
-    return (
-        input.reshape(-1, input.shape[-1]).contiguous(),
-        weight if weight.stride(1) == 1 else weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-    )
+def _logits(
+    h: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, temperature: float
+) -> Tensor:
+    """Logits [B, end - begin] of h [B, D], in float32 (float64 for float64)."""
+    if kernels_take("logits", h, weight, bias):
+        rest = (begin, end, 1.0 / temperature, products_in_tf32(weight))
+        z: Tensor = torch.ops.sampled_softmax.logits(*as_kernels_take(h, weight, bias), *rest)
+        return z
+    return reference.logits(h, weight, bias, begin, end, 1.0 / temperature)
 
 
 def exact_cross_entropy(
@@ -85,16 +101,13 @@ def exact_cross_entropy(
     _checks.check_ignore_index(fn, ignore_index)
     _checks.check_choice(fn, "reduction", reduction, _checks.REDUCTIONS)
     _checks.check_id_range(fn, "target", target, weight.shape[0], ignore_index)
-    matrices = _matrices(input, weight, bias)
     flat = target.reshape(-1)
-    loss, _ = _backend(input.device).exact_loss_rows(
-        *matrices, flat, 1.0 / temperature, ignore_index
-    )
+    loss, _ = _loss_rows(input, weight, bias, flat, temperature, ignore_index)
     dtype = result_dtype(input, weight, bias)
     if reduction == "none":
-        return loss.reshape(target.shape).to(dtype)  # type: ignore[no-any-return]
+        return loss.reshape(target.shape).to(dtype)
     scale = row_scale(flat, ignore_index, None, reduction, loss.dtype)
-    return (loss * scale).sum().to(dtype)  # type: ignore[no-any-return]
+    return (loss * scale).sum().to(dtype)
 
 
 def logits(
@@ -113,8 +126,7 @@ def logits(
     _checks.check_parameters("logits", input, weight, bias)
     _checks.check_temperature("logits", temperature)
     num_classes = weight.shape[0]
-    h, weight, bias = _matrices(input, weight, bias)
-    z: Tensor = _backend(input.device).logits(h, weight, bias, 0, num_classes, 1.0 / temperature)
+    z = _logits(input.reshape(-1, input.shape[-1]), weight, bias, 0, num_classes, temperature)
     return z.reshape(*input.shape[:-1], num_classes)
 
 
@@ -157,21 +169,19 @@ def log_prob(
         )
     _checks.check_device(fn, "ids", ids, input)
     _checks.check_id_range(fn, "ids", ids, weight.shape[0])
-    matrices = _matrices(input, weight, bias)
-    h = matrices[0]
+    h = input.reshape(-1, input.shape[-1])
     columns = ids.reshape(h.shape[0], -1) if ids.numel() else ids.new_zeros((h.shape[0], 0))
     if columns.shape[1] == 0:
         return h.new_zeros(ids.shape, dtype=compute_dtype(input))
-    loss, _ = _backend(input.device).exact_loss_rows(
-        *matrices, columns[:, 0].contiguous(), 1.0 / temperature, _IGNORE_NOTHING
-    )
+    first = columns[:, 0].contiguous()
+    loss, _ = _loss_rows(input, weight, bias, first, temperature, _IGNORE_NOTHING)
     if columns.shape[1] == 1:
-        return (-loss).reshape(ids.shape)  # type: ignore[no-any-return]
+        return (-loss).reshape(ids.shape)
     z = (h[:, None, :].to(loss.dtype) * weight[columns].to(loss.dtype)).sum(dim=-1)
     if bias is not None:
         z = z + bias[columns].to(loss.dtype)
     z = z / temperature
-    return (z - z[:, :1] - loss[:, None]).reshape(ids.shape)  # type: ignore[no-any-return]
+    return (z - z[:, :1] - loss[:, None]).reshape(ids.shape)
 
 
 @torch.no_grad()
@@ -210,14 +220,13 @@ def topk(
     num_classes = weight.shape[0]
     if k > num_classes:
         raise ValueError(f"{fn}: k must be at most C={num_classes}, got {k}")
-    h, weight, bias = _matrices(input, weight, bias)
-    backend = _backend(input.device)
+    h = input.reshape(-1, input.shape[-1])
     chunk = chunk_classes(h.shape[0], num_classes)
     values = h.new_empty((h.shape[0], 0), dtype=compute_dtype(input))
     indices = torch.empty(values.shape, dtype=torch.int64, device=h.device)
     for begin in range(0, num_classes, chunk):
         end = min(begin + chunk, num_classes)
-        z = backend.logits(h, weight, bias, begin, end, 1.0 / temperature)
+        z = _logits(h, weight, bias, begin, end, temperature)
         best = z.topk(min(k, end - begin), dim=1)
         values = torch.cat((values, best.values), dim=1)
         indices = torch.cat((indices, best.indices + begin), dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _checks, reference
 from ._autograd import Arguments, ordered_sum, rows_loss, total_loss, wants_gradient
-from ._load import native_for
+from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from .reference.loss import SampledSoftmaxDetails, compute_dtype, result_dtype, row_scale
 from .samplers.base import Samples
 
@@ -103,8 +103,9 @@ def sampled_softmax_loss(
         reduction: "mean" (default) divides by the number, or the summed weight, of the rows that
             count and is 0 if there are none; "sum"; "none" gives losses of the target's shape.
         sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors over the rows
-            touched, for SGD, Adagrad and SparseAdam. Default False: dense. Under torch.compile they
-            have S + B rows, some of them zero, and are not marked as coalesced.
+            touched, for SGD, Adagrad and SparseAdam. Default False: dense. On CUDA and under
+            torch.compile they have S + B rows, some of them zero, and are not marked as coalesced,
+            because how many rows are distinct would have to be waited for.
         return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`.
 
     Returns:
@@ -139,10 +140,10 @@ def sampled_softmax_loss(
     _checks.check_choice(_NAME, "correction", correction, _checks.CORRECTIONS)
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
     _checks.check_ignore_index(_NAME, ignore_index)
-    num_classes = weight.shape[0]
-    if not native_for(input.device):
-        _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
-        _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
+    native = kernels_take("loss_and_grads", input, weight, bias, *samples[1:])
+    if not native or not input.is_cpu:  # the CPU's kernels look at every id themselves
+        _check_ids(target, samples, weight, ignore_index)
+    if not native:
         return reference.sampled_softmax_loss(
             input,
             weight,
@@ -160,9 +161,7 @@ def sampled_softmax_loss(
         )
 
     arguments = Arguments(
-        (input if input.dim() == 2 else input.reshape(-1, input.shape[-1])).contiguous(),
-        weight if weight.stride(1) == 1 else weight.contiguous(),
-        bias,
+        *as_kernels_take(input, weight, bias),
         target if target.dim() == 1 else target.reshape(-1),
         samples.ids,
         None if correction == "none" else _log_count(samples.log_expected_count),
@@ -172,21 +171,21 @@ def sampled_softmax_loss(
         ignore_index,
     )
     row_weight = None if sample_weight is None else sample_weight.reshape(-1)
+    tf32 = products_in_tf32(weight)
     try:
         if reduction == "none":
-            rows, *details = rows_loss(arguments, sparse_grad)
+            rows, *details = rows_loss(arguments, sparse_grad, tf32)
             result = (rows if row_weight is None else rows * row_weight).reshape(target.shape)
         elif _fused(arguments, row_weight):
             scale = None if row_weight is None else _row_scale(arguments, row_weight, reduction)
             mean = reduction == "mean"
-            result, *details = total_loss(arguments, scale, mean, return_details, sparse_grad)
+            result, *details = total_loss(arguments, scale, mean, return_details, sparse_grad, tf32)
         else:
-            rows, *details = rows_loss(arguments, sparse_grad)
+            rows, *details = rows_loss(arguments, sparse_grad, tf32)
             result = ordered_sum(rows * _row_scale(arguments, row_weight, reduction))
     except RuntimeError:
         # The kernels look at every id before anything else; here it gets the message for users.
-        _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
-        _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
+        _check_ids(target, samples, weight, ignore_index)
         raise
     dtype = result_dtype(input, weight, bias)
     if result.dtype != dtype:
@@ -194,6 +193,12 @@ def sampled_softmax_loss(
     if return_details:
         return result, SampledSoftmaxDetails(*(row.reshape(target.shape) for row in details))
     return result
+
+
+def _check_ids(target: Tensor, samples: Samples, weight: Tensor, ignore_index: int) -> None:
+    num_classes = weight.shape[0]
+    _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
+    _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
 
 
 def _log_count(log_count: Tensor | None) -> Tensor | None:

@@ -82,7 +82,7 @@ def test_a_library_that_does_not_load_is_one_clear_line(
 def test_without_the_library_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_load, "_loaded", False)
     assert not _load.has_native()
-    assert not _load.native_for(torch.device("cpu"))
+    assert not _load.native_for(torch.device("cpu"), "loss_rows")
     with pytest.raises(RuntimeError, match="compiled library is"), testing.use_backend("scalar"):
         pass
     module = ssc.SampledSoftmaxLoss(4, 20, 5)

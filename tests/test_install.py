@@ -155,14 +155,68 @@ def test_without_a_build_the_reference_serves(sources: Path, tmp_path: Path) -> 
 NO_WAY_TO_BUILD = {
     "no compiler": ({"PATH": "", "CXX": ""}, "no C++ compiler (c++, g++ or clang++): install"),
     "CXX names nothing": ({"CXX": "no-such-compiler"}, "no C++ compiler (CXX=no-such-compiler)"),
-    "CUDA asked for": ({"SSC_WITH_CUDA": "1"}, "this release has no CUDA kernels"),
+    "no nvcc": ({"SSC_WITH_CUDA": "1", "CUDA_HOME": "/no-such-folder"}, "needs nvcc, which is not"),
+    "an architecture by name": (
+        {"SSC_WITH_CUDA": "1", "CUDA_HOME": "toolkit", "TORCH_CUDA_ARCH_LIST": "Hopper"},
+        "TORCH_CUDA_ARCH_LIST must be like '8.0;9.0+PTX', got 'Hopper'",
+    ),
+    "too new for this nvcc": (
+        {"SSC_WITH_CUDA": "1", "CUDA_HOME": "toolkit", "TORCH_CUDA_ARCH_LIST": "8.0 12.0"},
+        "toolkit/bin/nvcc knows 7.5, 8.0, 9.0; set TORCH_CUDA_ARCH_LIST",
+    ),
     "CUDA misspelt": ({"SSC_WITH_CUDA": "yes"}, "must be auto, 0 or 1, got 'yes'"),
 }
+
+
+def toolkit(folder: Path) -> None:
+    """Something that answers what setup.py asks an nvcc."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("""#!/bin/sh
+case $1 in
+  --version) echo "Cuda compilation tools, release 13.0, V13.0.88";;
+  --list-gpu-arch) echo compute_75; echo compute_80; echo compute_90;;
+  *) exit 1;;
+esac
+""")
+    nvcc.chmod(0o755)
+
+
+def test_what_is_going_to_be_built_is_one_line(sources: Path) -> None:
+    """Chosen by SSC_WITH_CUDA, torch's own build, and the nvcc that is there."""
+    toolkit(sources / "toolkit")
+    tools = sources / "tools"  # a CMake that only looks at what it is told
+    cmake = tools / "cmake"
+    cmake.write_text("""#!/bin/sh
+for a in "$@"; do case $a in -DCMAKE_CUDA_ARCH*) echo "$a";; esac; done
+exit 1
+""")
+    cmake.chmod(0o755)
+    base = {"CUDA_HOME": "toolkit", "PATH": f"{tools}:{os.environ['PATH']}"}
+    cuda_torch = torch.version.cuda is not None
+    cases: list[tuple[dict[str, str], str, str]] = [
+        ({"SSC_WITH_CUDA": "0"}, "building for the CPU (SSC_WITH_CUDA=0)", ""),
+        ({"SSC_WITH_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"},
+         "building for the CPU and for CUDA (8.0, 9.0+PTX; nvcc 13.0)", "=80-real;90\n"),
+        ({"SSC_WITH_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a"},
+         "building for the CPU and for CUDA (9.0a; nvcc 13.0)", "=90a-real\n"),
+    ]  # fmt: skip
+    if not cuda_torch:
+        cases.append(({}, "building for the CPU (torch is a CPU build", ""))
+    for env, line, setting in cases:
+        output = run(
+            *(sys.executable, "setup.py", "build_ext"), cwd=sources, env={**base, **env}, ok=False
+        )
+        (said,) = (row for row in output.splitlines() if "building for" in row)
+        assert line in said
+        assert setting in output
+        assert "CMAKE_CUDA_ARCHITECTURES" not in output or setting
 
 
 @pytest.mark.parametrize("case", NO_WAY_TO_BUILD)
 def test_a_build_that_cannot_start_ends_in_one_line(case: str, sources: Path) -> None:
     env, message = NO_WAY_TO_BUILD[case]
+    toolkit(sources / "toolkit")
     if "PATH" in env:  # the build tools without the compilers
         env = env | {"PATH": str(Path(sys.executable).parent)}
     output = run(sys.executable, "setup.py", "build_ext", cwd=sources, env=env, ok=False)

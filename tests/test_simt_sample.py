@@ -73,7 +73,7 @@ def test_log_counts_are_the_cpus(native: None, kind: str, distinct: bool) -> Non
     bench.call(
         f"log_counts_{kind}",
         *proposal_arguments(bench, kind, sampler),
-        *(-1.0 if tries is None else float(tries), 64),
+        *(None if tries is None else bench.buffer("tries", tries, "in"), 64),
         *(bench.buffer("ids", ids, "in"), len(ids), got),
     )
     assert torch.equal(got, want)

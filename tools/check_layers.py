@@ -1,6 +1,6 @@
 """Check the rules of structure that a compiler does not: `python tools/check_layers.py`.
 
-- Layers: csrc/core <- csrc/cpu <- csrc/ops and csrc/core <- csrc/cuda <- csrc/simt, by what each
+- Layers: csrc/core <- csrc/{cpu,cuda} <- csrc/ops and csrc/cuda <- csrc/simt, by what each
   file includes; torch headers only in csrc/ops, and there only those of the stable ABI; pybind11
   only in csrc/simt. Kernels know csrc/simt from the headers that stand between them and CUDA alone.
 - Leaves (csrc/cpu/*_leaf.cpp), and all headers they reach, include no header of the standard
@@ -32,9 +32,10 @@ LAYERS = {
     "csrc/cpu": {"csrc/core", "csrc/cpu"},
     "csrc/cuda": {"csrc/core", "csrc/cuda"},
     "csrc/simt": {"csrc/core", "csrc/cuda", "csrc/simt"},
-    "csrc/ops": {"csrc/core", "csrc/cpu", "csrc/ops"},
+    "csrc/ops": {"csrc/core", "csrc/cpu", "csrc/cuda", "csrc/ops"},
     "tests/cpp": {"csrc/core", "csrc/cpu", "tests/cpp"},
     "tests/simt": {"csrc/core", "csrc/cuda", "csrc/simt", "tests/simt"},
+    "tests/simt_ops": {"csrc/cuda", "csrc/ops"},
 }
 # The shim: each of these includes its twin of csrc/simt, and only under g++.
 SHIM = {f"csrc/cuda/{name}.h" for name in ("device", "async_copy", "fast_math", "mma")}

@@ -5,6 +5,8 @@
 //   float* tile = dynamic_shared<float>();    not extern __shared__ float tile[];
 //   __shared__ __align__(16) float tile[64];  not alignas
 //   cp_async, ldmatrix, mma_bf16, fast_exp2   what has no C++ form: async_copy.h, mma.h, ...
+//
+// Host code that only calls launchers (csrc/ops) sees CUDA's types and the runtime.
 #pragma once
 
 #if defined(SSC_SIMT)
@@ -14,6 +16,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#if defined(__CUDACC__)
 namespace ssc::cuda {
 
 // The block's dynamic shared memory, aligned for the widest swizzle, 128 bytes.
@@ -32,4 +35,5 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 }
 
 }  // namespace ssc::cuda
+#endif
 #endif

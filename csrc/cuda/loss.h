@@ -13,9 +13,9 @@
 #include <cstdint>
 
 #include "csrc/core/online_lse.h"
+#include "csrc/cuda/accumulator.h"
 #include "csrc/cuda/device.h"
 #include "csrc/cuda/matmul_path.h"
-#include "csrc/cuda/number.h"
 
 namespace ssc::cuda {
 

@@ -1,20 +1,11 @@
 // Numbers of the storage types as what is computed in.
 #pragma once
 
+#include "csrc/cuda/accumulator.h"
 #include "csrc/cuda/device.h"
 #include "csrc/cuda/fast_math.h"
 
 namespace ssc::cuda {
-
-// What sums of T are kept in.
-template <class T>
-struct AccumulatorOf {
-  using Type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using Type = double;
-};
 
 __device__ __forceinline__ float to_accumulator(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_accumulator(__half x) { return __half2float(x); }

@@ -42,12 +42,13 @@ struct RowSource {
   const T* data;
   int64_t stride;                   // elements from row to row
   int64_t rows, width;              // of the operand
-  const int64_t* labels = nullptr;  // [rows]
+  const int64_t* labels = nullptr;  // [rows]; null, if they are to be chosen: 0, 1, ...
   int64_t matrix_rows = 0;          // chosen: labels outside [0, matrix_rows) are not followed
   int64_t ignored = 0;              // counted
 
   // Loaded some time before the row is asked for, so that nothing waits for it.
   __device__ __forceinline__ int64_t label(int64_t r) const {
+    if (kRows == Rows::chosen && labels == nullptr) return r;
     return kRows != Rows::all && r < rows ? labels[r] : 0;
   }
 

@@ -28,13 +28,14 @@ __global__ void __launch_bounds__(kElementThreads)
 template <class Proposal>
 __global__ void __launch_bounds__(kElementThreads)
     log_expected_counts_kernel(const __grid_constant__ Proposal proposal,
-                               const __grid_constant__ LogCount log_count, const int64_t* ids,
-                               int64_t count, float* out) {
+                               const __grid_constant__ LogCount log_count, const double* tries,
+                               const int64_t* ids, int64_t count, float* out) {
+  const LogCount counts = tries == nullptr ? log_count : log_count_distinct(*tries);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += stride) {
     const double q = proposal.probability(ids[i]);
-    out[i] = static_cast<float>(log_expected_count<ScalarLane>(q, log_count));
+    out[i] = static_cast<float>(log_expected_count<ScalarLane>(q, counts));
   }
 }
 
@@ -56,17 +57,17 @@ cudaError_t draw(const Proposal& proposal, const int64_t* key, int64_t num_sampl
 
 template <class Proposal>
 cudaError_t log_expected_counts(const Proposal& proposal, const LogCount& log_count,
-                                const int64_t* ids, int64_t count, float* out,
+                                const double* tries, const int64_t* ids, int64_t count, float* out,
                                 cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   return launch(log_expected_counts_kernel<Proposal>, element_blocks(count), kElementThreads, 0,
-                stream, proposal, log_count, ids, count, out);
+                stream, proposal, log_count, tries, ids, count, out);
 }
 
 #define SSC_SAMPLE_INSTANCE(Proposal)                                                          \
   template cudaError_t draw(const Proposal&, const int64_t*, int64_t, int64_t*, cudaStream_t); \
-  template cudaError_t log_expected_counts(const Proposal&, const LogCount&, const int64_t*,   \
-                                           int64_t, float*, cudaStream_t)
+  template cudaError_t log_expected_counts(const Proposal&, const LogCount&, const double*,    \
+                                           const int64_t*, int64_t, float*, cudaStream_t)
 SSC_SAMPLE_INSTANCE(UniformProposal);
 SSC_SAMPLE_INSTANCE(LogUniformProposal);
 SSC_SAMPLE_INSTANCE(WeightedProposal);

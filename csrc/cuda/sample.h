@@ -17,9 +17,11 @@ template <class Proposal>
 cudaError_t draw(const Proposal& proposal, const int64_t* key, int64_t num_samples, int64_t* ids,
                  cudaStream_t stream);
 
-// out[i] = log n of ids[i], i < count.
+// out[i] = log n of ids[i], i < count. tries: null, or the t of S distinct classes in device
+// memory, which then stands for that of log_count.
 template <class Proposal>
 cudaError_t log_expected_counts(const Proposal& proposal, const LogCount& log_count,
-                                const int64_t* ids, int64_t count, float* out, cudaStream_t stream);
+                                const double* tries, const int64_t* ids, int64_t count, float* out,
+                                cudaStream_t stream);
 
 }  // namespace ssc::cuda

@@ -10,7 +10,7 @@ namespace {
 std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor& weight,
                                                const std::optional<Tensor>& bias,
                                                const Tensor& target, double inv_temperature,
-                                               int64_t ignore_index) {
+                                               int64_t ignore_index, bool /*tf32*/) {
   const Arguments a(input, weight, bias, &target, inv_temperature);
   Workspace workspace;
   const SamplePlan plan =
@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor
 }
 
 Tensor logits_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                  int64_t begin, int64_t end, double inv_temperature) {
+                  int64_t begin, int64_t end, double inv_temperature, bool /*tf32*/) {
   const Arguments a(input, weight, bias, nullptr, inv_temperature);
   STD_TORCH_CHECK(0 <= begin && begin <= end && end <= a.problem.classes, "classes [", begin, ", ",
                   end, ") are not within [0, C=", a.problem.classes, ")");

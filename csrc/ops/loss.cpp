@@ -40,7 +40,7 @@ using Rows = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 Rows loss_rows_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                    const Tensor& target, const Tensor& ids, const std::optional<Tensor>& log_count,
                    const std::optional<Tensor>& target_log_count, double inv_temperature,
-                   bool remove_accidental_hits, int64_t ignore_index) {
+                   bool remove_accidental_hits, int64_t ignore_index, bool /*tf32*/) {
   SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
                      remove_accidental_hits, ignore_index);
   const RowTensors rows(a.problem.batch, a.plan.rows, a.dtype);
@@ -78,7 +78,7 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
                                 const std::optional<Tensor>& target_log_count,
                                 double inv_temperature, bool remove_accidental_hits,
                                 int64_t ignore_index, const std::optional<Tensor>& row_scale,
-                                bool mean, bool sparse_grad) {
+                                bool mean, bool sparse_grad, bool /*tf32*/) {
   SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
                      remove_accidental_hits, ignore_index);
   const LossProblem& p = a.problem;

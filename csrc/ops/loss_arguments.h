@@ -7,6 +7,7 @@
 
 #include "csrc/cpu/loss.h"
 #include "csrc/ops/stable_compat.h"
+#include "csrc/ops/tensor_checks.h"
 
 namespace ssc::ops {
 
@@ -27,19 +28,8 @@ inline DType dtype_of(const Tensor& t, const char* name) {
 }
 
 inline MatrixView matrix(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 2, name, " must have 2 dimensions, has ", t.dim());
-  STD_TORCH_CHECK(t.stride(1) == 1 || t.size(1) <= 1, name, "'s rows must be contiguous");
+  check_matrix(t, name);
   return {t.data_ptr(), t.stride(0), dtype_of(t, name)};
-}
-
-inline Tensor contiguous_vector(const Tensor& t, int64_t size, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size, name, " must have shape [", size, "]");
-  return torch::stable::contiguous(t);
-}
-
-inline const int64_t* integers(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long, name, " must be int64");
-  return static_cast<const int64_t*>(t.data_ptr());
 }
 
 // An optional [size] vector; `holder` keeps a contiguous copy alive.
@@ -49,8 +39,6 @@ inline Vector optional_vector(const std::optional<Tensor>& t, int64_t size, cons
   holder = contiguous_vector(*t, size, name);
   return {holder->data_ptr(), dtype_of(*holder, name)};
 }
-
-inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
 
 // The problem that the arguments of every loss operator pose.
 struct Arguments {

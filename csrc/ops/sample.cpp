@@ -7,17 +7,12 @@
 
 #include "csrc/cpu/huge_pages.h"
 #include "csrc/cpu/sample_alias.h"
-#include "csrc/ops/stable_compat.h"
+#include "csrc/ops/sample_arguments.h"
 
 namespace ssc::ops {
 namespace {
 
 using Draw = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-void check_int64(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous(), name,
-                  " must be a contiguous int64 tensor");
-}
 
 // A contiguous tensor of the shape of `ids`.
 Tensor empty_like_ids(const Tensor& ids, ScalarType dtype) {
@@ -26,24 +21,17 @@ Tensor empty_like_ids(const Tensor& ids, ScalarType dtype) {
 }
 
 Proposal uniform_proposal(int64_t num_classes) {
-  STD_TORCH_CHECK(num_classes > 0, "num_classes must be positive");
-  return {ProposalKind::uniform, static_cast<uint64_t>(num_classes), {}, {}, nullptr};
+  return {ProposalKind::uniform, uniform_classes(num_classes), {}, {}, nullptr};
 }
 
 Proposal log_uniform_proposal(int64_t num_classes) {
-  const auto classes = static_cast<uint64_t>(num_classes);
-  STD_TORCH_CHECK(num_classes > 0 && classes <= kLogUniformMaxClasses,
-                  "num_classes must be in [1, 2^52)");
+  const uint64_t classes = log_uniform_classes(num_classes);
   return {ProposalKind::log_uniform, classes, make_log_uniform(classes), {}, nullptr};
 }
 
 // table, probability_bits [C] int64: the alias table, and the bits of the float64 probabilities.
 Proposal weighted_proposal(const Tensor& table, const Tensor& probability_bits) {
-  check_int64(table, "table");
-  check_int64(probability_bits, "probability_bits");
-  STD_TORCH_CHECK(table.numel() > 0 && table.numel() == probability_bits.numel(),
-                  "table and probability_bits must be [C], C > 0");
-  const auto classes = static_cast<uint64_t>(table.numel());
+  const uint64_t classes = weighted_classes(table, probability_bits);
   const auto* entries = static_cast<const uint64_t*>(table.const_data_ptr());
   return {ProposalKind::weighted,
           classes,
@@ -67,19 +55,9 @@ Tensor log_counts(const Proposal& proposal, const Tensor& ids, const LogCount& c
   return out;
 }
 
-// How samples are drawn; the numbers are those of Method in sampled_softmax_cuda/samplers/_ops.py.
-enum Method : int64_t { kWithReplacement = 0, kDistinct = 1, kRace = 2 };
-
 Draw draw(const Proposal& proposal, const Tensor& key, const Tensor& target, int64_t num_samples,
           int64_t method, const std::optional<Tensor>& tries) {
-  check_int64(key, "key");
-  check_int64(target, "target");
-  STD_TORCH_CHECK(key.numel() == 2, "key must hold (seed, offset)");
-  STD_TORCH_CHECK(num_samples >= 0 && num_samples < (int64_t{1} << 31),
-                  "num_samples must be in [0, 2^31)");
-  STD_TORCH_CHECK(
-      method == kWithReplacement || static_cast<uint64_t>(num_samples) <= proposal.num_classes,
-      "num_samples must not exceed the number of classes");
+  check_draw(key, target, num_samples, method, proposal.num_classes);
   const auto* words = static_cast<const uint64_t*>(key.const_data_ptr());
   const PhiloxKey philox_key{words[0], words[1]};
   const Tensor ids = empty_cpu({num_samples}, ScalarType::Long);

@@ -1,5 +1,6 @@
 // Every operator of torch.ops.sampled_softmax on one screen. The kernels are registered in the file
-// of their stage (info.cpp, sample.cpp, loss.cpp, exact.cpp); fakes and autograd are in
+// of their stage (info.cpp, sample.cpp, loss.cpp, exact.cpp; for CUDA, in a library of their own,
+// info_cuda.cpp, sample_cuda.cpp, loss_cuda.cpp); fakes and autograd are in
 // sampled_softmax_cuda/_ops.py, and so is all checking of arguments with a message for users.
 //
 // Shapes: B rows, D features, C classes, S samples, N touched rows.
@@ -11,6 +12,8 @@
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // The instruction set of the CPU kernels: "scalar", "avx2", "avx512" or "avx512_bf16".
   m.def("cpu_isa() -> str");
+  // The architectures that the CUDA library was compiled for, such as "8.0 9.0+PTX".
+  m.def("cuda_architectures() -> str");
   // Asks for huge pages under a large tensor; changes no value.
   m.def("advise_huge_pages(Tensor tensor) -> ()");
 
@@ -42,29 +45,32 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // Float64 probabilities [C] to the table of csrc/core/alias_table.h, int64 [C].
   m.def("build_alias_table(Tensor probabilities) -> Tensor");
 
-  // The sampled loss of each row; error is 1 where a sample beats the target.
+  // The sampled loss of each row; error is 1 where a sample beats the target. tf32, here and below:
+  // a GPU may round the factors of float32 products to tf32.
   m.def(
       "loss_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
       " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
-      " bool remove_accidental_hits, SymInt ignore_index)"
+      " bool remove_accidental_hits, SymInt ignore_index, bool tf32=False)"
       " -> (Tensor loss, Tensor lse, Tensor target_logit, Tensor error)");
   // total = sum(row_scale * loss) with its gradients, and rows = (loss, lse, target_logit, error).
   // No row_scale: the mean of the rows that count (0 if none does), or their sum. sparse_grad:
   // grad_weight [N, D] and grad_bias [N] belong to the classes grad_rows; else they are [C, D] and
-  // [C], and grad_rows is empty.
+  // [C], and grad_rows is empty. The classes grad_rows are sorted and distinct on the CPU; on a GPU
+  // N = S + B, whatever the ids are, and a class may be there several times, with zeros but once.
   m.def(
       "loss_and_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
       " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
       " bool remove_accidental_hits, SymInt ignore_index, Tensor? row_scale, bool mean,"
-      " bool sparse_grad) -> (Tensor total, Tensor rows, Tensor grad_input, Tensor grad_weight,"
+      " bool sparse_grad, bool tf32=False) -> (Tensor total, Tensor rows, Tensor grad_input, "
+      "Tensor grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
 
   // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes,
   // float32 (float64 for float64 input) as all results per row.
   m.def(
       "exact_loss_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target,"
-      " float inv_temperature, SymInt ignore_index) -> (Tensor loss, Tensor lse)");
+      " float inv_temperature, SymInt ignore_index, bool tf32=False) -> (Tensor loss, Tensor lse)");
   m.def(
       "logits(Tensor input, Tensor weight, Tensor? bias, SymInt begin, SymInt end,"
-      " float inv_temperature) -> Tensor");
+      " float inv_temperature, bool tf32=False) -> Tensor");
 }

@@ -28,9 +28,10 @@ inline ParallelFor torch_parallel_for() {
           static_cast<int>(torch::stable::get_num_threads())};
 }
 
-// A contiguous tensor of `dim` dimensions in CPU memory, not initialised, by the allocator: the
-// dispatcher's new_empty takes two microseconds more, and a small step is all overhead.
-inline Tensor empty_cpu(const int64_t* sizes, int64_t dim, ScalarType dtype) {
+// A contiguous tensor of `dim` dimensions, not initialised, by the allocator: the dispatcher's
+// new_empty takes two microseconds more, and a small step is all overhead.
+inline Tensor empty_on(int32_t device_type, int32_t device_index, const int64_t* sizes, int64_t dim,
+                       ScalarType dtype) {
   constexpr int64_t kMaxDim = 64;  // torch's own limit
   STD_TORCH_CHECK(dim <= kMaxDim, "at most ", kMaxDim, " dimensions, got ", dim);
   int64_t strides[kMaxDim];
@@ -42,8 +43,12 @@ inline Tensor empty_cpu(const int64_t* sizes, int64_t dim, ScalarType dtype) {
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
+      device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty_cpu(const int64_t* sizes, int64_t dim, ScalarType dtype) {
+  return empty_on(aoti_torch_device_type_cpu(), 0, sizes, dim, dtype);
 }
 
 inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {

@@ -13,11 +13,6 @@ namespace py = pybind11;
 
 namespace ssc::simt {
 
-std::vector<Launcher>& launchers() {
-  static std::vector<Launcher> all;
-  return all;
-}
-
 namespace {
 
 Value to_value(const py::handle& object) {

@@ -31,7 +31,7 @@ def sample(
 ) -> Drawn:
     """Draw ids, with the log expected counts of ids and targets; see `reference.sample.sample`."""
     rest = (num_samples, int(method), tries)
-    if not native_for(key.device):
+    if not native_for(key.device, "sample_uniform"):
         return reference.sample(proposal, key, target, *rest)
     if isinstance(proposal, Uniform):
         drawn = _ops().sample_uniform(key, target, proposal.num_classes, *rest)
@@ -45,7 +45,7 @@ def sample(
 
 def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor | None) -> Tensor:
     """log n of any ids, float32 of their shape; log q with num_samples=1 and no tries."""
-    if not native_for(ids.device):
+    if not native_for(ids.device, "log_count_uniform"):
         return reference.log_counts(proposal, ids, num_samples, tries)
     ids = ids.contiguous()
     if isinstance(proposal, Uniform):
@@ -60,7 +60,7 @@ def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor 
 
 def build_alias_table(probabilities: Tensor) -> Tensor:
     """The alias table int64 [C] of float64 probabilities [C], both on the CPU."""
-    if not native_for(probabilities.device):
+    if not native_for(probabilities.device, "build_alias_table"):
         return reference.build_alias_table(probabilities)
     table: Tensor = _ops().build_alias_table(probabilities)
     return table

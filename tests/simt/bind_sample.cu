@@ -14,10 +14,9 @@ WeightedProposal weighted(const int64_t* table, const double* probabilities, int
   return {make_alias_table(entries, static_cast<uint64_t>(classes)), probabilities};
 }
 
-// tries < 0: with replacement, of num_samples.
-LogCount log_count(double tries, int64_t num_samples) {
-  return tries < 0 ? log_count_with_replacement(static_cast<uint64_t>(num_samples))
-                   : log_count_distinct(tries);
+// Unless tries is given, with replacement.
+LogCount log_count(int64_t num_samples) {
+  return log_count_with_replacement(static_cast<uint64_t>(num_samples));
 }
 
 }  // namespace
@@ -38,23 +37,23 @@ SSC_SIMT_LAUNCHER(
       return draw(weighted(table, probabilities, classes), key, n, ids, stream);
     });
 SSC_SIMT_LAUNCHER(
-    "log_counts_uniform", +[](int64_t classes, double tries, int64_t num_samples,
+    "log_counts_uniform", +[](int64_t classes, const double* tries, int64_t num_samples,
                               const int64_t* ids, int64_t n, float* out, cudaStream_t stream) {
       return log_expected_counts(UniformProposal{static_cast<uint64_t>(classes)},
-                                 log_count(tries, num_samples), ids, n, out, stream);
+                                 log_count(num_samples), tries, ids, n, out, stream);
     });
 SSC_SIMT_LAUNCHER(
-    "log_counts_log_uniform", +[](int64_t classes, double tries, int64_t num_samples,
+    "log_counts_log_uniform", +[](int64_t classes, const double* tries, int64_t num_samples,
                                   const int64_t* ids, int64_t n, float* out, cudaStream_t stream) {
       return log_expected_counts(log_uniform_proposal(static_cast<uint64_t>(classes)),
-                                 log_count(tries, num_samples), ids, n, out, stream);
+                                 log_count(num_samples), tries, ids, n, out, stream);
     });
 SSC_SIMT_LAUNCHER(
     "log_counts_weighted",
-    +[](const int64_t* table, const double* probabilities, int64_t classes, double tries,
+    +[](const int64_t* table, const double* probabilities, int64_t classes, const double* tries,
         int64_t num_samples, const int64_t* ids, int64_t n, float* out, cudaStream_t stream) {
-      return log_expected_counts(weighted(table, probabilities, classes),
-                                 log_count(tries, num_samples), ids, n, out, stream);
+      return log_expected_counts(weighted(table, probabilities, classes), log_count(num_samples),
+                                 tries, ids, n, out, stream);
     });
 
 SSC_SIMT_LAUNCHER(
@@ -83,19 +82,20 @@ SSC_SIMT_LAUNCHER(
     });
 SSC_SIMT_LAUNCHER(
     "arrival_times_uniform",
-    +[](int64_t classes, const int64_t* key, double* times, cudaStream_t stream) {
-      return arrival_times(UniformProposal{static_cast<uint64_t>(classes)}, key, times, stream);
+    +[](int64_t classes, const int64_t* key, double* times, int64_t* numbers, cudaStream_t stream) {
+      return arrival_times(UniformProposal{static_cast<uint64_t>(classes)}, key, times, numbers,
+                           stream);
     });
 SSC_SIMT_LAUNCHER(
     "arrival_times_log_uniform",
-    +[](int64_t classes, const int64_t* key, double* times, cudaStream_t stream) {
+    +[](int64_t classes, const int64_t* key, double* times, int64_t* numbers, cudaStream_t stream) {
       return arrival_times(log_uniform_proposal(static_cast<uint64_t>(classes)), key, times,
-                           stream);
+                           numbers, stream);
     });
 SSC_SIMT_LAUNCHER(
     "arrival_times_weighted",
     +[](const int64_t* table, const double* probabilities, int64_t classes, const int64_t* key,
-        double* times, cudaStream_t stream) {
-      return arrival_times(weighted(table, probabilities, classes), key, times, stream);
+        double* times, int64_t* numbers, cudaStream_t stream) {
+      return arrival_times(weighted(table, probabilities, classes), key, times, numbers, stream);
     });
 SSC_SIMT_LAUNCHER("race_draws", race_draws);

@@ -1,0 +1,72 @@
+# _C_cuda.so: the CUDA kernels (csrc/cuda) and the operators that call them, on libtorch's stable ABI
+# as _C.abi3.so is, and with the CUDA runtime linked statically. It is a library of its own because
+# torch's CPU builds can't load it. CMAKE_CUDA_COMPILER names the nvcc, CMAKE_CUDA_ARCHITECTURES what
+# to compile for (a number alone: with PTX, for GPUs to come).
+if(SSC_BUILD_SIMT)
+  message(FATAL_ERROR "SSC_WITH_CUDA and SSC_BUILD_SIMT compile the same sources as different "
+                      "languages: give each a build folder of its own")
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120)
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+if(SSC_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER "${SSC_CCACHE}")
+endif()
+# The nvcc of NVIDIA's packages on PyPI looks for lib64 and has lib.
+set(ssc_cuda_libraries "")
+if(CMAKE_CUDA_COMPILER MATCHES "^(.*)/bin/nvcc$")
+  if(EXISTS "${CMAKE_MATCH_1}/lib/libcudart_static.a" AND NOT EXISTS "${CMAKE_MATCH_1}/lib64")
+    set(ssc_cuda_libraries "${CMAKE_MATCH_1}/lib")
+    set(CMAKE_CUDA_FLAGS_INIT "-L${ssc_cuda_libraries}")
+  endif()
+endif()
+enable_language(CUDA)
+
+# The architectures as PyTorch writes them, "8.0 9.0+PTX": for build_info and error messages.
+set(ssc_architectures "")
+foreach(architecture IN LISTS CMAKE_CUDA_ARCHITECTURES)
+  string(REGEX MATCH "^([0-9]+)([0-9][af]?)(-real)?$" matched "${architecture}")
+  if(NOT matched)
+    message(FATAL_ERROR "CMAKE_CUDA_ARCHITECTURES: ${architecture} is not like 90 or 90-real")
+  endif()
+  set(ptx "+PTX")
+  if(CMAKE_MATCH_3)
+    set(ptx "")
+  endif()
+  list(APPEND ssc_architectures "${CMAKE_MATCH_1}.${CMAKE_MATCH_2}${ptx}")
+endforeach()
+list(JOIN ssc_architectures " " ssc_architectures)
+
+# A CPU torch has no libtorch_cuda.so to name as a dependency; a stub with its name takes its place.
+find_library(SSC_TORCH_CUDA_LIBRARY torch_cuda PATHS "${SSC_TORCH_DIR}/lib" NO_DEFAULT_PATH)
+if(SSC_TORCH_CUDA_LIBRARY)
+  add_library(ssc_torch_cuda SHARED IMPORTED)
+  set_target_properties(ssc_torch_cuda PROPERTIES IMPORTED_LOCATION "${SSC_TORCH_CUDA_LIBRARY}")
+else()
+  add_library(ssc_torch_cuda SHARED csrc/ops/torch_cuda_stub.cpp)
+  set_target_properties(ssc_torch_cuda PROPERTIES
+    OUTPUT_NAME torch_cuda
+    LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/stub")
+endif()
+
+add_library(_C_cuda MODULE ${SSC_CUDA_OPS_SOURCES} ${SSC_CUDA_SOURCES} ${SSC_CUDA_CUB_SOURCES})
+target_link_libraries(_C_cuda PRIVATE ssc_options ssc_torch ssc_torch_cuda)
+target_link_directories(_C_cuda PRIVATE ${ssc_cuda_libraries})
+target_include_directories(_C_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+target_compile_definitions(_C_cuda PRIVATE USE_CUDA TORCH_TARGET_VERSION=${SSC_TORCH_TARGET}
+                           "SSC_CUDA_ARCHITECTURES=\"${ssc_architectures}\"")
+target_compile_options(_C_cuda PRIVATE
+                       $<$<COMPILE_LANGUAGE:CUDA>:-Wno-deprecated-gpu-targets;--threads=4>)
+# Not --as-needed: libtorch_cuda.so has to be there, whatever of it is used.
+target_link_options(_C_cuda PRIVATE LINKER:-z,defs LINKER:--exclude-libs,ALL)
+set_target_properties(_C_cuda PROPERTIES
+  PREFIX ""
+  SUFFIX ".so"
+  BUILD_RPATH "$ORIGIN/../torch/lib"
+  INSTALL_RPATH "$ORIGIN/../torch/lib"
+  BUILD_WITH_INSTALL_RPATH ON
+  LIBRARY_OUTPUT_DIRECTORY "${SSC_INSTALL_DIR}")

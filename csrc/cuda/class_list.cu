@@ -1,0 +1,34 @@
+// A thread per entry, 16 bytes written for each.
+#include "csrc/cuda/class_list.h"
+#include "csrc/cuda/grid.h"
+
+namespace ssc::cuda {
+namespace {
+
+__global__ void __launch_bounds__(kElementThreads)
+    list_classes_kernel(const int64_t* ids, int64_t samples, const int64_t* target, int64_t batch,
+                        int64_t num_classes, int64_t ignore_index, int64_t* classes,
+                        int64_t* entries) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; e < samples + batch;
+       e += stride) {
+    const int64_t id = e < samples ? ids[e] : target[e - samples];
+    const bool counts = e < samples || id != ignore_index;
+    const bool inside = static_cast<uint64_t>(id) < static_cast<uint64_t>(num_classes);
+    classes[e] = counts && inside ? id : num_classes;
+    entries[e] = e;
+  }
+}
+
+}  // namespace
+
+cudaError_t list_classes(const int64_t* ids, int64_t samples, const int64_t* target, int64_t batch,
+                         int64_t num_classes, int64_t ignore_index, int64_t* classes,
+                         int64_t* entries, cudaStream_t stream) {
+  const int64_t count = samples + batch;
+  if (count == 0) return cudaSuccess;
+  return launch(list_classes_kernel, element_blocks(count), kElementThreads, 0, stream, ids,
+                samples, target, batch, num_classes, ignore_index, classes, entries);
+}
+
+}  // namespace ssc::cuda

@@ -1,0 +1,175 @@
+// The draws on the GPU: as in sample.cpp, with the key in device memory, read by the kernel.
+#include <optional>
+#include <tuple>
+
+#include "csrc/cuda/race_sort.h"
+#include "csrc/cuda/sample.h"
+#include "csrc/cuda/sample_distinct.h"
+#include "csrc/cuda/sample_race.h"
+#include "csrc/ops/cuda_device.h"
+#include "csrc/ops/sample_arguments.h"
+
+namespace ssc::ops {
+namespace {
+
+using Draw = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+cuda::UniformProposal uniform_proposal(int64_t num_classes) {
+  return {uniform_classes(num_classes)};
+}
+
+cuda::LogUniformProposal log_uniform_proposal(int64_t num_classes) {
+  return cuda::log_uniform_proposal(log_uniform_classes(num_classes));
+}
+
+cuda::WeightedProposal weighted_proposal(const Tensor& table, const Tensor& probability_bits,
+                                         const OnDevice& device) {
+  const uint64_t classes = weighted_classes(table, probability_bits);
+  device.check_here(table, "table");
+  device.check_here(probability_bits, "probability_bits");
+  const auto* entries = static_cast<const uint64_t*>(table.const_data_ptr());
+  return {make_alias_table(entries, classes),
+          static_cast<const double*>(probability_bits.const_data_ptr())};
+}
+
+// tries: one float64 in the memory of the CPU or of the device; none: S draws with replacement.
+template <class Proposal>
+Tensor log_counts(const Proposal& proposal, const Tensor& ids, int64_t num_samples,
+                  const std::optional<Tensor>& tries, const OnDevice& device) {
+  check_int64(ids, "ids");
+  device.check_here(ids, "ids");
+  LogCount count = log_count_with_replacement(static_cast<uint64_t>(num_samples));
+  const double* device_tries = nullptr;
+  if (tries.has_value()) {
+    STD_TORCH_CHECK(tries->scalar_type() == ScalarType::Double && tries->numel() == 1,
+                    "tries must be one float64 number");
+    const auto* number = static_cast<const double*>(tries->const_data_ptr());
+    if (tries->is_cpu()) {
+      count = log_count_distinct(*number);
+    } else {
+      device.check_here(*tries, "tries");
+      device_tries = number;
+    }
+  }
+  const Tensor out = device.empty_like(ids, ScalarType::Float);
+  check_launch(cuda::log_expected_counts(
+                   proposal, count, device_tries, static_cast<const int64_t*>(ids.const_data_ptr()),
+                   ids.numel(), static_cast<float*>(out.mutable_data_ptr()), device.stream()),
+               "log_expected_counts");
+  return out;
+}
+
+// The first num_samples arrivals of an exponential race over all classes.
+template <class Proposal>
+void draw_by_race(const Proposal& proposal, const int64_t* key, int64_t num_classes,
+                  const Tensor& ids, const Tensor& num_draws, const OnDevice& device) {
+  const cudaStream_t stream = device.stream();
+  const int64_t num_samples = ids.numel();
+  const Tensor time = device.empty({num_classes}, ScalarType::Double);
+  const Tensor sorted = device.empty({num_classes}, ScalarType::Double);
+  const Tensor classes = device.empty({num_classes}, ScalarType::Long);
+  Tensor by_time = device.empty({num_classes}, ScalarType::Long);
+  auto* const times = static_cast<double*>(time.data_ptr());
+  auto* const numbers = static_cast<int64_t*>(classes.data_ptr());
+  auto* const sorted_times = static_cast<double*>(sorted.data_ptr());
+  check_launch(cuda::arrival_times(proposal, key, times, numbers, stream), "arrival_times");
+  const auto sort = [&](void* temporary, size_t& bytes) {
+    check_launch(cuda::sort_arrivals(temporary, bytes, times, numbers, num_classes, sorted_times,
+                                     static_cast<int64_t*>(by_time.data_ptr()), stream),
+                 "sort_arrivals");
+  };
+  size_t bytes = 0;
+  sort(nullptr, bytes);
+  const Tensor temporary = device.empty({static_cast<int64_t>(bytes) + 1}, ScalarType::Byte);
+  sort(temporary.data_ptr(), bytes);
+  Tensor first = ids;
+  torch::stable::copy_(first, torch::stable::narrow(by_time, 0, 0, num_samples));
+  check_launch(cuda::race_draws(sorted_times + num_samples - 1, num_samples,
+                                static_cast<int64_t*>(num_draws.data_ptr()), stream),
+               "race_draws");
+}
+
+template <class Proposal>
+Draw draw(const Proposal& proposal, uint64_t num_classes, const Tensor& key, const Tensor& target,
+          int64_t num_samples, int64_t method, const std::optional<Tensor>& tries,
+          const OnDevice& device) {
+  check_draw(key, target, num_samples, method, num_classes);
+  device.check_here(key, "key");
+  const auto* const words = static_cast<const int64_t*>(key.const_data_ptr());
+  const Tensor ids = device.empty({num_samples}, ScalarType::Long);
+  Tensor num_draws = device.empty({}, ScalarType::Long);
+  auto* const out = static_cast<int64_t*>(ids.data_ptr());
+  std::optional<Tensor> counted = tries;
+  if (method == kWithReplacement || num_samples == 0) {
+    check_launch(cuda::draw(proposal, words, num_samples, out, device.stream()), "draw");
+    torch::stable::fill_(num_draws, static_cast<double>(num_samples));
+  } else if (method == kDistinct) {
+    const Tensor workspace = device.empty({cuda::distinct_bytes(num_samples)}, ScalarType::Byte);
+    check_launch(cuda::draw_distinct(proposal, words, num_samples, out,
+                                     static_cast<int64_t*>(num_draws.data_ptr()),
+                                     workspace.data_ptr(), device.stream()),
+                 "draw_distinct");
+  } else {
+    draw_by_race(proposal, words, static_cast<int64_t>(num_classes), ids, num_draws, device);
+  }
+  if (method != kWithReplacement && !counted.has_value()) {
+    counted = torch::stable::to(num_draws, ScalarType::Double);
+  }
+  return {ids, num_draws, log_counts(proposal, ids, num_samples, counted, device),
+          log_counts(proposal, target, num_samples, counted, device)};
+}
+
+Draw sample_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
+                    int64_t method, std::optional<Tensor> tries) {
+  const OnDevice device(target);
+  return draw(uniform_proposal(num_classes), uniform_classes(num_classes), key, target, num_samples,
+              method, tries, device);
+}
+
+Draw sample_log_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
+                        int64_t method, std::optional<Tensor> tries) {
+  const OnDevice device(target);
+  return draw(log_uniform_proposal(num_classes), log_uniform_classes(num_classes), key, target,
+              num_samples, method, tries, device);
+}
+
+Draw sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bits,
+                  int64_t num_samples, int64_t method, std::optional<Tensor> tries) {
+  const OnDevice device(target);
+  return draw(weighted_proposal(table, probability_bits, device),
+              weighted_classes(table, probability_bits), key, target, num_samples, method, tries,
+              device);
+}
+
+Tensor log_count_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
+                         std::optional<Tensor> tries) {
+  const OnDevice device(ids);
+  return log_counts(uniform_proposal(num_classes), ids, num_samples, tries, device);
+}
+
+Tensor log_count_log_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
+                             std::optional<Tensor> tries) {
+  const OnDevice device(ids);
+  return log_counts(log_uniform_proposal(num_classes), ids, num_samples, tries, device);
+}
+
+Tensor log_count_weighted(Tensor ids, Tensor probability_bits, int64_t num_samples,
+                          std::optional<Tensor> tries) {
+  const OnDevice device(ids);
+  const Tensor& no_table = probability_bits;  // only draws look into the table
+  return log_counts(weighted_proposal(no_table, probability_bits, device), ids, num_samples, tries,
+                    device);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, SSC_CUDA_KEY, m) {
+  m.impl("sample_uniform", TORCH_BOX(&sample_uniform));
+  m.impl("sample_log_uniform", TORCH_BOX(&sample_log_uniform));
+  m.impl("sample_alias", TORCH_BOX(&sample_alias));
+  m.impl("log_count_uniform", TORCH_BOX(&log_count_uniform));
+  m.impl("log_count_log_uniform", TORCH_BOX(&log_count_log_uniform));
+  m.impl("log_count_weighted", TORCH_BOX(&log_count_weighted));
+}
+
+}  // namespace ssc::ops

@@ -1,0 +1,72 @@
+"""Which arguments the compiled kernels of a device take, and in which form; others are served by
+the reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._load import native_for
+
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+def kernels_take(
+    operator: str, input: Tensor, weight: Tensor, bias: Tensor | None, *log_counts: Tensor | None
+) -> bool:
+    """True if `operator` has a kernel for the device and the dtypes of these tensors.
+
+    Those of the CPU take every mixture that passed the checks. Those of CUDA take one dtype, the
+    weight's, so input and bias must have it or fit into it without rounding; and log expected
+    counts in float32, which would spoil a float64 loss if they were float64.
+    """
+    if not native_for(input.device, operator):
+        return False
+    if input.is_cpu:
+        return True
+    counts_fit = input.dtype != torch.float64 or all(
+        count is None or count.dtype != torch.float64 for count in log_counts
+    )
+    return counts_fit and _fits(input, weight.dtype) and _fits(bias, weight.dtype)
+
+
+def _fits(tensor: Tensor | None, dtype: torch.dtype) -> bool:
+    if tensor is None or tensor.dtype == dtype:
+        return True
+    return dtype == torch.float32 and tensor.dtype in _HALVES
+
+
+def as_kernels_take(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Parameters that `kernels_take`, in the layout and, on CUDA, the dtype that they want.
+
+    Args:
+        input: [*, D].
+        weight: [C, D]; the one that is large, so its dtype is never changed.
+        bias: [C] or None.
+
+    Returns:
+        input [B, D], weight with unit stride along D, and bias; differentiable.
+    """
+    if input.dim() != 2:
+        input = input.reshape(-1, input.shape[-1])
+    if not input.is_cpu:
+        input = input.to(weight.dtype)
+        bias = None if bias is None else bias.to(weight.dtype)
+    return input.contiguous(), weight if weight.stride(1) == 1 else weight.contiguous(), bias
+
+
+# torch.compile can't trace the getter, but traces again when the setting has changed.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _tf32_allowed() -> bool:
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+def products_in_tf32(weight: Tensor) -> bool:
+    """Whether matrix products of this dtype and device may be rounded to tf32.
+
+    That is torch's own choice: `torch.backends.cuda.matmul.fp32_precision` or `allow_tf32`, or
+    `torch.set_float32_matmul_precision`.
+    """
+    return not weight.is_cpu and weight.dtype == torch.float32 and _tf32_allowed()
