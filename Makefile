@@ -86,7 +86,7 @@ lint: $(BIN)/.package
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run -Werror $$(find csrc tests/cpp tests/simt benchmarks \
+	clang-format --dry-run -Werror $$(find csrc tests/cpp tests/simt benchmarks tools \
 	    -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/python tools/check_layers.py
 

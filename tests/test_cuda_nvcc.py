@@ -2,74 +2,140 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
+import kernel_table
+import nvcc
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-ARCHITECTURES = [75, 80, 90, 120]
-# The matmuls take nvcc half a minute each; 7.5 has no tensor-core path of ours to look at.
-SLOW_ARCHITECTURES = [80, 120]
-# Registers per thread at most, over all architectures. 255 in blocks of 256 threads leave 8 warps
-# resident on a multiprocessor.
+
+class Budget(NamedTuple):
+    """Of every kernel of a source, over all architectures."""
+
+    registers: int  # of a thread, at most
+    warps: int  # resident on a multiprocessor, at least
+
+
+# The matmuls keep a tile in registers: 8 warps hide the waits of a pipeline of three stages, and
+# the 16-bit products have 16. 7.5 holds 32 warps, 12.0 holds 48.
 BUDGETS = {
-    "sample": 48,
-    "sample_distinct": 64,  # blocks of 1024 threads
-    "sample_race": 48,
-    "rows": 64,
-    "grads": 64,
-    "score": 255,
-    "products": 168,
+    "class_list": Budget(48, 32),
+    "reduction": Budget(64, 32),
+    "sample": Budget(48, 32),
+    "sample_distinct": Budget(64, 32),  # one block of 1024 threads
+    "sample_race": Budget(48, 32),
+    "rows": Budget(64, 32),
+    "grads": Budget(64, 32),
+    "score": Budget(255, 8),
+    "products": Budget(168, 8),
+}
+HALF_PRODUCTS = {"MmaTile": Budget(128, 16), "FmaTile": Budget(232, 8)}  # the latter on 7.5
+
+
+# Instructions in the main loop for each that multiplies, at most; 16-bit types, tf32, plain float.
+LOOPS = {
+    ("score", "MmaTile<bfloat16"): 4.6,
+    ("score", "MmaTile<float"): 7.3,
+    ("score", "FmaTile<float"): 1.45,
+    ("products", "MmaTile<bfloat16"): 6.8,
+    ("products", "MmaTile<float"): 12.4,
+    ("products", "FmaTile<float"): 1.4,
 }
 
 
-def nvcc_path() -> str | None:
-    path = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    return path if Path(path).is_file() else None
+def budget_of(source: str, kernel: nvcc.Kernel) -> Budget:
+    kind, _, dtype = kernel.tile.partition("<")
+    if source == "products" and dtype in ("bfloat16", "float16"):
+        return HALF_PRODUCTS[kind]
+    return BUDGETS[source]
+
+
+def tiles_of(architecture: int) -> set[str]:
+    """16-bit types take fused multiply-adds before 8.0 and tensor cores from then on (tile.h)."""
+    plain = {"FmaTile<double", "FmaTile<float"}
+    if architecture < 80:
+        return plain | {"FmaTile<bfloat16", "FmaTile<float16"}
+    return plain | {"MmaTile<bfloat16", "MmaTile<float16", "MmaTile<float"}
 
 
 def test_every_source_has_a_budget() -> None:
     with_kernels = {
-        path.stem for path in (ROOT / "csrc/cuda").glob("*.cu") if "__global__" in path.read_text()
+        path.stem
+        for path in (nvcc.ROOT / "csrc/cuda").glob("*.cu")
+        if "__global__" in path.read_text()
     }
-    assert with_kernels == set(BUDGETS)
+    assert with_kernels == set(BUDGETS) == set(nvcc.SOURCES)
 
 
-def compilations() -> list[tuple[str, int]]:
-    slow = {"score", "products"}
-    return [
-        (source, architecture)
-        for source in BUDGETS
-        for architecture in (SLOW_ARCHITECTURES if source in slow else ARCHITECTURES)
-    ]
+@pytest.fixture(scope="module")
+def occupancy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that knows how many warps a multiprocessor holds."""
+    if nvcc.cuda_include() is None:
+        pytest.skip("no cuda_occupancy.h here")
+    return nvcc.build_occupancy(tmp_path_factory.mktemp("occupancy"))
 
 
-@pytest.mark.parametrize(("source", "architecture"), compilations())
-def test_registers_and_spills(source: str, architecture: int, tmp_path: Path) -> None:
-    nvcc = nvcc_path()
-    if nvcc is None:
+@pytest.mark.parametrize(
+    ("architecture", "registers", "static", "tile", "warps"),
+    [
+        (80, 32, 0, "-", 64),
+        (80, 255, 8448, "MmaTile<bfloat16", 8),  # 65536 / (256 * 255)
+        (80, 128, 0, "MmaTile<float16", 16),
+        (120, 64, 0, "-", 32),
+        (120, 128, 0, "MmaTile<float16", 16),  # 2 * (48 + 1) of 100 KiB
+        (120, 128, 8448, "MmaTile<float16", 8),  # 2 * (48 + 8.25 + 1) are too many
+        (120, 128, 0, "FmaTile<double", 16),
+        (75, 32, 0, "-", 32),
+        (75, 128, 0, "FmaTile<bfloat16", 8),  # 48 of 64 KiB
+    ],
+)
+def test_resident_warps_by_hand(
+    occupancy: Path, architecture: int, registers: int, static: int, tile: str, warps: int
+) -> None:
+    kernel = nvcc.Kernel(architecture, "", f"{tile},", registers, 0, 0, static, False)
+    assert nvcc.resident_warps(occupancy, [kernel]) == [warps]
+
+
+def long_loops(source: str, kernels: list[nvcc.Kernel], cubin: Path) -> list[str]:
+    """A line for each main loop with more instructions than LOOPS says."""
+    nvdisasm = kernel_table.find_nvdisasm()
+    if nvdisasm is None:
+        return []
+    sass = kernel_table.functions(nvdisasm, cubin)
+    offences = []
+    for kernel in filter(kernel_table.is_shown, kernels):
+        most = LOOPS.get((source, kernel.tile))
+        ratio = kernel_table.instructions_per_multiplication(sass[kernel.symbol]) if most else 0
+        if most and ratio > most:
+            offences.append(
+                f"{kernel.name}, sm_{kernel.architecture}: {ratio:.2f} instructions per"
+                f" multiplication in the main loop, {most} allowed"
+            )
+    return offences
+
+
+@pytest.mark.parametrize("architecture", nvcc.ARCHITECTURES)
+@pytest.mark.parametrize("source", BUDGETS)
+def test_registers_spills_warps_and_main_loops(
+    occupancy: Path, source: str, architecture: int, tmp_path: Path
+) -> None:
+    if nvcc.find_nvcc() is None:
         pytest.skip("no nvcc here")
-    result = subprocess.run(
-        [nvcc, "-std=c++20", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v",
-         "-Wno-deprecated-gpu-targets", "-Werror=all-warnings", f"-I{ROOT}",
-         str(ROOT / f"csrc/cuda/{source}.cu"), "-o", str(tmp_path / "kernels.cubin")],
-        capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    # Per kernel: "Compiling entry function 'NAME' for 'sm_80'", its stack frame, its registers.
-    kernels = re.findall(
-        r"entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers",
-        result.stderr,
-        re.DOTALL,
-    )
+    cubin = tmp_path / "kernels.cubin"
+    compiled = nvcc.compile_source(source, architecture, cubin)
+    kernels = [kernel for kernel in compiled if not kernel.empty]
     assert kernels
-    offences = [
-        f"{name}, sm_{architecture}: stack {stack}, spills {stores}/{loads}, {registers} registers"
-        for name, stack, stores, loads, registers in kernels
-        if (stack, stores, loads) != ("0", "0", "0") or int(registers) > BUDGETS[source]
-    ]
+    if source in ("score", "products"):
+        assert {kernel.tile for kernel in kernels} == tiles_of(architecture)
+    offences = long_loops(source, kernels, cubin) if source in ("score", "products") else []
+    for kernel, warps in zip(kernels, nvcc.resident_warps(occupancy, kernels), strict=True):
+        budget = budget_of(source, kernel)
+        excess = kernel.registers > budget.registers or warps < budget.warps
+        if kernel.stack or kernel.spills or excess:
+            offences.append(
+                f"{kernel.name}, sm_{architecture}: stack {kernel.stack}, spills {kernel.spills},"
+                f" {kernel.registers} registers of {budget.registers}, {warps} resident warps of"
+                f" at least {budget.warps}"
+            )
     assert not offences, "\n".join(offences)

@@ -87,7 +87,7 @@ def test_global_traffic_is_what_the_kernels_state(
         loads = sum(
             line["bytes"]
             for line in of_kernel
-            if line["kind"] == "global load" and "::row" not in line["function"]
+            if line["kind"] == "global load" and "::label" not in line["function"]
             and "operand.h" in line["file"]
         )  # fmt: skip
         assert loads == copied[kernel]

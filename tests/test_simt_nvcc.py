@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
+import nvcc
 import pytest
-from simt_bench import ROOT
 
 
 # The oldest architecture has no cp.async and no __reduce_add_sync.
@@ -17,13 +15,9 @@ from simt_bench import ROOT
 def test_nvcc_compiles_the_same_source(
     source: str, architectures: tuple[int, ...], tmp_path: Path
 ) -> None:
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if not Path(nvcc).is_file():
+    if nvcc.find_nvcc() is None:
         pytest.skip("no nvcc here")
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    result = subprocess.run(
-        [nvcc, "-std=c++20", "-c", *targets, "-Wno-deprecated-gpu-targets", f"-I{ROOT}",
-         "-Werror=all-warnings", str(ROOT / f"tests/simt/{source}.cu"), "-o", str(tmp_path / "o")],
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    nvcc.run_nvcc(
+        ["-c", *targets, "-o", str(tmp_path / "o")], nvcc.ROOT / f"tests/simt/{source}.cu"
+    )
