@@ -46,10 +46,14 @@ test-cpp: $(BIN)/.complete
 	cmake --build build/sanitize --parallel $(JOBS)
 	ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)
 
-# csrc/cuda's kernels, in three builds, as Python modules in build/simt/simt.
+# Where the torch package is, without importing it.
+TORCH_FOLDER := import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])
+
+# csrc/cuda's kernels, in three builds, as Python modules in build/simt/simt, and the CUDA operators.
 simt: $(BIN)/.complete
 	cmake -S . -B build/simt -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_SIMT=ON -DSSC_WERROR=ON \
-	    -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	    -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -DSSC_TORCH_DIR="$$($(BIN)/python -c "$(TORCH_FOLDER)")"
 	cmake --build build/simt --parallel $(JOBS) --target ssc_simt
 
 # The CUDA library, linked as in an installation but kept out of the package: one architecture, for
@@ -57,7 +61,6 @@ simt: $(BIN)/.complete
 CUDA_ARCHITECTURES ?= 90-real
 NVCC := $(firstword $(wildcard $(addsuffix /bin/nvcc,$(CUDA_HOME) /usr/local/cuda)) \
                     $(shell command -v nvcc))
-TORCH_FOLDER := import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])
 cuda: $(BIN)/.complete
 ifeq ($(NVCC),)
 	@echo "make cuda: no nvcc in CUDA_HOME, in /usr/local/cuda or on PATH: nothing to build"
