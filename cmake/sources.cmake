@@ -82,6 +82,7 @@ set(SSC_SIMT_KERNELS
     tests/simt/basics.cu
     tests/simt/bind_loss.cu
     tests/simt/bind_sample.cu
+    tests/simt/bind_step.cu
     tests/simt/blocks.cu
     tests/simt/gemm_tile.cu
     tests/simt/memory.cu

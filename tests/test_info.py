@@ -27,7 +27,8 @@ def test_build_info() -> None:
     info = ssc.build_info()
     assert info["version"] == ssc.__version__
     assert info["torch"] == torch.__version__
-    assert info["cuda_architectures"] == []
+    assert bool(info["cuda_architectures"]) == info["cuda_native"]
+    assert info["cuda_native_reason"]
     assert info["devices"][0].startswith("cpu: ")
     assert info["native"] == _load.library_loaded()
     assert info["native_reason"]
