@@ -139,3 +139,5 @@ def test_registers_spills_warps_and_main_loops(
                 f" at least {budget.warps}"
             )
     assert not offences, "\n".join(offences)
+    if source in ("score", "products") and kernel_table.find_nvdisasm() is None:
+        pytest.skip("no nvdisasm: all but the main loops was checked")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from sampled_softmax_cuda import exact
+from sampled_softmax_cuda import _ops, exact
 from sampled_softmax_cuda.reference import exact as reference_exact
 from sampled_softmax_cuda.testing import assert_close_to_truth, make_problem
 
@@ -161,3 +162,37 @@ def test_never_all_logits_at_once(either: str, monkeypatch: pytest.MonkeyPatch) 
         exact.exact_cross_entropy(h, w, torch.arange(rows))
         exact.topk(h, w, 3)
     assert largest <= max(rows * 1024, classes * 8) < rows * classes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_gradient_by_chunks_of_classes(
+    native: None, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, with_bias: bool
+) -> None:
+    """How it is computed on a GPU, here with tensors of the CPU, in several chunks."""
+    monkeypatch.setattr(_ops, "chunk_classes", lambda rows, classes: 17)
+    h, weight, bias = torch.randn(9, 12), torch.randn(50, 12), torch.randn(50)
+    h, weight, bias = (t.to(dtype) for t in (h, weight, bias))
+    target = torch.randint(50, (9,))
+    target[3] = -100
+    h[3] = torch.nan  # ignored: nobody looks at it
+    parameters = [h, weight, bias if with_bias else None]
+    leaves = [None if p is None else p.double().requires_grad_() for p in parameters]
+    upstream = torch.rand(9) * 1e-3
+    loss, lse = torch.ops.sampled_softmax.exact_loss_rows(*parameters, target, 1 / 0.7, -100)
+    ctx = SimpleNamespace(
+        saved_tensors=(*parameters, target, lse),
+        scalars=(1 / 0.7, -100, False),
+        needs_input_grad=(True, True, with_bias),
+    )
+    with torch.no_grad():
+        ours = _ops._exact_backward_by_classes(ctx, upstream.to(loss.dtype))
+    counted = target != -100
+    z = F.linear(leaves[0][counted], leaves[1], leaves[2]) / 0.7
+    losses = F.cross_entropy(z, target[counted], reduction="none")
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    theirs = torch.autograd.grad((losses * upstream[counted].double()).sum(), wanted)
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 5e-3}.get(dtype, 3e-2)
+    for mine, want in zip(filter(lambda g: g is not None, ours), theirs, strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - want).abs().max() <= tolerance * want.abs().max()
