@@ -2,7 +2,9 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <algorithm>
 #include <atomic>
+#include <sstream>
 #include <string>
 
 namespace ssc::ops {
@@ -34,6 +36,18 @@ int device_attribute(int32_t index) {
   return value;
 }
 
+// The major number of the code that a GPU of `device_major` runs: an older one's, by way of PTX,
+// where the library has none of its own.
+int newest_compiled_major(int device_major) {
+  int newest = 0;
+  std::istringstream architectures(compiled_architectures());
+  for (std::string name; architectures >> name;) {
+    const int major = std::stoi(name);  // of "9.0+PTX": 9
+    if (major <= device_major) newest = std::max(newest, major);
+  }
+  return newest;
+}
+
 }  // namespace
 
 OnDevice::OnDevice(const Tensor& t)
@@ -44,7 +58,7 @@ int OnDevice::multiprocessors() const {
 }
 
 int OnDevice::capability_major() const {
-  return device_attribute<cudaDevAttrComputeCapabilityMajor>(index_);
+  return newest_compiled_major(device_attribute<cudaDevAttrComputeCapabilityMajor>(index_));
 }
 
 Tensor OnDevice::empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {

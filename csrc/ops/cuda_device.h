@@ -28,7 +28,7 @@ class OnDevice {
   int32_t index() const { return index_; }
   cudaStream_t stream() const { return stream_; }
   int multiprocessors() const;
-  int capability_major() const;  // of the compute capability
+  int capability_major() const;  // of the compute capability that kernels run as
 
   // On this device: contiguous, not initialised.
   Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const;
