@@ -20,7 +20,17 @@ from typing import Any
 
 import torch
 from bench_loss import our_step
-from harness import Case, Row, environment, measure, parser, print_rows, rows_from, write_csv
+from harness import (
+    Case,
+    Row,
+    digits,
+    environment,
+    measure,
+    parser,
+    print_rows,
+    rows_from,
+    write_csv,
+)
 from peers import (
     Problem,
     Step,
@@ -154,10 +164,6 @@ def contenders(
     return result
 
 
-def _digits(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
 def _or_raise(make: Callable[[], Step]) -> Step:
     """The step, or one that raises what making it raised: its row then says why it is empty."""
     try:
@@ -201,12 +207,12 @@ def run_config(config: Config, device: Device, repetitions: int, quick: bool) ->
             continue
         seconds = row["median_ms"] * 1e-3
         if "flop" in work[case.name]:
-            row["tflops"] = _digits(work[case.name]["flop"] / seconds / 1e12)
+            row["tflops"] = digits(work[case.name]["flop"] / seconds / 1e12)
         if "bytes" in work[case.name]:
-            row["gb_per_s"] = _digits(work[case.name]["bytes"] / seconds / 1e9)
+            row["gb_per_s"] = digits(work[case.name]["bytes"] / seconds / 1e9)
         if case.role != "roof":
             roof = by_name["roof: matmul"].get("tflops")
-            row["share_of_roof"] = _digits(row["tflops"] / roof) if roof else ""
+            row["share_of_roof"] = digits(row["tflops"] / roof) if roof else ""
             row["extra_mib"] = device.extra_memory(case.run)
     print_rows(config.title(), rows, TABLE)
     return rows

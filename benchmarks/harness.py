@@ -210,14 +210,14 @@ def rows_from(timings: Sequence[Timing], config: Row, base: str = "") -> list[Ro
                 "threads": case.threads or torch.get_num_threads(),
                 "blocks": len(timing.seconds),
                 "calls_per_block": timing.calls_per_block,
-                "median_ms": _digits(timing.median * 1e3),
-                "p10_ms": _digits(timing.quantile(0.1) * 1e3),
-                "p90_ms": _digits(timing.quantile(0.9) * 1e3),
-                "ratio": _digits(paired_ratio(timing, named[0])) if named else "",
+                "median_ms": digits(timing.median * 1e3),
+                "p10_ms": digits(timing.quantile(0.1) * 1e3),
+                "p90_ms": digits(timing.quantile(0.9) * 1e3),
+                "ratio": digits(paired_ratio(timing, named[0])) if named else "",
                 "roof": case.roof_kind or "",
-                "roof_gops": _digits(_median_or_nan(timing.roof_rates) / 1e9),
-                "share_of_roof": _digits(_median_or_nan(shares)),
-                "share_p90": _digits(shares[int(0.9 * len(shares))] if shares else math.nan),
+                "roof_gops": digits(_median_or_nan(timing.roof_rates) / 1e9),
+                "share_of_roof": digits(_median_or_nan(shares)),
+                "share_p90": digits(shares[int(0.9 * len(shares))] if shares else math.nan),
                 **case.columns,
                 "failure": timing.failure,
             }
@@ -229,7 +229,7 @@ def _median_or_nan(values: Sequence[float]) -> float:
     return statistics.median(values) if values else math.nan
 
 
-def _digits(value: float) -> float | str:
+def digits(value: float) -> float | str:
     """Four significant digits; nothing where there is no number."""
     return "" if math.isnan(value) else float(f"{value:.4g}")
 
