@@ -93,5 +93,8 @@ def check_options(
             f" got {list(exclude.shape)}"
         )
     _checks.check_device(fn, "exclude", exclude, input)
+    if not o.remove_accidental_hits:
+        reason = "to count a target as its own negative and leave others out makes no sense"
+        _refuse(fn, "exclude", "remove_accidental_hits=False", reason)
     if o.label_smoothing != 0:
         _refuse(fn, "label_smoothing", "exclude", "excluded classes would get a share of the label")

@@ -209,6 +209,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"exclude must be \[32, 'E'\] to match input \[32, 768\], got \[32\]",
     ),
     "exclude dtype": ({"exclude": torch.zeros(B, 1)}, TypeError, r"exclude must be int64"),
+    "exclude with hits kept": (
+        {"exclude": torch.zeros(B, 1, dtype=torch.int64), "remove_accidental_hits": False},
+        ValueError,
+        r"exclude does not go with remove_accidental_hits=False",
+    ),
     "exclude and smoothing": (
         {"exclude": torch.zeros(B, 1, dtype=torch.int64), "label_smoothing": 0.1},
         ValueError,

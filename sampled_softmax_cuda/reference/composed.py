@@ -248,10 +248,7 @@ def composed_rows(
         own = torch.where(there & in_range, safe, -1)
         sparse_grad = False  # the rows' own way back is sparse
     samples = samples._replace(log_expected_count=log_count)
-    hits = own if o.remove_accidental_hits or exclude is None else own[:, :0]
-    remove_hits = o.remove_accidental_hits or exclude is not None
-    if exclude is not None:
-        hits = torch.cat((hits, exclude.clamp_min(-1)), dim=1)
+    hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
 
     z = _target_logits(h.to(dtype), weight, bias, safe, o, sparse_grad)
     if o.corrects_targets and samples.target_log_expected_count is not None:
@@ -276,7 +273,7 @@ def composed_rows(
         samples,
         inv_temperature,
         softcap,
-        remove_hits,
+        o.remove_accidental_hits,
         sigmoid,
         sparse_grad,
     )
