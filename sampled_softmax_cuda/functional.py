@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _checks, reference
 from ._autograd import Arguments, ordered_sum, rows_loss, total_loss, wants_gradient
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
+from ._load import on_cpu
 from .reference.loss import SampledSoftmaxDetails, compute_dtype, result_dtype, row_scale
 from .samplers.base import Samples
 
@@ -141,7 +142,7 @@ def sampled_softmax_loss(
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
     _checks.check_ignore_index(_NAME, ignore_index)
     native = kernels_take("loss_and_grads", input, weight, bias, *samples[1:])
-    if not native or not input.is_cpu:  # the CPU's kernels look at every id themselves
+    if not native or not on_cpu(input):  # the CPU's kernels look at every id themselves
         _check_ids(target, samples, weight, ignore_index)
     if not native:
         return reference.sampled_softmax_loss(
