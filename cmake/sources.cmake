@@ -49,6 +49,7 @@ set(SSC_CUDA_OPS_SOURCES
     csrc/ops/exact_cuda.cpp
     csrc/ops/info_cuda.cpp
     csrc/ops/loss_cuda.cpp
+    csrc/ops/negatives_cuda.cpp
     csrc/ops/sample_cuda.cpp
 )
 
@@ -81,6 +82,7 @@ set(SSC_SIMT_KERNELS
     tests/simt/barriers.cu
     tests/simt/basics.cu
     tests/simt/bind_loss.cu
+    tests/simt/bind_negatives.cu
     tests/simt/bind_sample.cu
     tests/simt/bind_step.cu
     tests/simt/blocks.cu
@@ -94,6 +96,7 @@ set(SSC_SIMT_KERNELS
 set(SSC_SIMT_OPS_SOURCES
     csrc/ops/exact_cuda.cpp
     csrc/ops/loss_cuda.cpp
+    csrc/ops/negatives_cuda.cpp
     csrc/ops/sample_cuda.cpp
     csrc/ops/schema.cpp
     tests/simt_ops/cpu_device.cpp
@@ -106,6 +109,8 @@ set(SSC_CUDA_SOURCES
     csrc/cuda/grads.cu
     csrc/cuda/loss_and_grads.cu
     csrc/cuda/loss_rows.cu
+    csrc/cuda/negative_loss.cu
+    csrc/cuda/negatives.cu
     csrc/cuda/products.cu
     csrc/cuda/reduction.cu
     csrc/cuda/rows.cu
@@ -113,6 +118,7 @@ set(SSC_CUDA_SOURCES
     csrc/cuda/sample_distinct.cu
     csrc/cuda/sample_race.cu
     csrc/cuda/score.cu
+    csrc/cuda/score_negatives.cu
 )
 
 # csrc/cuda: what g++ can't compile because it uses CUB.

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "class_list",
     "grads",
+    "negatives",
     "products",
     "reduction",
     "rows",
@@ -25,6 +26,7 @@ SOURCES = (
     "sample_distinct",
     "sample_race",
     "score",
+    "score_negatives",
 )
 ARCHITECTURES = (75, 80, 90, 120)
 
