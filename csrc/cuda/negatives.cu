@@ -32,8 +32,7 @@ struct HitArguments {
   int64_t batch, per_row;
   const int64_t* ids;  // [S]
   int64_t samples;
-  uint32_t* bits;  // [B][words]
-  int64_t words;
+  uint32_t* bits;
 };
 
 // Every row has a hash table of its classes, in which every sample is looked up: B S steps, however
@@ -64,7 +63,7 @@ __global__ void __launch_bounds__(kElementThreads)
       }
     }
     __syncthreads();
-    for (int64_t s = thread; s < a.words * 32; s += kElementThreads) {  // whole warps
+    for (int64_t s = thread; s < bit_words(a.samples) * 32; s += kElementThreads) {  // whole warps
       const Word id = s < a.samples ? static_cast<Word>(a.ids[s]) : kNone;
       for (int r = 0; r < rows; ++r) {
         const Word* const table = tables[r];
@@ -72,7 +71,7 @@ __global__ void __launch_bounds__(kElementThreads)
         while (table[slot] != kNone && table[slot] != id) slot = (slot + 1) % kSlots;
         const unsigned word = __ballot_sync(~0u, id != kNone && table[slot] == id ? 1 : 0);
         if (thread % 32 != 0) continue;
-        uint32_t& out = a.bits[(first_row + r) * a.words + s / 32];
+        uint32_t& out = a.bits[bit_word(first_row + r, a.batch, s)];
         out = first == 0 ? word : out | word;
       }
     }
@@ -160,8 +159,7 @@ template <class T>
 cudaError_t find_hits(const NegativesProblem<T>& problem, uint32_t* bits, cudaStream_t stream) {
   const LossProblem<T>& p = problem.problem;
   if (p.batch == 0) return cudaSuccess;
-  const HitArguments arguments{problem.hits, p.batch, problem.hits_per_row, p.ids,
-                               p.samples,    bits,    bit_words(p.samples)};
+  const HitArguments arguments{problem.hits, p.batch, problem.hits_per_row, p.ids, p.samples, bits};
   return launch(find_hits_kernel, static_cast<unsigned>(ceil_div(p.batch, kRowsPerBlock)),
                 kElementThreads, 0, stream, arguments);
 }

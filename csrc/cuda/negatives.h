@@ -15,6 +15,7 @@
 // A row that does not count gives 0 and no gradient, whatever it holds.
 #pragma once
 
+#include "csrc/core/host_device.h"
 #include "csrc/cuda/grads.h"
 
 namespace ssc::cuda {
@@ -36,8 +37,12 @@ struct NegativesProblem {
   bool sigmoid;
 };
 
-// Words of 32 bits per row of a matrix of bits [rows][samples]: whole chunks of 16 bytes.
-constexpr int64_t bit_words(int64_t samples) { return (samples + 127) / 128 * 4; }
+// Bits of pairs of rows and samples, [S / 128][B][4] words, so that a tile's are together: how many
+// words there are for a row, and where that of sample s is.
+SSC_HD constexpr int64_t bit_words(int64_t samples) { return (samples + 127) / 128 * 4; }
+SSC_HD int64_t bit_word(int64_t row, int64_t batch, int64_t s) {
+  return (s / 128 * batch + row) * 4 + s / 32 % 4;
+}
 
 // As RowParts. For sigmoid the sum of (max, sum) is that of softplus(z), and max means nothing.
 template <class A>
@@ -58,7 +63,7 @@ struct NegativeResults {
 // labels[i] = kRowCounts, or kRowIgnored where `counted` says so; null: all count.
 cudaError_t label_rows(const bool* counted, int64_t batch, int64_t* labels, cudaStream_t stream);
 
-// bits: [B][bit_words(S)].
+// bits: of all pairs, 0 past the last sample.
 template <class T>
 cudaError_t find_hits(const NegativesProblem<T>& problem, uint32_t* bits, cudaStream_t stream);
 

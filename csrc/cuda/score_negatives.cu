@@ -13,8 +13,7 @@ struct NegativeArguments {
   NegativeParts<A> parts;
   A* logits;  // null: not wanted
   int64_t logits_stride;
-  const uint32_t* bits;  // [B][words]
-  int64_t words;
+  const uint32_t* bits;  // of find_hits
   A softcap;
   bool sigmoid;
 };
@@ -67,7 +66,7 @@ struct NegativeScore {
     for (int i = static_cast<int>(threadIdx.x); i < Tile::kM * kWords; i += kTileThreads) {
       const int64_t row = first_row + i / kWords;
       shared.hits[i / kWords][i % kWords] =
-          row < p.batch ? a.bits[row * a.words + first / 32 + i % kWords] : 0u;
+          row < p.batch ? a.bits[bit_word(row, p.batch, first + i % kWords * 32)] : 0u;
     }
   }
 
@@ -184,10 +183,8 @@ cudaError_t score_negatives(const NegativesProblem<T>& problem, const uint32_t* 
                             const NegativeParts<typename AccumulatorOf<T>::Type>& parts,
                             typename AccumulatorOf<T>::Type* logits, int64_t logits_stride,
                             MatmulPath path, cudaStream_t stream) {
-  const NegativeArguments<T> arguments{
-      problem.problem, parts,          logits,
-      logits_stride,   bits,           bit_words(problem.problem.samples),
-      problem.softcap, problem.sigmoid};
+  const NegativeArguments<T> arguments{problem.problem, parts,          logits, logits_stride, bits,
+                                       problem.softcap, problem.sigmoid};
   return score_by<T, NegativeScore>(arguments, path, stream);
 }
 
