@@ -87,7 +87,7 @@ def demangle(symbols: list[str]) -> list[str]:
     for name, values in enumerators.items():
         for number, value in enumerate(values):
             short = short.replace(f"({name}){number}", value)
-    short = short.replace("__half", "float16")
+    short = short.replace("__half", "float16").replace("> >", ">>")
     return [line[: line.index("(")] for line in short.splitlines()]
 
 
