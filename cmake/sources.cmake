@@ -7,6 +7,7 @@ set(SSC_CPU_SOURCES
     csrc/cpu/loss_grads.cpp
     csrc/cpu/loss_leaf.cpp
     csrc/cpu/loss_rows.cpp
+    csrc/cpu/row_draws.cpp
     csrc/cpu/sample.cpp
     csrc/cpu/sample_alias.cpp
     csrc/cpu/sample_plan.cpp
@@ -40,6 +41,7 @@ set(SSC_OPS_SOURCES
     csrc/ops/loss.cpp
     csrc/ops/memory.cpp
     csrc/ops/sample.cpp
+    csrc/ops/sample_rows.cpp
     csrc/ops/schema.cpp
 )
 
