@@ -7,6 +7,10 @@ set(SSC_CPU_SOURCES
     csrc/cpu/loss_grads.cpp
     csrc/cpu/loss_leaf.cpp
     csrc/cpu/loss_rows.cpp
+    csrc/cpu/per_row.cpp
+    csrc/cpu/per_row_grads.cpp
+    csrc/cpu/per_row_scatter.cpp
+    csrc/cpu/per_row_source.cpp
     csrc/cpu/row_draws.cpp
     csrc/cpu/sample.cpp
     csrc/cpu/sample_alias.cpp
@@ -22,6 +26,7 @@ set(SSC_LEAF_SOURCES_EXACT
 # Leaves whose products may be contracted into fused multiply-adds: -ffp-contract=fast. Those of
 # single rows, and those of matrices packed into words (csrc/cpu/word.h).
 set(SSC_LEAF_SOURCES_ROWS
+    csrc/cpu/per_row_leaf.cpp
     csrc/cpu/row_leaf.cpp
 )
 set(SSC_LEAF_SOURCES_MATMUL
@@ -40,6 +45,7 @@ set(SSC_OPS_SOURCES
     csrc/ops/info.cpp
     csrc/ops/loss.cpp
     csrc/ops/memory.cpp
+    csrc/ops/per_row.cpp
     csrc/ops/sample.cpp
     csrc/ops/sample_rows.cpp
     csrc/ops/schema.cpp

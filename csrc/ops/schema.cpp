@@ -75,6 +75,37 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       "Tensor grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
 
+  // Losses against samples of which every row has its own: softmax log(1 + sum_s exp(z_s - r)) with
+  // r = target_logit [B], or sigmoid sum_s log(1 + exp z_s); z = cap((h W_s + b_s) / t) - log n_s,
+  // cap(x) = softcap tanh(x / softcap) where softcap > 0. hits [B, K]: classes (-1: none) that
+  // don't count for peak = max_s z_s, nor for the loss if remove_hits. Rows without counted [B]
+  // give 0 and no gradient. ids, log_expected_count [B, S]; +inf masks a sample.
+  m.def(
+      "per_row_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
+      " float softcap, bool remove_hits, bool sigmoid) -> (Tensor loss, Tensor peak)");
+  // Gradients of sum(row_scale * loss) at constant target_logit, as those of loss_and_grads.
+  m.def(
+      "per_row_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
+      " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
+  // The same for the samples that sample_rows gives, which are drawn as they are needed; corrected:
+  // log n is subtracted.
+  m.def(
+      "keyed_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"
+      " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
+      " Tensor? exclude, bool corrected, float inv_temperature, float softcap, bool remove_hits,"
+      " bool sigmoid) -> (Tensor loss, Tensor peak)");
+  m.def(
+      "keyed_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"
+      " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
+      " Tensor? exclude, bool corrected, float inv_temperature, float softcap, bool remove_hits,"
+      " bool sigmoid, Tensor row_scale, bool sparse_grad)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
+
   // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes,
   // float32 (float64 for float64 input) as all results per row.
   m.def(
