@@ -5,6 +5,8 @@
 //   sigmoid: c_is = k_i dz/dx / (1 + exp −z_is)
 //   dH_i = Σ_s c_is W_s,  dW_s = Σ_i c_is h_i,  db_s = Σ_i c_is,  k_i = row_scale_i / τ
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cmath>
 
 #include "csrc/cpu/per_row.h"
@@ -152,6 +154,44 @@ class PerRowPass {
   T* bias_grad_ = nullptr;  // [slots]
 };
 
+// f(i, row) for rows[i], i < count, on all threads.
+template <class T, class F>
+void for_each_row(const PerRowProblem<T>& problem, const int64_t* rows, int64_t count,
+                  const ParallelFor& parallel_for, F&& f) {
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    RowSource<T> source(problem, rows + begin, end - begin);
+    typename RowSource<T>::Row row;
+    for (int64_t ahead = 0, i = begin; source.next(row, ahead); ++i) f(i, row);
+  });
+}
+
+// The classes of these rows' samples, by a bit for each class.
+template <class T>
+std::vector<int64_t> marked_classes(const PerRowProblem<T>& problem, const int64_t* rows,
+                                    int64_t count, const ParallelFor& parallel_for) {
+  constexpr int64_t kBits = 64;
+  std::vector<uint64_t> words(static_cast<size_t>((problem.classes + kBits - 1) / kBits));
+  for_each_row(problem, rows, count, parallel_for, [&](int64_t, const auto& row) {
+    for (int64_t s = 0; s < row.count; ++s) {
+      const std::atomic_ref<uint64_t> word(words[static_cast<size_t>(row.ids[s] / kBits)]);
+      const uint64_t bit = uint64_t{1} << (row.ids[s] % kBits);
+      if ((word.load(std::memory_order_relaxed) & bit) == 0) {
+        word.fetch_or(bit, std::memory_order_relaxed);
+      }
+    }
+  });
+  int64_t marked = 0;
+  for (const uint64_t word : words) marked += std::popcount(word);
+  std::vector<int64_t> touched(static_cast<size_t>(marked));
+  int64_t* next = touched.data();
+  for (size_t w = 0; w < words.size(); ++w) {
+    for (uint64_t rest = words[w]; rest != 0; rest &= rest - 1) {
+      *next++ = static_cast<int64_t>(w) * kBits + std::countr_zero(rest);
+    }
+  }
+  return touched;
+}
+
 }  // namespace
 
 template <class T>
@@ -161,6 +201,9 @@ std::vector<int64_t> touched_classes(const PerRowProblem<T>& problem,
   int64_t* rows = workspace.take<int64_t>(problem.batch);
   const int64_t count = counted_rows(problem, rows);
   const int64_t samples = problem.samples.num_samples;
+  if (problem.classes <= 8 * count * samples) {  // B·S bytes of a bit for each class
+    return marked_classes(problem, rows, count, parallel_for);
+  }
   const int64_t most = chunk_rows(problem, count);
   int64_t* ids = workspace.take<int64_t>(most * samples);
   int64_t* counts = workspace.take<int64_t>(most);
@@ -175,14 +218,9 @@ std::vector<int64_t> touched_classes(const PerRowProblem<T>& problem,
   };
   for (int64_t start = 0; start < count; start += most) {
     const int64_t chunk = std::min(most, count - start);
-    parallel_for(chunk, 1, [&](int64_t begin, int64_t end) {
-      RowSource<T> source(problem, rows + start + begin, end - begin);
-      typename RowSource<T>::Row row;
-      for (int64_t ahead = 0, i = begin; source.next(row, ahead); ++i) {
-        std::sort(row.ids, row.ids + row.count);
-        counts[i] = std::unique(row.ids, row.ids + row.count) - row.ids;
-        std::copy_n(row.ids, counts[i], ids + i * samples);
-      }
+    for_each_row(problem, rows + start, chunk, parallel_for, [&](int64_t i, const auto& row) {
+      std::copy_n(row.ids, row.count, ids + i * samples);
+      counts[i] = row.count;
     });
     for (int64_t i = 0; i < chunk; ++i) {
       touched.insert(touched.end(), ids + i * samples, ids + i * samples + counts[i]);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "csrc/cpu/huge_pages.h"
 #include "csrc/ops/loss_arguments.h"
 #include "csrc/ops/proposal_arguments.h"
 
@@ -102,6 +103,13 @@ Rows run_rows(const RowArguments& a, const RowIds& samples, double softcap, bool
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
+// Zeros on huge pages, where there are enough of them: rows all over it are going to be written.
+Tensor spread_zeros(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  Tensor out = empty_cpu(sizes, dtype);
+  advise_huge_pages(out.data_ptr(), static_cast<size_t>(out.numel()) * out.element_size());
+  return torch::stable::zero_(out);
+}
+
 template <class T>
 Grads grads_of(const RowArguments& a, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& bias, const PerRowProblem<T>& p,
@@ -113,7 +121,7 @@ Grads grads_of(const RowArguments& a, const Tensor& input, const Tensor& weight,
   const auto count = static_cast<int64_t>(touched.size());
   const int64_t grad_size = sparse_grad ? count : p.classes;
   const Tensor grad_input = zeros_unless({p.batch, p.dim}, false, input.scalar_type());
-  const Tensor grad_weight = zeros_unless({grad_size, p.dim}, false, weight.scalar_type());
+  const Tensor grad_weight = spread_zeros({grad_size, p.dim}, weight.scalar_type());
   const Tensor grad_bias = zeros_unless({bias.has_value() ? grad_size : 0}, false,
                                         (bias.has_value() ? *bias : weight).scalar_type());
   const Tensor grad_rows = empty_cpu({1, sparse_grad ? count : 0}, ScalarType::Long);
