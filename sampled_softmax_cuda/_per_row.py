@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._autograd import refuse_double_backward
 from ._dispatch import kernels_take
-from ._load import library_loaded
+from ._load import library_loaded, on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
 from .reference.loss import compute_dtype
 from .reference.per_row import per_row_rows as reference_rows
@@ -115,7 +115,7 @@ def _backward(
     ops = torch.ops.sampled_softmax
     operator = ops.keyed_grads if keyed else ops.per_row_grads
     grad_input, grad_weight, grad_bias, rows = operator(*parameters, *rest, row_scale, sparse_grad)
-    coalesced = rows.is_cpu
+    coalesced = on_cpu(rows)
     if wanted[0]:
         result[0] = grad_input
     if wanted[1]:

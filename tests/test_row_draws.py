@@ -210,7 +210,7 @@ def test_masked_samples_are_those_of_the_list(either: str) -> None:
     assert torch.equal(masked.ids, ids.expand(3, 4))
     with pytest.raises(ValueError, match=r"exclude must be \[\*, E\] .* got \[2, 1\]"):
         ssc.mask_samples(masked, torch.zeros(2, 1, dtype=torch.int64))
-    with pytest.raises(TypeError, match="exclude must be an int64 Tensor, got torch.int32"):
+    with pytest.raises(TypeError, match=r"exclude must be an int64 Tensor, got torch\.int32"):
         ssc.mask_samples(masked, lists.int())
 
 

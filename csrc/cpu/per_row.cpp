@@ -39,10 +39,11 @@ template const PerRowLeaf<double>& per_row_leaf(Isa);
 
 namespace {
 
-// log(1 + Σ exp(z − r)), whichever of them is largest.
+// log(1 + Σ exp(z − r)), whichever of them is largest; NaN for an infinite r above them, as
+// everywhere.
 template <class T>
 T softmax_loss(const PerRowLeaf<T>& leaf, const T* z, int64_t count, T most, T r) {
-  if (count == 0) return std::isnan(r) ? r : T(0);
+  if (count == 0 || (std::isinf(r) && r > 0)) return r - r;
   if (!(most > r)) return std::log1p(leaf.exp_sum(z, count, r));
   return most - r + std::log(std::exp(r - most) + leaf.exp_sum(z, count, most));
 }

@@ -21,9 +21,9 @@ namespace ssc {
 
 // Where the samples of each row come from.
 struct RowIds {
-  const int64_t* ids;     // [batch, num_samples], or null: drawn
+  const int64_t* ids;     // [batch, num_samples], if they are given
   Vector log_count;       // [batch, num_samples] log n, +inf masks a sample; data null: 0
-  const RowDraws* draws;  // where ids is null
+  const RowDraws* draws;  // else; null: given
   bool corrected;         // with draws: whether log n is subtracted
   int64_t num_samples;
 };

@@ -109,7 +109,9 @@ class PerRowPass {
   // above that, from the largest logit. Returns 1 + Σ exp(z − r), relative to that point.
   T sweep_row(const RowScore<T>& score, const RowSamples<T>& row, T r, T* coefficient, T* grad) {
     const RowSum<T> sum = leaf_.grads(score, row, r, problem_.sigmoid, coefficient, grad);
-    if (problem_.sigmoid || !(sum.peak > leaf_.exp_ceiling)) return T(1) + sum.sum;
+    if (problem_.sigmoid || !(sum.peak > leaf_.exp_ceiling)) {
+      return T(1) + sum.sum + (r - r);  // NaN where the loss is
+    }
     leaf_.score(score, row, coefficient);
     const T most = leaf_.maximum(coefficient, row.count);
     return std::exp(r - most) +

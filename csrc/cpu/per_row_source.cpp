@@ -31,7 +31,7 @@ RowSource<T>::RowSource(const PerRowProblem<T>& problem, const int64_t* rows, in
   const RowIds& samples = problem.samples;
   const int64_t n = samples.num_samples;
   const bool counts =
-      samples.ids == nullptr ? samples.corrected : samples.log_count.data != nullptr;
+      samples.draws != nullptr ? samples.corrected : samples.log_count.data != nullptr;
   for (Row& row : buffers_) {
     row.ids = workspace_.take<int64_t>(n + kRowsAhead);
     row.bias = problem.bias.data == nullptr ? nullptr : workspace_.take<T>(n);
@@ -39,7 +39,7 @@ RowSource<T>::RowSource(const PerRowProblem<T>& problem, const int64_t* rows, in
   }
   kept_hits_ = workspace_.take<int64_t>(n);
   kept_hit_counts_ = workspace_.take<T>(n);
-  if (samples.ids == nullptr) {
+  if (samples.draws != nullptr) {
     sampler_.emplace(*samples.draws);
     drawn_log_count_ = workspace_.take<float>(n);
   }
@@ -77,7 +77,7 @@ void RowSource<T>::prepare(int64_t index, Row& out) {
   const int64_t row = rows_[index];
   out.row = row;
   const int64_t* ids = out.ids;
-  if (samples.ids == nullptr) {
+  if (samples.draws != nullptr) {
     sampler_->draw(row, out.ids);
     if (samples.corrected) sampler_->log_counts(out.ids, n, drawn_log_count_);
   } else {
@@ -85,7 +85,7 @@ void RowSource<T>::prepare(int64_t index, Row& out) {
   }
   const auto log_count = [&](int64_t s) {
     if (out.log_count == nullptr) return T(0);
-    return samples.ids == nullptr ? static_cast<T>(drawn_log_count_[s])
+    return samples.draws != nullptr ? static_cast<T>(drawn_log_count_[s])
                                   : element<T>(samples.log_count, row * n + s);
   };
   int64_t kept = 0;

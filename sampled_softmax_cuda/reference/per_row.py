@@ -7,18 +7,19 @@ class k:
     softmax = log(1 + sum_s exp(z_s - r))
     sigmoid = sum_s log(1 + exp z_s)
 
-The softmax form is Jean et al. (2015) with what the row is right about summed up in r; the sigmoid
-form is the negatives' part of noise-contrastive estimation (Gutmann and Hyvärinen, 2010) and of
-word2vec's negative sampling (Mikolov et al., 2013). Any device and dtype; everything is computed in
-float32 (float64 for float64 input), and [B, S, D] gathered rows exist a chunk of rows at a time.
+as negatives.py has them for samples that all rows share. Any device and dtype; everything is
+computed in float32 (float64 for float64 input), and [B, S, D] gathered rows exist a chunk of rows
+at a time.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .loss import compute_dtype, gather_rows, matmul
+from .negatives import cap, reduce_negatives
 
 _CHUNK = 1 << 24  # gathered elements at a time
 
@@ -38,17 +39,6 @@ def _kept(
     if counted is not None:
         keep &= counted[:, None]
     return keep & ~hit if remove_hits else keep, hit
-
-
-def _loss_of(z: Tensor, target_logit: Tensor, sigmoid: bool) -> Tensor:
-    """The losses [B] of z [B, S], -inf where there is nothing."""
-    if sigmoid:
-        return torch.logaddexp(z, torch.zeros_like(z)).sum(dim=1)
-    shifted = torch.where(z == -torch.inf, z, z - target_logit[:, None])
-    origin = torch.zeros_like(target_logit)[:, None]
-    largest = torch.cat((shifted, origin), dim=1).amax(dim=1).detach()
-    total = torch.expm1(-largest) + (shifted - largest[:, None]).exp().sum(dim=1)
-    return torch.where(target_logit.isnan(), target_logit, largest + torch.log1p(total))
 
 
 def per_row_rows(
@@ -113,18 +103,15 @@ def per_row_rows(
         x = matmul(rows[where[part]], input[part].to(dtype)[:, :, None])[:, :, 0]
         if biases is not None:
             x = x + biases[where[part]]
-        x = x * inv_temperature
-        if softcap > 0:
-            x = softcap * torch.tanh(x / softcap)
+        z = cap(x * inv_temperature, softcap)
         if log_expected_count is not None:
-            x = x - torch.where(keep, log_expected_count.detach().to(dtype), 0)[part]
-        z = x.masked_fill(~keep[part], -torch.inf)
-        losses.append(_loss_of(z, target_logit[part], sigmoid))
-        peak = torch.cat(
-            (z.detach().masked_fill(hit[part], -torch.inf), z.new_full((len(z), 1), -torch.inf)),
-            dim=1,
-        )
-        peaks.append(peak.amax(dim=1))
+            z = z - torch.where(keep, log_expected_count.detach().to(dtype), 0)[part]
+        z = z.masked_fill(~keep[part], -torch.inf)
+        z = torch.cat((z, z.new_full((z.shape[0], 1), -torch.inf)), dim=1)  # S may be 0
+        is_hit = F.pad(hit[part], (0, 1))
+        loss, peak = reduce_negatives(z, is_hit, target_logit[part], None, False, sigmoid)
+        losses.append(loss)
+        peaks.append(peak)
     loss, peak = torch.cat(losses), torch.cat(peaks)
     if counted is not None:
         loss, peak = torch.where(counted, loss, 0), torch.where(counted, peak, 0)

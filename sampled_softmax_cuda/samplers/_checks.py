@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._load import on_cpu
 from ..reference.sample_rows import excluded_mass
 from ._ops import Proposal
 
@@ -30,7 +31,7 @@ def check_exclude(name: str, exclude: Tensor, shape: tuple[int, ...], num_classe
             f"{name}: exclude must be [*, E] with the batch's shape {list(shape)} before E, got"
             f" {list(exclude.shape)}"
         )
-    if torch.compiler.is_compiling() or not exclude.is_cpu or exclude.numel() == 0:
+    if torch.compiler.is_compiling() or not on_cpu(exclude) or exclude.numel() == 0:
         return
     largest = int(exclude.max())
     if largest >= num_classes:
@@ -41,7 +42,7 @@ def check_left(
     name: str, proposal: Proposal, exclude: Tensor, num_drawable: int, needed: int
 ) -> None:
     """On the CPU, exclude [B, E] leaves every row `needed` classes and a share of the draws."""
-    if torch.compiler.is_compiling() or not exclude.is_cpu or exclude.shape[1] == 0:
+    if torch.compiler.is_compiling() or not on_cpu(exclude) or exclude.shape[1] == 0:
         return
     mass, lost = excluded_mass(proposal, exclude)
     short = (num_drawable - lost < needed).nonzero()
