@@ -57,7 +57,9 @@ set(SSC_CUDA_OPS_SOURCES
     csrc/ops/exact_cuda.cpp
     csrc/ops/info_cuda.cpp
     csrc/ops/loss_cuda.cpp
+    csrc/ops/per_row_cuda.cpp
     csrc/ops/sample_cuda.cpp
+    csrc/ops/sample_rows_cuda.cpp
 )
 
 # tests/cpp: one executable per file, run once per instruction set.
@@ -66,6 +68,7 @@ set(SSC_CPP_TESTS
     tests/cpp/test_bf16_pair.cpp
     tests/cpp/test_isa.cpp
     tests/cpp/test_loss.cpp
+    tests/cpp/test_per_row.cpp
     tests/cpp/test_philox.cpp
     tests/cpp/test_sample.cpp
 )
@@ -102,7 +105,9 @@ set(SSC_SIMT_KERNELS
 set(SSC_SIMT_OPS_SOURCES
     csrc/ops/exact_cuda.cpp
     csrc/ops/loss_cuda.cpp
+    csrc/ops/per_row_cuda.cpp
     csrc/ops/sample_cuda.cpp
+    csrc/ops/sample_rows_cuda.cpp
     csrc/ops/schema.cpp
     tests/simt_ops/cpu_device.cpp
     tests/simt_ops/sorts.cpp
@@ -111,9 +116,12 @@ set(SSC_SIMT_OPS_SOURCES
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
 set(SSC_CUDA_SOURCES
     csrc/cuda/class_list.cu
+    csrc/cuda/draw_rows.cu
     csrc/cuda/grads.cu
     csrc/cuda/loss_and_grads.cu
     csrc/cuda/loss_rows.cu
+    csrc/cuda/per_row_grads.cu
+    csrc/cuda/per_row_score.cu
     csrc/cuda/products.cu
     csrc/cuda/reduction.cu
     csrc/cuda/rows.cu

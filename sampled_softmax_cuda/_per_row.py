@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ._autograd import refuse_double_backward
-from ._dispatch import kernels_take
+from ._dispatch import as_kernels_take, kernels_take
 from ._load import library_loaded, on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
 from .reference.loss import compute_dtype
 from .reference.per_row import per_row_rows as reference_rows
+from .samplers._rows import drawn_by_kernels
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
 
@@ -49,6 +50,10 @@ def per_row_loss(
         corrected: whether log n is subtracted; a sample masked by +inf stays masked if not.
     """
     scalars = (inv_temperature, softcap, remove_hits, sigmoid)
+    if isinstance(samples, KeyedSamples) and not drawn_by_kernels(
+        samples.key, "keyed_rows", samples.method, samples.exclude
+    ):
+        samples = samples.materialize()
     keyed = isinstance(samples, KeyedSamples)
     count = None if isinstance(samples, KeyedSamples) else samples.log_expected_count
     native = kernels_take("keyed_rows" if keyed else "per_row_rows", input, weight, bias, count)
@@ -64,6 +69,7 @@ def per_row_loss(
                 input, weight, bias, target_logit, hits, counted, ids, count, *scalars, sparse_grad
             )
         source = (ids, count)
+    input, weight, bias = as_kernels_take(input, weight, bias)
     rest: tuple[_Value, ...] = (hits, counted, *source, *scalars)
     parameters = (input, weight, bias, target_logit)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters)
@@ -200,21 +206,57 @@ def _fake_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return row, torch.empty_like(row)
 
 
-def _fake_grads(
-    input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+def _empty_grads(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse_grad: bool,
+    num_samples: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sparse_grad = rest[-1]
-    num_rows: int | torch.SymInt = 0
-    num_touched: int | torch.SymInt = weight.shape[0]
-    if sparse_grad:
-        num_rows = num_touched = torch.library.get_ctx().new_dynamic_size()
+    size: int | torch.SymInt = weight.shape[0]
+    if sparse_grad and on_cpu(input):
+        size = torch.library.get_ctx().new_dynamic_size()
+    elif sparse_grad:
+        size = min(weight.shape[0], input.shape[0] * num_samples)
     bias_like = weight if bias is None else bias
     return (
         torch.empty_like(input, memory_format=torch.contiguous_format),
-        weight.new_empty(num_touched, weight.shape[1]),
-        bias_like.new_empty(0 if bias is None else num_touched),
-        input.new_empty(1, num_rows, dtype=torch.int64),
+        weight.new_empty(size, weight.shape[1]),
+        bias_like.new_empty(0 if bias is None else size),
+        input.new_empty(1, size if sparse_grad else 0, dtype=torch.int64),
     )
+
+
+def _fake_per_row_grads(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_logit: Tensor,
+    hits: Tensor,
+    counted: Tensor | None,
+    ids: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty_grads(input, weight, bias, rest[-1], ids.shape[1])
+
+
+def _fake_keyed_grads(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_logit: Tensor,
+    hits: Tensor,
+    counted: Tensor | None,
+    key: Tensor,
+    kind: int,
+    num_classes: int,
+    table: Tensor | None,
+    probability_bits: Tensor | None,
+    num_drawable: int,
+    num_samples: int,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty_grads(input, weight, bias, rest[-1], num_samples)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -237,11 +279,13 @@ def _op_backward(keyed: bool) -> Any:
 
 
 def _register() -> None:
-    for name, keyed in (("per_row", False), ("keyed", True)):
+    fakes = {"per_row": _fake_per_row_grads, "keyed": _fake_keyed_grads}
+    for name, fake_grads in fakes.items():
         rows, grads = f"sampled_softmax::{name}_rows", f"sampled_softmax::{name}_grads"
         torch.library.register_fake(rows, _fake_rows)
-        torch.library.register_fake(grads, _fake_grads)
-        torch.library.register_autograd(rows, _op_backward(keyed), setup_context=_setup)
+        torch.library.register_fake(grads, fake_grads)
+        backward = _op_backward(name == "keyed")
+        torch.library.register_autograd(rows, backward, setup_context=_setup)
 
 
 if library_loaded():
