@@ -279,7 +279,7 @@ def _op_backward(keyed: bool) -> Any:
 
 
 def _register() -> None:
-    fakes = {"per_row": _fake_per_row_grads, "keyed": _fake_keyed_grads}
+    fakes: dict[str, Any] = {"per_row": _fake_per_row_grads, "keyed": _fake_keyed_grads}
     for name, fake_grads in fakes.items():
         rows, grads = f"sampled_softmax::{name}_rows", f"sampled_softmax::{name}_grads"
         torch.library.register_fake(rows, _fake_rows)

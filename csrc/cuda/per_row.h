@@ -65,18 +65,20 @@ cudaError_t score_rows(const PerRowProblem<T>& problem,
                        RowPart<typename PerRowProblem<T>::Accumulator>* parts, int splits,
                        typename PerRowProblem<T>::Accumulator* logits, cudaStream_t stream);
 
-// loss, peak: [B]; 0 for rows that don't count.
+// loss, peak, lse: [B]; 0 for rows that don't count. lse = log(exp r + Σ_s exp z_s), or 0 with
+// sigmoid; null if not wanted.
 template <class T>
 cudaError_t finish_rows(const PerRowProblem<T>& problem,
                         const RowPart<typename PerRowProblem<T>::Accumulator>* parts, int splits,
                         typename PerRowProblem<T>::Accumulator* loss,
-                        typename PerRowProblem<T>::Accumulator* peak, cudaStream_t stream);
+                        typename PerRowProblem<T>::Accumulator* peak,
+                        typename PerRowProblem<T>::Accumulator* lse, cudaStream_t stream);
 
 // logits [B][S] in, coefficients out. classes, entries [B][S]: each one's class, C for those that
 // add nothing, and its number.
 template <class T>
 cudaError_t row_coefficients(const PerRowProblem<T>& problem,
-                             const typename PerRowProblem<T>::Accumulator* loss,
+                             const typename PerRowProblem<T>::Accumulator* lse,
                              const typename PerRowProblem<T>::Accumulator* row_scale,
                              typename PerRowProblem<T>::Accumulator* logits, int64_t* classes,
                              int64_t* entries, cudaStream_t stream);

@@ -19,7 +19,7 @@ constexpr int kThreads = 32 * kGatherWarps;
 template <class T>
 __global__ void __launch_bounds__(kElementThreads)
     row_coefficients_kernel(const __grid_constant__ PerRowProblem<T> p,
-                            const typename PerRowProblem<T>::Accumulator* loss,
+                            const typename PerRowProblem<T>::Accumulator* lse,
                             const typename PerRowProblem<T>::Accumulator* row_scale,
                             typename PerRowProblem<T>::Accumulator* logits, int64_t* classes,
                             int64_t* entries) {
@@ -36,8 +36,7 @@ __global__ void __launch_bounds__(kElementThreads)
     A c = 0;
     if (counts) {
       const A e = p.sigmoid ? row_exp(z < A(0) ? z : -z) : A(0);
-      const A probability = p.sigmoid ? (z < A(0) ? e : A(1)) / (A(1) + e)
-                                      : row_exp((z - p.target_logit[row]) - loss[row]);
+      const A probability = p.sigmoid ? (z < A(0) ? e : A(1)) / (A(1) + e) : row_exp(z - lse[row]);
       A slope = 1;
       if (p.softcap > A(0)) {
         const A count = p.log_count == nullptr ? A(0) : static_cast<A>(p.log_count[at]);
@@ -156,13 +155,13 @@ unsigned blocks_along(int64_t n) {
 
 template <class T>
 cudaError_t row_coefficients(const PerRowProblem<T>& problem,
-                             const typename PerRowProblem<T>::Accumulator* loss,
+                             const typename PerRowProblem<T>::Accumulator* lse,
                              const typename PerRowProblem<T>::Accumulator* row_scale,
                              typename PerRowProblem<T>::Accumulator* logits, int64_t* classes,
                              int64_t* entries, cudaStream_t stream) {
   if (problem.batch == 0 || problem.samples == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(problem.batch), blocks_along(problem.samples));
-  return launch(row_coefficients_kernel<T>, grid, kElementThreads, 0, stream, problem, loss,
+  return launch(row_coefficients_kernel<T>, grid, kElementThreads, 0, stream, problem, lse,
                 row_scale, logits, classes, entries);
 }
 

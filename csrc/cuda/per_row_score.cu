@@ -147,32 +147,36 @@ template <class T>
 __global__ void __launch_bounds__(kElementThreads)
     finish_rows_kernel(const __grid_constant__ PerRowProblem<T> p,
                        const RowPart<typename PerRowProblem<T>::Accumulator>* parts, int splits,
-                       typename PerRowProblem<T>::Accumulator* loss,
-                       typename PerRowProblem<T>::Accumulator* peak) {
+                       typename PerRowProblem<T>::Accumulator* losses,
+                       typename PerRowProblem<T>::Accumulator* peaks,
+                       typename PerRowProblem<T>::Accumulator* lses) {
   using A = typename PerRowProblem<T>::Accumulator;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= p.batch) return;
-  if (p.counted != nullptr && !p.counted[row]) {
-    loss[row] = peak[row] = A(0);
-    return;
+  A loss = 0, peak = 0, lse = 0;
+  if (p.counted == nullptr || p.counted[row]) {
+    RowPart<A> part = parts[row];
+    for (int split = 1; split < splits; ++split) {
+      part = merge(part, parts[split * p.batch + row], p.sigmoid);
+    }
+    peak = part.peak;
+    // From the side where nothing cancels. An infinite r above all gives NaN, as anywhere.
+    const A r = p.target_logit[row];
+    const A above = part.max - r;
+    if (p.sigmoid) {
+      loss = part.sum;
+    } else if (part.sum == A(0) || above <= A(0)) {
+      loss = row_log1p(part.sum == A(0) ? A(0) : part.sum * row_exp(above)) + (r - r);
+      lse = r + loss;
+    } else {
+      const A log_sum = row_log(part.sum + row_exp(-above));
+      loss = above + log_sum;
+      lse = part.max + log_sum;
+    }
   }
-  RowPart<A> part = parts[row];
-  for (int split = 1; split < splits; ++split) {
-    part = merge(part, parts[split * p.batch + row], p.sigmoid);
-  }
-  peak[row] = part.peak;
-  if (p.sigmoid) {
-    loss[row] = part.sum;
-    return;
-  }
-  // From the side where nothing cancels. An infinite r above all gives NaN, as anywhere.
-  const A r = p.target_logit[row];
-  const A above = part.max - r;
-  if (part.sum == A(0) || above <= A(0)) {
-    loss[row] = row_log1p(part.sum == A(0) ? A(0) : part.sum * row_exp(above)) + (r - r);
-  } else {
-    loss[row] = above + row_log(part.sum + row_exp(-above));
-  }
+  losses[row] = loss;
+  peaks[row] = peak;
+  if (lses != nullptr) lses[row] = lse;
 }
 
 }  // namespace
@@ -201,20 +205,22 @@ template <class T>
 cudaError_t finish_rows(const PerRowProblem<T>& problem,
                         const RowPart<typename PerRowProblem<T>::Accumulator>* parts, int splits,
                         typename PerRowProblem<T>::Accumulator* loss,
-                        typename PerRowProblem<T>::Accumulator* peak, cudaStream_t stream) {
+                        typename PerRowProblem<T>::Accumulator* peak,
+                        typename PerRowProblem<T>::Accumulator* lse, cudaStream_t stream) {
   if (problem.batch == 0) return cudaSuccess;
   return launch(finish_rows_kernel<T>,
                 static_cast<unsigned>(ceil_div(problem.batch, kElementThreads)), kElementThreads, 0,
-                stream, problem, parts, splits, loss, peak);
+                stream, problem, parts, splits, loss, peak, lse);
 }
 
-#define SSC_PER_ROW_INSTANCE(T)                                                    \
-  template cudaError_t score_rows(const PerRowProblem<T>&,                         \
-                                  RowPart<PerRowProblem<T>::Accumulator>*, int,    \
-                                  PerRowProblem<T>::Accumulator*, cudaStream_t);   \
-  template cudaError_t finish_rows(                                                \
-      const PerRowProblem<T>&, const RowPart<PerRowProblem<T>::Accumulator>*, int, \
-      PerRowProblem<T>::Accumulator*, PerRowProblem<T>::Accumulator*, cudaStream_t)
+#define SSC_PER_ROW_INSTANCE(T)                                                                    \
+  template cudaError_t score_rows(const PerRowProblem<T>&,                                         \
+                                  RowPart<PerRowProblem<T>::Accumulator>*, int,                    \
+                                  PerRowProblem<T>::Accumulator*, cudaStream_t);                   \
+  template cudaError_t finish_rows(const PerRowProblem<T>&,                                        \
+                                   const RowPart<PerRowProblem<T>::Accumulator>*, int,             \
+                                   PerRowProblem<T>::Accumulator*, PerRowProblem<T>::Accumulator*, \
+                                   PerRowProblem<T>::Accumulator*, cudaStream_t)
 SSC_PER_ROW_INSTANCE(float);
 SSC_PER_ROW_INSTANCE(double);
 SSC_PER_ROW_INSTANCE(__nv_bfloat16);

@@ -128,11 +128,12 @@ int64_t chunk_rows(int64_t batch, int64_t samples, int64_t bytes) {
 template <class T>
 void run_chunk(const cuda::PerRowProblem<T>& p, const Tensor& parts, int splits,
                typename AccumulatorOf<T>::Type* logits, typename AccumulatorOf<T>::Type* loss,
-               typename AccumulatorOf<T>::Type* peak, cudaStream_t stream) {
+               typename AccumulatorOf<T>::Type* peak, typename AccumulatorOf<T>::Type* lse,
+               cudaStream_t stream) {
   using A = typename AccumulatorOf<T>::Type;
   auto* const of_splits = static_cast<cuda::RowPart<A>*>(parts.data_ptr());
   check_launch(cuda::score_rows(p, of_splits, splits, logits, stream), "score_rows");
-  check_launch(cuda::finish_rows(p, of_splits, splits, loss, peak, stream), "finish_rows");
+  check_launch(cuda::finish_rows(p, of_splits, splits, loss, peak, lse, stream), "finish_rows");
 }
 
 template <class T>
@@ -157,7 +158,7 @@ Rows run_rows(const RowArguments& a, RowSamples samples) {
       cuda::PerRowProblem<T> p = a.rows_problem<T>(first, std::min(most, a.batch - first));
       samples.fill(p, first, stream);
       run_chunk(p, parts, splits, static_cast<A*>(nullptr), data<A>(loss) + first,
-                data<A>(peak) + first, stream);
+                data<A>(peak) + first, nullptr, stream);
     }
   });
   return {loss, peak};
@@ -224,16 +225,17 @@ Grads run_grads(const RowArguments& a, RowSamples samples, const Tensor& row_sca
   with_type(a.dtype, [&]<class T>(T*) {
     using A = typename AccumulatorOf<T>::Type;
     const Tensor parts = room_for_parts<T>(device, most, splits);
-    const Tensor loss = device.empty({2, most}, a.row_dtype);
+    const Tensor rows = device.empty({3, most}, a.row_dtype);
+    auto* const lse = data<A>(rows) + 2 * most;
     PairLists lists(device, room, a.row_dtype);
     auto* const logits = data<A>(lists.coefficients);
     for (int64_t first = 0; first < a.batch; first += most) {
       cuda::PerRowProblem<T> p = a.rows_problem<T>(first, std::min(most, a.batch - first));
       samples.fill(p, first, stream);
-      run_chunk(p, parts, splits, logits, data<A>(loss), data<A>(loss) + most, stream);
+      run_chunk(p, parts, splits, logits, data<A>(rows), data<A>(rows) + most, lse, stream);
       auto* const listed = data<int64_t>(lists.listed);
-      check_launch(cuda::row_coefficients(p, data<A>(loss), data<A>(row_scale) + first, logits,
-                                          listed, listed + room, stream),
+      check_launch(cuda::row_coefficients(p, lse, data<A>(row_scale) + first, logits, listed,
+                                          listed + room, stream),
                    "row_coefficients");
       check_launch(
           cuda::row_input_grad(p, logits, data<T>(grad_input) + first * a.dim, a.dim, stream),
