@@ -92,6 +92,7 @@ set(SSC_SIMT_KERNELS
     tests/simt/barriers.cu
     tests/simt/basics.cu
     tests/simt/bind_loss.cu
+    tests/simt/bind_per_row.cu
     tests/simt/bind_sample.cu
     tests/simt/bind_step.cu
     tests/simt/blocks.cu

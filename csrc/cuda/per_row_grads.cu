@@ -132,11 +132,12 @@ __global__ void __launch_bounds__(kThreads) row_class_grads_kernel(
       const bool same = j < g.entries && g.classes[j] == id;
       const int64_t entry = same ? g.order[j] : 0;
       const A own = same ? g.coefficients[entry] : A(0);
-      const int64_t row = entry / p.samples;
+      // Below 2^31, and a division of 64 bits is a function with a stack frame.
+      const unsigned row = static_cast<unsigned>(entry) / static_cast<unsigned>(p.samples);
       const int count = __popc(__ballot_sync(~0u, same));
       for (int k = 0; k < count; ++k) {
         const A c = __shfl_sync(~0u, own, k);
-        const int64_t source = __shfl_sync(~0u, row, k);
+        const auto source = static_cast<int64_t>(__shfl_sync(~0u, row, k));
         if (d < p.dim) sum += c * to_accumulator(p.input[source * p.input_stride + d]);
         if (column == 0) total += c;
       }

@@ -59,6 +59,7 @@ __device__ __forceinline__ typename AccumulatorOf<T>::Type gather_products(
       rows[k] = p.weight + __shfl_sync(~0u, safe, first + k) * p.weight_stride;
       sums[k] = 0;
     }
+#pragma unroll 1  // more loads in flight would spill
     for (int64_t d = lane * kElements; d < p.dim; d += 32 * kElements) {
       Load w[kRowsInFlight];
 #pragma unroll
@@ -90,8 +91,9 @@ __device__ __forceinline__ RowPart<A> merge(const RowPart<A>& a, const RowPart<A
   return {both.max, both.sum, peak};
 }
 
+// Three blocks: 24 warps with kRowsInFlight loads each keep more under way than DRAM needs.
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     score_rows_kernel(const __grid_constant__ PerRowProblem<T> p,
                       RowPart<typename PerRowProblem<T>::Accumulator>* parts,
                       typename PerRowProblem<T>::Accumulator* logits) {
