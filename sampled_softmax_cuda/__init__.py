@@ -14,11 +14,20 @@ from ._info import build_info, version
 from .functional import SampledSoftmaxDetails, sampled_softmax_loss
 from .memory import prefer_huge_pages
 from .modules import SampledSoftmaxLoss
-from .samplers import LogUniformSampler, Sampler, Samples, UniformSampler, WeightedSampler
+from .samplers import (
+    KeyedSamples,
+    LogUniformSampler,
+    Sampler,
+    Samples,
+    UniformSampler,
+    WeightedSampler,
+    mask_samples,
+)
 
 __version__ = version()
 
 __all__ = [
+    "KeyedSamples",
     "LogUniformSampler",
     "SampledSoftmaxDetails",
     "SampledSoftmaxLoss",
@@ -29,6 +38,7 @@ __all__ = [
     "__version__",
     "build_info",
     "cntk",
+    "mask_samples",
     "prefer_huge_pages",
     "reference",
     "sampled_softmax_loss",

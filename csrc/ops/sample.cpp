@@ -7,6 +7,7 @@
 
 #include "csrc/cpu/huge_pages.h"
 #include "csrc/cpu/sample_alias.h"
+#include "csrc/ops/proposal_arguments.h"
 #include "csrc/ops/sample_arguments.h"
 
 namespace ssc::ops {
@@ -18,26 +19,6 @@ using Draw = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 Tensor empty_like_ids(const Tensor& ids, ScalarType dtype) {
   const auto sizes = ids.sizes();
   return empty_cpu(sizes.data(), static_cast<int64_t>(sizes.size()), dtype);
-}
-
-Proposal uniform_proposal(int64_t num_classes) {
-  return {ProposalKind::uniform, uniform_classes(num_classes), {}, {}, nullptr};
-}
-
-Proposal log_uniform_proposal(int64_t num_classes) {
-  const uint64_t classes = log_uniform_classes(num_classes);
-  return {ProposalKind::log_uniform, classes, make_log_uniform(classes), {}, nullptr};
-}
-
-// table, probability_bits [C] int64: the alias table, and the bits of the float64 probabilities.
-Proposal weighted_proposal(const Tensor& table, const Tensor& probability_bits) {
-  const uint64_t classes = weighted_classes(table, probability_bits);
-  const auto* entries = static_cast<const uint64_t*>(table.const_data_ptr());
-  return {ProposalKind::weighted,
-          classes,
-          {},
-          make_alias_table(entries, classes),
-          static_cast<const double*>(probability_bits.const_data_ptr())};
 }
 
 // tries: one float64, the t of logit_correction.h; none: S draws with replacement.
