@@ -14,12 +14,24 @@ from ._info import build_info, version
 from .functional import SampledSoftmaxDetails, sampled_softmax_loss
 from .memory import prefer_huge_pages
 from .modules import SampledSoftmaxLoss
-from .samplers import LogUniformSampler, Sampler, Samples, UniformSampler, WeightedSampler
+from .samplers import (
+    InBatchSampler,
+    LogUniformSampler,
+    MixedSampler,
+    QueueSampler,
+    Sampler,
+    Samples,
+    UniformSampler,
+    WeightedSampler,
+)
 
 __version__ = version()
 
 __all__ = [
+    "InBatchSampler",
     "LogUniformSampler",
+    "MixedSampler",
+    "QueueSampler",
     "SampledSoftmaxDetails",
     "SampledSoftmaxLoss",
     "Sampler",

@@ -2,7 +2,18 @@
 
 from .base import Sampler, Samples
 from .log_uniform import LogUniformSampler
+from .mixed import MixedSampler
+from .pool import InBatchSampler, QueueSampler
 from .uniform import UniformSampler
 from .weighted import WeightedSampler
 
-__all__ = ["LogUniformSampler", "Sampler", "Samples", "UniformSampler", "WeightedSampler"]
+__all__ = [
+    "InBatchSampler",
+    "LogUniformSampler",
+    "MixedSampler",
+    "QueueSampler",
+    "Sampler",
+    "Samples",
+    "UniformSampler",
+    "WeightedSampler",
+]
