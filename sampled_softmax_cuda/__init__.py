@@ -21,6 +21,7 @@ from .samplers import (
     QueueSampler,
     Sampler,
     Samples,
+    StreamingSampler,
     UniformSampler,
     WeightedSampler,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "SampledSoftmaxLoss",
     "Sampler",
     "Samples",
+    "StreamingSampler",
     "UniformSampler",
     "WeightedSampler",
     "__version__",

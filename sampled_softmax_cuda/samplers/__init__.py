@@ -4,6 +4,7 @@ from .base import Sampler, Samples
 from .log_uniform import LogUniformSampler
 from .mixed import MixedSampler
 from .pool import InBatchSampler, QueueSampler
+from .streaming import StreamingSampler
 from .uniform import UniformSampler
 from .weighted import WeightedSampler
 
@@ -14,6 +15,7 @@ __all__ = [
     "QueueSampler",
     "Sampler",
     "Samples",
+    "StreamingSampler",
     "UniformSampler",
     "WeightedSampler",
 ]

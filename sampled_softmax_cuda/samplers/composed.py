@@ -45,6 +45,12 @@ class Learner(nn.Module):
         """Take account of a batch's targets."""
 
 
+def check_ignore_index(name: str, ignore_index: object) -> None:
+    """TypeError unless ignore_index is an int."""
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise TypeError(f"{name}: ignore_index must be an int, got {type(ignore_index).__name__}")
+
+
 def learn(sampler: nn.Module, target: Tensor) -> None:
     """Update every sampler in `sampler` that asked for it, once each."""
     for module in sampler.modules():

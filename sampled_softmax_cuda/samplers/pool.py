@@ -18,7 +18,14 @@ from torch import Tensor
 
 from ..reference.philox import philox_bits
 from .base import Sampler, check_num_classes
-from .composed import ANY_CLASSES, ComposedSampler, Draw, Learner, new_key
+from .composed import (
+    ANY_CLASSES,
+    ComposedSampler,
+    Draw,
+    Learner,
+    check_ignore_index,
+    new_key,
+)
 
 _LAST = 2**63 - 1  # sorts behind every id
 
@@ -40,10 +47,7 @@ class _PoolSampler(ComposedSampler):
                 f"{name}: log_q must be a Sampler, whose log_prob is used, or None, got"
                 f" {type(log_q).__name__}; for probabilities [C] use WeightedSampler(probabilities)"
             )
-        if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
-            raise TypeError(
-                f"{name}: ignore_index must be an int, got {type(ignore_index).__name__}"
-            )
+        check_ignore_index(name, ignore_index)
         if num_classes is not None:
             check_num_classes(name, num_classes, ANY_CLASSES)
         known = ANY_CLASSES if log_q is None else log_q.num_classes
