@@ -35,7 +35,9 @@ struct Weighted {
   explicit Weighted(std::vector<double> weights,
                     const ssc::ParallelFor& parallel_for = ssc::serial())
       : probabilities(std::move(weights)), entries(probabilities.size()) {
-    const double sum = std::accumulate(probabilities.begin(), probabilities.end(), 0.0);
+    // What is missing from a sum of 1 goes to one class: there must be little of it.
+    const auto sum =
+        static_cast<double>(std::accumulate(probabilities.begin(), probabilities.end(), 0.0L));
     for (double& p : probabilities) p /= sum;
     ssc::Workspace workspace;
     ssc::build_alias_table(probabilities.data(), probabilities.size(), entries.data(), workspace,
