@@ -242,7 +242,7 @@ TEST(the_alias_table_does_not_depend_on_threads) {
     CHECK(one.entries == many.entries);
     const std::vector<double> implied = many.implied();
     for (size_t k = 0; k < weights.size(); ++k) {
-      CHECK_CLOSE(implied[k], many.probabilities[k], 1e-17, 1e-12);
+      CHECK_CLOSE(implied[k], many.probabilities[k], 2.3e-16, 1e-12);  // one class: 2^-52 of all
     }
   }
 }
