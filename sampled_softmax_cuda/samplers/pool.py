@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..reference.philox import philox_bits
+from ..reference.sample import Method, Uniform
+from . import _ops
 from .base import Sampler, check_num_classes
 from .composed import (
     ANY_CLASSES,
@@ -133,8 +134,11 @@ class _PoolSampler(ComposedSampler):
         chosen = pool
         if num_samples < pool.shape[0]:
             # The ids of the smallest random numbers; what is no class comes last.
-            bits = philox_bits(new_key(target, generator), 0, pool.shape[0])
-            order = torch.where(valid, (bits >> 1) & _LAST, _LAST).argsort(stable=True)
+            key = new_key(target, generator)
+            place, _, _, _ = _ops.sample(
+                Uniform(_LAST), key, key[:0], pool.shape[0], Method.WITH_REPLACEMENT, None
+            )
+            order = torch.where(valid, place, _LAST).argsort(stable=True)
             chosen = pool[order[:num_samples]]
         masked = ~self._is_class(chosen)
         num_chosen = (~masked).sum().to(torch.float64)
