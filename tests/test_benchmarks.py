@@ -114,6 +114,20 @@ def test_bench_sample(tmp_path: Path) -> None:
     assert "ours: WeightedSampler(weights)" in builds and "numpy cumsum" in builds
 
 
+def test_plot_samplers_finds_who_is_biased(tmp_path: Path) -> None:
+    """The bias of each proposal, and its standard error, from 200 draws with fixed keys."""
+    _, rows = run_script("plot_samplers", output=tmp_path)
+    assert (tmp_path / "plot_samplers.png").stat().st_size > 10_000
+    for row in rows:
+        bias, error = float(row["bias"]), float(row["standard_error"])
+        assert float(row["deviation"]) == pytest.approx(error * 200**0.5, rel=1e-3)
+        if "own counts" in row["proposal"]:  # classes that are not there stand for nothing
+            assert bias < -5 * error
+        else:
+            assert abs(bias) < 4 * error
+    assert float(rows[0]["deviation"]) > 3 * float(rows[1]["deviation"])  # uniform, log-uniform
+
+
 def test_bench_memory(tmp_path: Path) -> None:
     _, rows = run_script("bench_memory", output=tmp_path)
     check_rows(rows)
