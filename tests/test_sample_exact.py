@@ -91,7 +91,7 @@ def test_expected_counts_are_near_the_exact_inclusion_frequencies(
         exact[list(ids)] += p
     ids = torch.arange(num_classes)
     sampler = make_sampler(kind, num_classes)
-    n = sampler.log_expected_count(ids, num_samples, replacement=False).double().exp().numpy()
+    n = sampler.log_expected_count(ids, num_samples, replacement=False).double().exp().cpu().numpy()
     same = kind == "uniform" or num_samples == num_classes
     np.testing.assert_allclose(n, exact, rtol=1e-6 if same else 0.05)
     wrong = -np.expm1(num_samples * np.log1p(-probabilities(kind, num_classes)))

@@ -44,7 +44,7 @@ def mixture(num_classes: int) -> tuple[ssc.MixedSampler, list[np.ndarray]]:
         proportions=[1, 2, 1],
     )
     parts = [probabilities("uniform", num_classes), probabilities("log_uniform", num_classes)]
-    return sampler, [*parts, (weights / weights.sum()).numpy()]
+    return sampler, [*parts, (weights / weights.sum()).cpu().numpy()]
 
 
 def test_the_exact_density_for_every_sample(backend: str) -> None:
@@ -53,11 +53,13 @@ def test_the_exact_density_for_every_sample(backend: str) -> None:
     ids, log_n, target_log_n = sampler.sample(target, 100)
     n = 25 * q[0] + 50 * q[1] + 25 * q[2]
     assert ids.shape == (100,)
-    np.testing.assert_allclose(log_n.double().exp().numpy(), n[ids.numpy()], rtol=1e-6)
-    np.testing.assert_allclose(target_log_n.double().exp().numpy(), n[target.numpy()], rtol=1e-6)
-    got = sampler.log_expected_count(target, 100).double().exp().numpy()
-    np.testing.assert_allclose(got, n[target.numpy()], rtol=1e-6)
-    log_prob = sampler.log_prob(torch.arange(40)).double().exp().numpy()
+    np.testing.assert_allclose(log_n.double().exp().cpu().numpy(), n[ids.cpu().numpy()], rtol=1e-6)
+    np.testing.assert_allclose(
+        target_log_n.double().exp().cpu().numpy(), n[target.cpu().numpy()], rtol=1e-6
+    )
+    got = sampler.log_expected_count(target, 100).double().exp().cpu().numpy()
+    np.testing.assert_allclose(got, n[target.cpu().numpy()], rtol=1e-6)
+    log_prob = sampler.log_prob(torch.arange(40)).double().exp().cpu().numpy()
     np.testing.assert_allclose(log_prob, n / 100, rtol=1e-6)
 
 

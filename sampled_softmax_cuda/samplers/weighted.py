@@ -161,7 +161,8 @@ class WeightedSampler(Sampler):
             raise TypeError(f"{name}: weights must be real numbers, got {weights.dtype}")
         if weights.dim() != 1 or weights.numel() == 0:
             raise ValueError(f"{name}: weights must be [C], C >= 1, got {list(weights.shape)}")
-        w = prefer_huge_pages(torch.empty(weights.shape[0], dtype=torch.float64))
+        w = torch.empty(weights.shape[0], dtype=torch.float64, device="cpu")
+        prefer_huge_pages(w)
         w.copy_(weights.detach())
         least, largest = (float(x) for x in w.aminmax())
         if not (least >= 0 and largest < math.inf):
