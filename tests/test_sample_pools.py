@@ -264,7 +264,16 @@ def test_bad_arguments() -> None:
             "per_row=True is not possible",
             lambda: ssc.InBatchSampler().sample(target, 1, per_row=True),
         ),
-        (ValueError, "draw is not possible", lambda: ssc.InBatchSampler().draw(target, 1)),
+        (
+            ValueError,
+            "sample: exclude is not possible",
+            lambda: ssc.InBatchSampler().sample(target, 1, exclude=target),
+        ),
+        (
+            ValueError,
+            r"InBatchSampler.draw: a draw from a key alone is not possible",
+            lambda: ssc.InBatchSampler().draw(target, 1),
+        ),
         (ValueError, "log_prob needs log_q=", lambda: ssc.InBatchSampler().log_prob(target)),
         (
             ValueError,

@@ -117,6 +117,8 @@ class ComposedSampler(Sampler):
         replacement: bool = True,
         inclusion: str = "expected",
         per_row: bool = False,
+        exclude: Tensor | None = None,
+        num_true: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Samples:
         """Draw classes shared by the batch; see the class and `Sampler.sample`.
@@ -126,10 +128,16 @@ class ComposedSampler(Sampler):
         A class that is there although its probability says it can't be counts as n = 1.
 
         Raises:
-            ValueError, TypeError: as `Sampler.sample`; per_row=True.
+            ValueError, TypeError: as `Sampler.sample`; per_row=True, and exclude and num_true, which
+                are about single rows.
         """
-        if per_row:
-            self._refuse("sample: per_row=True")
+        for argument, given in (
+            ("per_row=True", per_row),
+            ("exclude", exclude is not None),
+            ("num_true", num_true is not None),
+        ):
+            if given:
+                self._refuse(".sample", argument)
         self._check_ids("sample", "target", target)
         self._check_num_samples("sample", num_samples, replacement, inclusion)
         draw = self._begin_draw(target, num_samples, replacement, inclusion, generator)
@@ -149,16 +157,16 @@ class ComposedSampler(Sampler):
         self, key: Tensor, num_samples: int, *, replacement: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Not available: ValueError."""
-        self._refuse("draw")
+        self._refuse(".draw", "a draw from a key alone")
 
     def _proposal(self) -> _ops.Proposal:
-        self._refuse("a draw of its own for each row, or from a key alone,")
+        self._refuse("", "a draw for each row, or from a key alone,")
 
     def _solve_tries(self, num_samples: int) -> float:
-        self._refuse("an expected number of draws")
+        self._refuse("", "a draw for each row, or from a key alone,")
 
-    def _refuse(self, what: str) -> NoReturn:
+    def _refuse(self, method: str, what: str) -> NoReturn:
         raise ValueError(
-            f"{self._name}.{what} is not possible: its ids do not come from one stream of"
+            f"{self._name}{method}: {what} is not possible: its ids do not come from one stream of"
             " independent draws; use sample(), which shares the ids among all rows"
         )

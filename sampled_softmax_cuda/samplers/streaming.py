@@ -141,30 +141,14 @@ class StreamingSampler(Sampler, Learner):
         if isinstance(self.stream, CountedStream):
             self._refresh_plans()
 
-    def sample(
-        self,
-        target: Tensor,
-        num_samples: int,
-        *,
-        replacement: bool = True,
-        inclusion: str = "expected",
-        per_row: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Samples:
-        """As `Sampler.sample`; then, if asked for, `update(target)`.
+    def sample(self, target: Tensor, num_samples: int, **options: Any) -> Samples:
+        """As `Sampler.sample`, with its options; then, if asked for, `update(target)`.
 
         Raises:
             ValueError: mode="interval", which can't draw. Otherwise as `Sampler.sample`.
         """
         self._counted("sample")
-        samples = super().sample(
-            target,
-            num_samples,
-            replacement=replacement,
-            inclusion=inclusion,
-            per_row=per_row,
-            generator=generator,
-        )
+        samples = super().sample(target, num_samples, **options)
         learn(self, target)
         return samples
 
