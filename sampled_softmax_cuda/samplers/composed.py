@@ -128,7 +128,7 @@ class ComposedSampler(Sampler):
         A class that is there although its probability says it can't be counts as n = 1.
 
         Raises:
-            ValueError, TypeError: as `Sampler.sample`; per_row=True, and exclude and num_true, which
+            ValueError, TypeError: as `Sampler.sample`; per_row=True, exclude and num_true, which
                 are about single rows.
         """
         for argument, given in (
