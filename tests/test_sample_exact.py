@@ -47,6 +47,27 @@ def test_every_sequence_with_replacement(
     assert_chi_square(counts.tolist(), exact)
 
 
+@pytest.mark.parametrize("replacement", [True, False])
+def test_every_outcome_of_a_mixture(device: str, replacement: bool) -> None:
+    # Two samples by each of two components that learn and that know: 81 outcomes, or 36.
+    stream = ssc.StreamingSampler(3, staleness=0.0)
+    stream.update(torch.tensor([2, 2, 0]))
+    sampler = ssc.MixedSampler([stream, make_sampler("weighted", 3)])
+    q = (np.array([2, 1, 3]) / 6, probabilities("weighted", 3))
+    pairs = []
+    for p in q:
+        if replacement:
+            pairs.append({(a, b): p[a] * p[b] for a in range(3) for b in range(3)})
+        else:
+            pairs.append(ordered_probabilities(p.tolist(), 2))
+    exact = {(*a, *b): pairs[0][a] * pairs[1][b] for a in pairs[0] for b in pairs[1]}
+    counts = dict.fromkeys(exact, 0)
+    target = torch.tensor([0])
+    for _ in range(1500 if device == "native" else 400):
+        counts[tuple(sampler.sample(target, 4, replacement=replacement).ids.tolist())] += 1
+    assert_chi_square(list(counts.values()), list(exact.values()))
+
+
 def distinct_draws(
     backend: str, sampler: ssc.Sampler, num_samples: int, method: Method
 ) -> list[tuple[int, ...]]:

@@ -138,8 +138,8 @@ class _PoolSampler(ComposedSampler):
             place, _, _, _ = _ops.sample(
                 Uniform(_LAST), key, key[:0], pool.shape[0], Method.WITH_REPLACEMENT, None
             )
-            order = torch.where(valid, place, _LAST).argsort(stable=True)
-            chosen = pool[order[:num_samples]]
+            place = torch.where(valid, place, _LAST)
+            chosen = pool[place.topk(num_samples, largest=False).indices]
         masked = ~self._is_class(chosen)
         num_chosen = (~masked).sum().to(torch.float64)
         if not replacement:

@@ -24,7 +24,7 @@ class StreamingSampler(Sampler, Learner):
     when the targets since then exceed `staleness` times their total: what it draws from is at most
     staleness / (1 + staleness) in total variation behind the counts, and the building costs O(1)
     per target. The correction of a sample is always by the q that it was drawn from; `log_prob` is
-    by the counts of now. 32 bytes per class.
+    by the counts of now. 24 bytes per class, 32 after a `sync`.
 
     mode="interval" (Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
     Recommendations", 2019): q = 1 / the mean number of targets from one hit to the next, in hashed
