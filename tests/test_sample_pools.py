@@ -108,6 +108,17 @@ def test_batches_without_negatives_have_loss_zero(device: str, batch: list[int])
             assert float(grad.abs().max()) == 0
 
 
+def test_a_class_that_cannot_be_there_counts_once(either: str) -> None:
+    # Its log n would be -inf, and its loss NaN.
+    never = ssc.WeightedSampler(torch.tensor([1.0, 0.0, 3.0]))
+    target = torch.tensor([1, 2, 2])
+    _, log_n, target_log_n = ssc.InBatchSampler(never).sample(target, 3)
+    for counts in (log_n, target_log_n):
+        assert torch.allclose(counts.exp(), torch.tensor([1.0, 1.5, 1.5]))
+    mixed = ssc.MixedSampler([never, never])
+    assert torch.allclose(mixed.sample(target, 4)[2].exp(), torch.tensor([1.0, 3.0, 3.0]))
+
+
 def composed(h: Tensor, weight: Tensor, target: Tensor, log_q: Tensor) -> Tensor:
     """In-batch softmax as it is written elsewhere: [B, B] logits - log q, hits masked."""
     counted = target >= 0
