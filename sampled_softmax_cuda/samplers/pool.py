@@ -113,7 +113,10 @@ class _PoolSampler(ComposedSampler):
         return None if self.log_q is None else self.log_q._device()
 
     def _is_class(self, ids: Tensor) -> Tensor:
-        return (ids >= 0) & (ids < self.num_classes) & (ids != self.ignore_index)
+        inside = ids >= 0
+        if self.num_classes != ANY_CLASSES:
+            inside = inside & (ids < self.num_classes)
+        return inside if self.ignore_index < 0 else inside & (ids != self.ignore_index)
 
     def _capacity(self, target: Tensor, replacement: bool) -> int:
         return max(1, target.numel())
@@ -131,7 +134,7 @@ class _PoolSampler(ComposedSampler):
             pool = pool.new_full((1,), -1)
         valid = self._is_class(pool)
         num_valid = valid.sum().to(torch.float64)
-        chosen = pool
+        chosen, counted, num_chosen = pool, valid, num_valid
         if num_samples < pool.shape[0]:
             # The ids of the smallest random numbers; what is no class comes last.
             key = new_key(target, generator)
@@ -139,17 +142,17 @@ class _PoolSampler(ComposedSampler):
                 Uniform(_LAST), key, key[:0], pool.shape[0], Method.WITH_REPLACEMENT, None
             )
             place = torch.where(valid, place, _LAST)
-            chosen = pool[place.topk(num_samples, largest=False).indices]
-        masked = ~self._is_class(chosen)
-        num_chosen = (~masked).sum().to(torch.float64)
+            picks = place.topk(num_samples, largest=False).indices
+            chosen, counted = pool[picks], valid[picks]
+            num_chosen = num_valid.clamp(max=num_samples)
+        masked = ~counted
         if not replacement:
-            masked = masked | _repeated(torch.where(masked, _LAST, chosen))
+            masked = masked | _repeated(torch.where(counted, chosen, _LAST))
         # A masked entry takes an id that is there anyway: no other row of W is touched.
-        stand_in = torch.where(valid, pool, 0).amax()
-        ids = torch.where(self._is_class(chosen), chosen, stand_in)
+        ids = torch.where(counted, chosen, torch.where(valid, pool, 0).amax())
         if self.log_q is None:
-            count = _pool_counts(torch.where(valid, pool, _LAST), num_chosen, replacement)
-            return Draw(ids, masked, count)
+            there = torch.where(valid, pool, _LAST)
+            return Draw(ids, masked, _pool_counts(there, num_valid, num_chosen, replacement))
         share = (num_valid - 1).clamp(min=1) / num_valid.clamp(min=1)
         log_q, tries = self.log_q, num_chosen.clamp(min=1) * share
         return Draw(
@@ -173,14 +176,15 @@ def _repeated(ids: Tensor) -> Tensor:
     return torch.empty_like(again).scatter_(0, order, again)
 
 
-def _pool_counts(pool: Tensor, num_chosen: Tensor, replacement: bool) -> Callable[[Tensor], Tensor]:
-    """log n from the counts c in the pool [N], whose entries _LAST do not count.
+def _pool_counts(
+    pool: Tensor, num_valid: Tensor, num_chosen: Tensor, replacement: bool
+) -> Callable[[Tensor], Tensor]:
+    """log n from the counts c in the pool, whose entries _LAST do not count.
 
-    M of N entries are chosen at random. n = c M / N with repeats; without, the chance that one of
-    the c is among the M: 1 - binomial(N - c, M) / binomial(N, M).
+    M of the N others are chosen at random. n = c M / N with repeats; without, the chance that one
+    of the c is among the M: 1 - binomial(N - c, M) / binomial(N, M).
     """
     ordered = pool.sort().values
-    num_valid = (pool != _LAST).sum().to(torch.float64)
 
     def log_count(ids: Tensor) -> Tensor:
         first = torch.searchsorted(ordered, ids.contiguous())
