@@ -28,10 +28,11 @@ def _all_reduce(tensor: Tensor, op: Any, group: Any) -> Tensor:
 class CountedStream(nn.Module):
     """Counts that start at 1 each, and the alias table of the counts that they were at some time.
 
-    The table is built anew when the targets since the last time exceed `staleness` times the total
-    of then. The total is never below C, so an O(C) build is paid for by at least staleness * C
-    targets; and since only that share of the total is new, the two distributions differ by at most
-    staleness / (1 + staleness) in total variation.
+    The table is built anew for the first draw at which the targets since the last time exceed
+    `staleness` times the total of then; not before, so that a step that was drawn and has not gone
+    backward yet finds the table that it was drawn from. The total is never below C, so an O(C)
+    build is paid for by at least staleness * C targets; and since only that share of the total is
+    new, the two distributions differ by at most staleness / (1 + staleness) in total variation.
     """
 
     counts: Tensor
@@ -50,19 +51,20 @@ class CountedStream(nn.Module):
         self.table = WeightedSampler(self.counts)
         self._read_back()
 
-    def update(self, ids: Tensor, valid: Tensor) -> bool:
-        """Count ids [N] where valid; True if that had the table built anew."""
+    def update(self, ids: Tensor, valid: Tensor) -> None:
+        """Count ids [N] where valid."""
         one = valid.to(torch.int64)
         self.counts.index_add_(0, torch.where(valid, ids, 0), one)
         self.total.add_(one.sum())
         self.pending.add_(ids.numel())
-        if torch.compiler.is_compiling():  # no graph can hold the decision, or the building
+        if not torch.compiler.is_compiling():
+            self._pending += ids.numel()  # on the host, so that nothing has to be waited for
+
+    def due(self) -> bool:
+        """Whether the next draw should have another table; no graph can hold the building."""
+        if torch.compiler.is_compiling():
             return False
-        self._pending += ids.numel()  # on the host, so that nothing has to be waited for
-        if self._pending <= self.staleness * self._table_total:
-            return False
-        self.rebuild()
-        return True
+        return self._pending > self.staleness * self._table_total
 
     def rebuild(self) -> None:
         """Draw from the counts as they are now."""

@@ -21,10 +21,10 @@ class StreamingSampler(Sampler, Learner):
 
     mode="counts" (TensorFlow's learned unigram): every class starts with a count of 1, each target
     adds 1, and q is the share of the total. It draws from an alias table of the counts, built anew
-    when the targets since then exceed `staleness` times their total: what it draws from is at most
-    staleness / (1 + staleness) in total variation behind the counts, and the building costs O(1)
-    per target. The correction of a sample is always by the q that it was drawn from; `log_prob` is
-    by the counts of now. 24 bytes per class, 32 after a `sync`.
+    at a draw if the targets since then exceed `staleness` times their total: what it draws from is
+    at most staleness / (1 + staleness) in total variation behind the counts, and the building costs
+    O(1) per target. The correction of a sample is always by the q that it was drawn from, while
+    `log_prob` is by the counts of now. 24 bytes per class, 32 after a `sync`.
 
     mode="interval" (Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
     Recommendations", 2019): q = 1 / the mean number of targets from one hit to the next, in hashed
@@ -117,8 +117,8 @@ class StreamingSampler(Sampler, Learner):
         self._check_ids("update", "target", target)
         ids = target.detach().reshape(-1)
         valid = (ids >= 0) & (ids < self.num_classes) & (ids != self.ignore_index)
-        if ids.numel() > 0 and self.stream.update(ids, valid):
-            self._refresh_plans()
+        if ids.numel() > 0:
+            self.stream.update(ids, valid)
 
     def rebuild(self) -> None:
         """Draw from the counts of now, however few are new (mode="counts").
@@ -148,6 +148,7 @@ class StreamingSampler(Sampler, Learner):
             ValueError: mode="interval", which can't draw. Otherwise as `Sampler.sample`.
         """
         self._counted("sample")
+        self._proposal()  # a new table, if it is time for one, before anything depends on it
         samples = super().sample(target, num_samples, **options)
         learn(self, target)
         return samples
@@ -176,7 +177,10 @@ class StreamingSampler(Sampler, Learner):
         )
 
     def _proposal(self) -> _ops.Proposal:
-        return self._counted("a draw").table._proposal()
+        stream = self._counted("a draw")
+        if stream.due():
+            self.rebuild()
+        return stream.table._proposal()
 
     def _solve_tries(self, num_samples: int) -> float:
         return self._counted("a draw").table._solve_tries(num_samples)
