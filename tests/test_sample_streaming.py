@@ -11,17 +11,11 @@ import numpy as np
 import pytest
 import torch
 from sampling import key
-from torch import distributed, multiprocessing
+from streaming_process import learn_and_merge, zipf_stream
+from torch import multiprocessing
 
 import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda.samplers._stream import IntervalStream
-
-
-def zipf_stream(num_classes: int, seed: int) -> Any:
-    """A function that draws the next n targets of a Zipf stream."""
-    sampler = ssc.LogUniformSampler(num_classes)
-    generator = torch.Generator().manual_seed(seed)
-    return lambda n: sampler.sample(torch.tensor([0]), n, generator=generator).ids
 
 
 def interval_stream(sampler: ssc.StreamingSampler) -> IntervalStream:
@@ -256,46 +250,8 @@ def test_in_batch_negatives_by_learnt_intervals() -> None:
 # --- several processes ----------------------------------------------------------------------------
 
 
-def _process(rank: int, folder: Path) -> None:
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    counts = ssc.StreamingSampler(60, staleness=0.1)
-    interval = ssc.StreamingSampler(mode="interval", num_buckets=4096)
-    draw = zipf_stream(60, 10 + rank)
-    for _ in range(2):  # the second time there are merged counts to start from
-        for _ in range(40):
-            batch = draw(32)
-            counts.update(batch)
-            interval.update(torch.cat((batch, torch.tensor([1000 + rank]))))
-        for sampler in (counts, interval):
-            sampler.sync()
-    before = copy.deepcopy(interval.state_dict())
-    interval.sync()  # nothing new: nothing changes
-    again = interval.state_dict()
-    ids, log_n, _ = counts.sample(torch.tensor([0]), 20, generator=torch.Generator().manual_seed(1))
-    # A process that joins from a checkpoint must know what has been merged already.
-    joined = ssc.StreamingSampler(60)
-    joined.load_state_dict(counts.state_dict())
-    joined.sync()
-    torch.save(
-        {
-            "counts": counts.counts,
-            "joined": joined.counts,
-            "drawn": (ids, log_n),
-            "log_prob": interval.log_prob(
-                torch.cat((torch.arange(60), torch.tensor([1000, 1001])))
-            ),
-            "seen": (int(interval.stream.seen), int(interval.stream.seen_elsewhere)),
-            "idempotent": all(torch.allclose(before[k], again[k]) for k in before),
-        },
-        folder / f"{rank}.pt",
-    )
-    distributed.destroy_process_group()
-
-
 def test_processes_merge_what_they_have_learnt(tmp_path: Path) -> None:
-    multiprocessing.spawn(_process, (tmp_path,), nprocs=2)
+    multiprocessing.spawn(learn_and_merge, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     streams = [zipf_stream(60, 10 + rank) for rank in (0, 1)]
     targets = torch.cat([draw(32) for draw in streams for _ in range(80)])
