@@ -15,10 +15,14 @@ from .functional import SampledSoftmaxDetails, sampled_softmax_loss
 from .memory import prefer_huge_pages
 from .modules import SampledSoftmaxLoss
 from .samplers import (
+    InBatchSampler,
     KeyedSamples,
     LogUniformSampler,
+    MixedSampler,
+    QueueSampler,
     Sampler,
     Samples,
+    StreamingSampler,
     UniformSampler,
     WeightedSampler,
     mask_samples,
@@ -27,12 +31,16 @@ from .samplers import (
 __version__ = version()
 
 __all__ = [
+    "InBatchSampler",
     "KeyedSamples",
     "LogUniformSampler",
+    "MixedSampler",
+    "QueueSampler",
     "SampledSoftmaxDetails",
     "SampledSoftmaxLoss",
     "Sampler",
     "Samples",
+    "StreamingSampler",
     "UniformSampler",
     "WeightedSampler",
     "__version__",
