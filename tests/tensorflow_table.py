@@ -121,11 +121,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray):
         return _plain(list(value))
-    return (
-        float(str(value))
-        if isinstance(value, np.float32)
-        else getattr(value, "item", lambda: value)()
-    )
+    if isinstance(value, np.float32):
+        return float(str(value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
-"""`ssc.tf`'s losses and accidental hits: against TensorFlow's own numbers, kept in a table and, where
-it is installed, fresh; against float64; and what is different on purpose."""
+"""`ssc.tf`'s losses and accidental hits: against TensorFlow's own numbers, kept in a table and fresh
+where it is installed; against float64; and what is different on purpose."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ LEAVES = ("weights", "biases", "inputs")
 B, C, D, S = 7, 40, 6, 15
 
 
-def ours(
-    case: dict[str, Any], dtype: torch.dtype = torch.float32, **options: Any
-) -> dict[str, Any]:
+def ours(case: dict[str, Any], dtype: Any = torch.float32, **options: Any) -> dict[str, Any]:
     """Loss [B] and gradients of (loss * upstream).sum(), as `loss_by_tensorflow`."""
     arguments = {k: v for k, v in case.items() if k not in ("loss", "upstream")}
     leaves = {name: torch.tensor(case[name], dtype=dtype, requires_grad=True) for name in LEAVES}
@@ -37,7 +35,7 @@ def ours(
 
 
 def truth(case: dict[str, Any]) -> dict[str, Any]:
-    """The same in float64 from the formulas: every sample that is a label of its row is left out."""
+    """The same in float64 by the formulas; every sample that is a label of its row is left out."""
     weights, biases, inputs = (
         torch.tensor(np.array(case[name]), dtype=torch.float64, requires_grad=True)
         for name in LEAVES
@@ -258,5 +256,5 @@ def test_errors(loss: str, changes: dict[str, Any], kind: Any, message: str) -> 
 
 def test_too_many_unique_samples() -> None:
     arguments = (torch.zeros(C, D), torch.zeros(C), [[0]], torch.zeros(1, D), C + 1, C)
-    with pytest.raises(ValueError, match="num_sampled must be at most 40.*range_max=40.*got 41"):
+    with pytest.raises(ValueError, match=r"num_sampled must be at most 40.*range_max=40.*got 41"):
         ssc.tf.sampled_softmax_loss(*arguments)
