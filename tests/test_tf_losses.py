@@ -1,4 +1,4 @@
-"""`ssc.tf`'s losses and accidental hits: against TensorFlow's own numbers, kept in a table and fresh
+"""`ssc.tf`'s losses and accidental hits: against TensorFlow's own numbers, from a table and fresh
 where it is installed; against float64; and what is different on purpose."""
 
 from __future__ import annotations
