@@ -242,8 +242,8 @@ def total_loss(
     sparse_grad: bool,
     tf32: bool,
 ) -> tuple[Tensor, ...]:
-    """sum_i row_scale_i * loss_i, a differentiable scalar; with `details`, then lse, target logit
-    and error [B]. The whole sweep, gradients included, is done now.
+    """sum_i row_scale_i * loss_i, a differentiable scalar; with `details`, then loss, lse, target
+    logit and error [B], without a gradient. The whole sweep, gradients included, is done now.
 
     Without `row_scale`: the mean of the rows that count (0 if none does), or their sum.
     """
@@ -256,4 +256,4 @@ def total_loss(
     if not details:
         return (result,)
     total, rows = result
-    return (total, *rows.unbind()[1:])
+    return (total, *rows.unbind())

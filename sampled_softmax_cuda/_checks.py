@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor
 from .samplers.base import Samples
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-CORRECTIONS = ("both", "negatives", "none")
+CORRECTIONS = ("both", "negatives", "none", "reweighted")
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -129,12 +129,6 @@ def check_target(fn: str, target: Any, input: Tensor) -> None:
     check_int64(fn, "target", target)
     expected = input.shape[:-1]
     if target.shape != expected:
-        if target.dim() == input.dim() and target.shape[:-1] == expected:
-            raise ValueError(
-                f"{fn}: several true classes per row (target [*, T]) are not supported: target"
-                f" must be {list(expected)} to match input {list(input.shape)}, got"
-                f" {list(target.shape)}; repeat the rows, one class each, with sample_weight=1/T"
-            )
         raise ValueError(
             f"{fn}: target must be {list(expected)} to match input {list(input.shape)},"
             f" got {list(target.shape)}"
@@ -142,8 +136,23 @@ def check_target(fn: str, target: Any, input: Tensor) -> None:
     check_device(fn, "target", target, input)
 
 
+def check_targets(fn: str, target: Any, input: Tensor) -> None:
+    """target is [*] for input [*, D], or [*, T] with T >= 1 true classes for each row."""
+    check_int64(fn, "target", target)
+    leading = input.shape[:-1]
+    if target.shape != leading and (
+        target.dim() != input.dim() or target.shape[:-1] != leading or target.shape[-1] == 0
+    ):
+        raise ValueError(
+            f"{fn}: target must be {list(leading)} or {[*leading, 'T']}, T >= 1, to match input"
+            f" {list(input.shape)}, got {list(target.shape)}"
+        )
+    check_device(fn, "target", target, input)
+
+
 def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor) -> None:
-    """samples is a Samples with ids [S], log counts [S] or None, and the target's shape or None."""
+    """samples is a Samples: ids [S], or [*, S] for input [*, D], with log counts of their shape or
+    None; and log counts of the target's shape or None."""
     if not isinstance(samples, Samples):
         raise TypeError(
             f"{fn}: samples must be a Samples(ids, log_expected_count, target_log_expected_count),"
@@ -151,19 +160,19 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor) -> None:
         )
     ids, log_count, target_log_count = samples
     check_int64(fn, "samples.ids", ids)
-    if ids.dim() == 2:
+    if ids.dim() != 1 and ids.shape[:-1] != input.shape[:-1]:
         raise ValueError(
-            f"{fn}: samples.ids must be [S], shared by all rows; per-row samples are not supported,"
-            f" got {list(ids.shape)}"
+            f"{fn}: samples.ids must be [S], shared by all rows, or"
+            f" {[*input.shape[:-1], 'S']} to match input {list(input.shape)}, got {list(ids.shape)}"
         )
-    if ids.dim() != 1 or ids.shape[0] == 0:
+    if ids.dim() == 0 or ids.shape[-1] == 0:
         raise ValueError(f"{fn}: samples.ids must be [S] with S >= 1, got {list(ids.shape)}")
     check_device(fn, "samples.ids", ids, input)
     if log_count is not None:
         check_float(fn, "samples.log_expected_count", log_count)
         if log_count.shape != ids.shape:
             raise ValueError(
-                f"{fn}: samples.log_expected_count must be [S={ids.shape[0]}] to match samples.ids,"
+                f"{fn}: samples.log_expected_count must be {list(ids.shape)} to match samples.ids,"
                 f" got {list(log_count.shape)}"
             )
         check_device(fn, "samples.log_expected_count", log_count, input)
@@ -177,15 +186,15 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor) -> None:
         check_device(fn, "samples.target_log_expected_count", target_log_count, input)
 
 
-def check_sample_weight(fn: str, sample_weight: Any, target: Tensor) -> None:
-    """sample_weight is a floating tensor of the target's shape."""
+def check_sample_weight(fn: str, sample_weight: Any, input: Tensor) -> None:
+    """sample_weight [*] is a floating tensor, for input [*, D]."""
     check_float(fn, "sample_weight", sample_weight)
-    if sample_weight.shape != target.shape:
+    if sample_weight.shape != input.shape[:-1]:
         raise ValueError(
-            f"{fn}: sample_weight must be {list(target.shape)} to match target,"
-            f" got {list(sample_weight.shape)}"
+            f"{fn}: sample_weight must be {list(input.shape[:-1])} to match input"
+            f" {list(input.shape)}, got {list(sample_weight.shape)}"
         )
-    check_device(fn, "sample_weight", sample_weight, target)
+    check_device(fn, "sample_weight", sample_weight, input)
 
 
 def check_id_range(

@@ -106,7 +106,7 @@ def exact_cross_entropy(
     dtype = result_dtype(input, weight, bias)
     if reduction == "none":
         return loss.reshape(target.shape).to(dtype)
-    scale = row_scale(flat, ignore_index, None, reduction, loss.dtype)
+    scale = row_scale(flat != ignore_index, None, reduction, loss.dtype)
     return (loss * scale).sum().to(dtype)
 
 

@@ -10,7 +10,15 @@ from torch import Tensor
 from . import _checks, reference
 from ._autograd import Arguments, ordered_sum, rows_loss, total_loss, wants_gradient
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
-from .reference.loss import SampledSoftmaxDetails, compute_dtype, result_dtype, row_scale
+from ._option_checks import check_options
+from .reference.composed import LossOptions
+from .reference.loss import (
+    SampledSoftmaxDetails,
+    compute_dtype,
+    result_dtype,
+    reweighted,
+    row_scale,
+)
 from .samplers.base import Samples
 
 __all__ = ["SampledSoftmaxDetails", "sampled_softmax_loss"]
@@ -34,6 +42,14 @@ def sampled_softmax_loss(
     reduction: str = ...,
     sparse_grad: bool = ...,
     return_details: Literal[False] = ...,
+    loss: str = ...,
+    softcap: float | None = ...,
+    cosine: bool = ...,
+    margin: float = ...,
+    angular_margin: float = ...,
+    label_smoothing: float = ...,
+    calibration: float = ...,
+    exclude: Tensor | None = ...,
 ) -> Tensor: ...
 
 
@@ -53,6 +69,14 @@ def sampled_softmax_loss(
     reduction: str = ...,
     sparse_grad: bool = ...,
     return_details: Literal[True],
+    loss: str = ...,
+    softcap: float | None = ...,
+    cosine: bool = ...,
+    margin: float = ...,
+    angular_margin: float = ...,
+    label_smoothing: float = ...,
+    calibration: float = ...,
+    exclude: Tensor | None = ...,
 ) -> tuple[Tensor, SampledSoftmaxDetails]: ...
 
 
@@ -71,6 +95,14 @@ def sampled_softmax_loss(
     reduction: str = "mean",
     sparse_grad: bool = False,
     return_details: bool = False,
+    loss: str = "softmax",
+    softcap: float | None = None,
+    cosine: bool = False,
+    margin: float = 0.0,
+    angular_margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    calibration: float = 0.75,
+    exclude: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, SampledSoftmaxDetails]:
     """Cross entropy of the target against sampled classes instead of all C.
 
@@ -88,25 +120,50 @@ def sampled_softmax_loss(
         input: [*, D] float32, bfloat16, float16 or float64; any leading shape, also none or empty.
         weight: [C, D]; its dtype may differ from input's (not for float64), so that autocast need
             not convert it. A layout other than unit stride along D costs a copy.
-        target: [*] int64, the true class of each row. Several true classes are not supported.
-        samples: `Samples(ids [S], log_expected_count [S], target_log_expected_count [*])`, from a
-            sampler or made by hand. A count of None means n = 1. Ids may repeat. No gradient flows
-            through the counts.
+        target: [*] int64, the true class of each row, or [*, T], T true classes that share the
+            label, 1/T each (TensorFlow's num_true). Entries that are `ignore_index` are padding.
+        samples: `Samples(ids [S], log_expected_count [S], target_log_expected_count)`, from a
+            sampler or made by hand, the last of the target's shape. A count of None means n = 1, a
+            log count of +inf leaves the sample out. Ids may repeat. No gradient flows through the
+            counts.
         bias: [C] or None (the default).
         temperature: divides the logits before the correction; positive. Default 1.
         correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow
             do; "negatives" from the samples only, which makes exp(lse) an unbiased estimate of the
-            partition function when hits are removed; "none" from neither.
-        remove_accidental_hits: leave out, row by row, the samples that equal the target (default).
+            partition function when hits are removed; "none" from neither. "reweighted" is (1 - p)
+            (N - z_t) with the uncorrected z_t, N the logsumexp of the corrected samples and p =
+            exp(z_t) / (exp(z_t) + exp(N)) as a constant (Khrylchenko et al., "Correcting the LogQ
+            Correction", 2025): since p is taken from the same samples, its gradient is that of
+            "negatives", and its value weighs each row by the chance to be wrong.
+        remove_accidental_hits: leave out, row by row, the samples that equal a target (default).
         ignore_index: rows with this target give loss 0 and no gradient. Default -100.
         sample_weight: [*] floating, a factor for each row's loss. None means 1.
         reduction: "mean" (default) divides by the number, or the summed weight, of the rows that
-            count and is 0 if there are none; "sum"; "none" gives losses of the target's shape.
+            count and is 0 if there are none; "sum"; "none" gives losses of shape [*].
         sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors over the rows
             touched, for SGD, Adagrad and SparseAdam. Default False: dense. On CUDA and under
             torch.compile they have S + B rows, some of them zero, and are not marked as coalesced,
-            because how many rows are distinct would have to be waited for.
+            because how many rows are distinct would have to be waited for. With any of the options
+            below or several targets, samples' and targets' rows are added up by autograd.
         return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`.
+        loss: "softmax" (default); "nce", sigmoid cross entropies of corrected logits summed over
+            targets and samples (Gutmann and Hyvärinen 2010; TensorFlow's nce_loss with
+            remove_accidental_hits=False); "negative_sampling", the same of uncorrected logits
+            (word2vec); "gbce", (beta softplus(-z_t) + sum_s softplus(z_s)) / (S + 1) of
+            uncorrected logits with beta = 1 - calibration (1 - S / (C - 1)) (gSASRec, Petrov and
+            Macdonald 2023).
+        softcap: bounds logits, before the correction, by softcap * tanh(z / softcap). None: no cap.
+        cosine: divide each row of input, and of weight, by its norm: logits are cosines divided by
+            the temperature. Only the rows of samples and targets are read. Shared samples only.
+        margin: subtracted from the target's product input · weight_t (with `cosine`: CosFace).
+        angular_margin: added to the angle between input and weight_t, in radians (ArcFace); needs
+            `cosine`.
+        label_smoothing: the share of the label that is spread over all classes, as in
+            F.cross_entropy; the mean of their logits is estimated from the samples with weights
+            1 / n_s, normalised. Softmax and shared samples only.
+        calibration: 0 to 1, gBCE's t. Default 0.75.
+        exclude: [*, E] int64, classes that are no negatives of the row (a user's seen items);
+            negative values are padding. No gradient flows where they are sampled.
 
     Returns:
         The loss, float32 under autocast and else in the dtype that input, weight and bias promote
@@ -114,7 +171,7 @@ def sampled_softmax_loss(
         inf in a row of input makes that row's loss and input gradient NaN, and no other's.
 
     Raises:
-        ValueError: shapes, devices or options that do not fit.
+        ValueError: shapes, devices or options that do not fit, or not together.
         TypeError: wrong dtypes or types.
         IndexError: an id or target outside [0, C), on the CPU. On CUDA such a target gives NaN in
             its row; SSC_CHECK_TARGETS=1 raises there too, at the price of waiting for the device.
@@ -132,16 +189,29 @@ def sampled_softmax_loss(
         (torch.Size([]), True, torch.Size([1000, 16]))
     """
     _checks.check_parameters(_NAME, input, weight, bias)
-    _checks.check_target(_NAME, target, input)
+    _checks.check_targets(_NAME, target, input)
     _checks.check_samples(_NAME, samples, target, input)
     if sample_weight is not None:
-        _checks.check_sample_weight(_NAME, sample_weight, target)
-    _checks.check_temperature(_NAME, temperature)
-    _checks.check_choice(_NAME, "correction", correction, _checks.CORRECTIONS)
+        _checks.check_sample_weight(_NAME, sample_weight, input)
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
-    _checks.check_ignore_index(_NAME, ignore_index)
-    native = kernels_take("loss_and_grads", input, weight, bias, *samples[1:])
-    if not native or not input.is_cpu:  # the CPU's kernels look at every id themselves
+    options = LossOptions(
+        loss,
+        temperature,
+        correction,
+        remove_accidental_hits,
+        ignore_index,
+        softcap,
+        cosine,
+        margin,
+        angular_margin,
+        label_smoothing,
+        calibration,
+    )
+    check_options(_NAME, options, target, input, samples, exclude)
+    one = reference.single_target(target, input)
+    fused = options.plain and one and exclude is None and samples.ids.dim() == 1
+    native = fused and kernels_take("loss_and_grads", input, weight, bias, *samples[1:])
+    if not (native and input.is_cpu):  # the CPU's kernels look at every id themselves
         _check_ids(target, samples, weight, ignore_index)
     if not native:
         return reference.sampled_softmax_loss(
@@ -158,31 +228,47 @@ def sampled_softmax_loss(
             reduction=reduction,
             sparse_grad=sparse_grad,
             return_details=return_details,
+            loss=loss,
+            softcap=softcap,
+            cosine=cosine,
+            margin=margin,
+            angular_margin=angular_margin,
+            label_smoothing=label_smoothing,
+            calibration=calibration,
+            exclude=exclude,
         )
-
     arguments = Arguments(
         *as_kernels_take(input, weight, bias),
         target if target.dim() == 1 else target.reshape(-1),
         samples.ids,
-        None if correction == "none" else _log_count(samples.log_expected_count),
-        _log_count(samples.target_log_expected_count) if correction == "both" else None,
+        _log_count(options.count_of_samples(samples.log_expected_count)),
+        _log_count(samples.target_log_expected_count) if options.corrects_targets else None,
         1.0 / temperature,
         remove_accidental_hits,
         ignore_index,
     )
+    shape = input.shape[:-1]
     row_weight = None if sample_weight is None else sample_weight.reshape(-1)
+    reweigh = correction == "reweighted"
     tf32 = products_in_tf32(weight)
     try:
-        if reduction == "none":
-            rows, *details = rows_loss(arguments, sparse_grad, tf32)
-            result = (rows if row_weight is None else rows * row_weight).reshape(target.shape)
-        elif _fused(arguments, row_weight):
+        if reduction != "none" and _fused_now(arguments, row_weight):
             scale = None if row_weight is None else _row_scale(arguments, row_weight, reduction)
             mean = reduction == "mean"
-            result, *details = total_loss(arguments, scale, mean, return_details, sparse_grad, tf32)
+            want_rows = return_details or reweigh
+            result, *rows = total_loss(arguments, scale, mean, want_rows, sparse_grad, tf32)
+            if reweigh:
+                if scale is None:
+                    scale = _row_scale(arguments, None, reduction)
+                result = result + ordered_sum((reweighted(rows[0]) - rows[0]) * scale)
         else:
-            rows, *details = rows_loss(arguments, sparse_grad, tf32)
-            result = ordered_sum(rows * _row_scale(arguments, row_weight, reduction))
+            rows = list(rows_loss(arguments, sparse_grad, tf32))
+            if reweigh:
+                rows[0] = reweighted(rows[0])
+            if reduction == "none":
+                result = (rows[0] if row_weight is None else rows[0] * row_weight).reshape(shape)
+            else:
+                result = ordered_sum(rows[0] * _row_scale(arguments, row_weight, reduction))
     except RuntimeError:
         # The kernels look at every id before anything else; here it gets the message for users.
         _check_ids(target, samples, weight, ignore_index)
@@ -191,7 +277,7 @@ def sampled_softmax_loss(
     if result.dtype != dtype:
         result = result.to(dtype)
     if return_details:
-        return result, SampledSoftmaxDetails(*(row.reshape(target.shape) for row in details))
+        return result, SampledSoftmaxDetails(*(row.reshape(shape) for row in rows[1:]))
     return result
 
 
@@ -215,10 +301,11 @@ def _log_count(log_count: Tensor | None) -> Tensor | None:
 def _row_scale(arguments: Arguments, row_weight: Tensor | None, reduction: str) -> Tensor:
     """The factor of each row's loss."""
     dtype = compute_dtype(arguments.input)
-    return row_scale(arguments.target, arguments.ignore_index, row_weight, reduction, dtype)
+    counted = arguments.target != arguments.ignore_index
+    return row_scale(counted, row_weight, reduction, dtype)
 
 
-def _fused(arguments: Arguments, row_weight: Tensor | None) -> bool:
+def _fused_now(arguments: Arguments, row_weight: Tensor | None) -> bool:
     """Whether the gradients are computed in the forward pass, before the upstream gradient.
 
     Not if nobody wants them, not if the weights of the rows want a gradient too, and not in

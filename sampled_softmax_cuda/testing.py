@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from . import _load
 from .functional import sampled_softmax_loss
-from .reference.loss import sampled_softmax_loss as reference_loss
+from .reference.functional import sampled_softmax_loss as reference_loss
 from .samplers.base import Samples
 
 SHAPES: dict[str, tuple[int, int, int, int]] = {

@@ -5,12 +5,25 @@ library is not built, with SSC_BACKEND=reference, and on devices without kernels
 """
 
 from .exact import exact_loss_rows, logits
-from .loss import SampledSoftmaxDetails, loss_rows, sampled_softmax_loss
+from .functional import (
+    counted_rows,
+    option_rows,
+    sampled_softmax_loss,
+    shared_negatives,
+    single_target,
+)
+from .loss import SampledSoftmaxDetails, loss_rows
+from .negatives import negative_rows
 
 __all__ = [
     "SampledSoftmaxDetails",
+    "counted_rows",
     "exact_loss_rows",
     "logits",
     "loss_rows",
+    "negative_rows",
+    "option_rows",
     "sampled_softmax_loss",
+    "shared_negatives",
+    "single_target",
 ]

@@ -14,15 +14,12 @@ Accelerate Training of a Neural Probabilistic Language Model" (2008).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._sparse import mark_coalesced_when_done, sparse_rows
-
-if TYPE_CHECKING:
-    from ..samplers.base import Samples
 
 
 class SampledSoftmaxDetails(NamedTuple):
@@ -168,79 +165,30 @@ def loss_rows(
     return loss, lse.detach(), z_target.detach(), error.detach()
 
 
+def reweighted(loss: Tensor) -> Tensor:
+    """(1 - p) (N - z_t) from the loss log(1 + exp(N - z_t)), with p = exp(-loss) being a constant.
+
+    N is the logsumexp of the negatives, so p is the target's probability. The gradient is that of
+    `loss` itself, (1 - p) softmax(z)_s for a sample and -(1 - p) for the target; only the value
+    differs. Khrylchenko et al., "Correcting the LogQ Correction", RecSys 2025.
+    """
+    uncertainty = -torch.expm1(-loss)
+    value = torch.where(uncertainty > 0, uncertainty * (loss + uncertainty.log()), 0.0)
+    return loss + (value - loss).detach()
+
+
 def row_scale(
-    target: Tensor,
-    ignore_index: int,
-    sample_weight: Tensor | None,
-    reduction: str,
-    dtype: torch.dtype,
+    counted: Tensor, sample_weight: Tensor | None, reduction: str, dtype: torch.dtype
 ) -> Tensor:
     """The factor [B] of each row's loss in the reduced loss: sum_i row_scale_i * loss_i.
 
     "mean" divides by the number (or the weight) of the rows that count; where that is 0, so are
     all factors, and the loss is 0 rather than NaN.
     """
-    scale = (target != ignore_index).to(dtype)
+    scale = counted.to(dtype)
     if sample_weight is not None:
         scale = torch.where(scale != 0, sample_weight.to(dtype), 0)
     if reduction == "mean":
         total = scale.sum()
         scale = scale / torch.where(total == 0, 1, total)
     return scale
-
-
-def sampled_softmax_loss(
-    input: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    samples: Samples,
-    *,
-    bias: Tensor | None = None,
-    temperature: float = 1.0,
-    correction: str = "both",
-    remove_accidental_hits: bool = True,
-    ignore_index: int = -100,
-    sample_weight: Tensor | None = None,
-    reduction: str = "mean",
-    sparse_grad: bool = False,
-    return_details: bool = False,
-) -> Tensor | tuple[Tensor, SampledSoftmaxDetails]:
-    """`sampled_softmax_cuda.sampled_softmax_loss` in plain PyTorch: same arguments and results.
-
-    Differentiable twice when `sparse_grad` is False. The arguments are not checked here.
-
-    Example:
-        >>> import torch, sampled_softmax_cuda as ssc
-        >>> h, weight = torch.ones(2, 3), torch.zeros(10, 3)
-        >>> samples = ssc.Samples(torch.tensor([0, 1, 2]), None, None)
-        >>> ssc.reference.sampled_softmax_loss(h, weight, torch.tensor([7, 8]), samples)  # log 4
-        tensor(1.3863)
-    """
-    shape = target.shape
-    target_log_count = samples.target_log_expected_count if correction == "both" else None
-    if target_log_count is not None:
-        target_log_count = target_log_count.reshape(-1)
-    flat_target = target.reshape(-1)
-    loss, *details = loss_rows(
-        input.reshape(-1, input.shape[-1]),
-        weight,
-        bias,
-        flat_target,
-        samples.ids,
-        samples.log_expected_count if correction != "none" else None,
-        target_log_count,
-        1.0 / temperature,
-        remove_accidental_hits,
-        ignore_index,
-        sparse_grad,
-    )
-    flat_weight = None if sample_weight is None else sample_weight.reshape(-1)
-    if reduction != "none":
-        scale = row_scale(flat_target, ignore_index, flat_weight, reduction, loss.dtype)
-        result = (loss * scale).sum()
-    else:
-        result = (loss if flat_weight is None else loss * flat_weight).reshape(shape)
-    result = result.to(result_dtype(input, weight, bias))
-    if return_details:
-        return result, SampledSoftmaxDetails(*(row.reshape(shape) for row in details))
-    return result

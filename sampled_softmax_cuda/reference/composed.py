@@ -1,0 +1,303 @@
+"""Losses beyond the plain sampled softmax, composed of two parts.
+
+The logits of the T true classes of each row, [B, T], are taken in plain PyTorch, where margins and
+caps are a line each. Everything that is large, the sum over the negatives, is one function
+(negatives.py), which the compiled backends replace. With target logits z_t, r = logsumexp_t z_t and
+N = the negatives' softmax loss against r (or their sigmoid loss):
+
+    softmax             N + r - mean_t z_t
+    nce                 sum_t (softplus(z_t) - z_t / T) + N        Gutmann and Hyvärinen 2010
+    negative_sampling   the same without the correction            Mikolov et al. 2013
+    gbce                (beta softplus(-z_t) + N) / (1 + S)        Petrov and Macdonald 2023
+
+T is the number of the row's true classes that are there: a list may be padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .loss import compute_dtype, gather_rows, reweighted
+from .negatives import cap, softplus
+
+if TYPE_CHECKING:
+    from ..samplers.base import Samples
+
+LOSSES = ("softmax", "nce", "negative_sampling", "gbce")
+
+NegativesLoss = Callable[..., tuple[Tensor, Tensor]]
+"""(input, weight, bias, target_logit, hits, counted, samples, inv_temperature, softcap,
+remove_hits, sigmoid, sparse_grad) -> loss [B], peak [B]"""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The options of `sampled_softmax_loss` that change what is computed for a row."""
+
+    loss: str = "softmax"
+    temperature: float = 1.0
+    correction: str = "both"
+    remove_accidental_hits: bool = True
+    ignore_index: int = -100
+    softcap: float | None = None
+    cosine: bool = False
+    margin: float = 0.0
+    angular_margin: float = 0.0
+    label_smoothing: float = 0.0
+    calibration: float = 0.75
+
+    @property
+    def plain(self) -> bool:
+        """Whether the fused operator of the plain softmax computes this, for one true class."""
+        return (
+            self.loss == "softmax"
+            and self.softcap is None
+            and not self.cosine
+            and self.margin == 0.0
+            and self.angular_margin == 0.0
+            and self.label_smoothing == 0.0
+        )
+
+    @property
+    def corrects_samples(self) -> bool:
+        """Whether log n is subtracted from the samples' logits."""
+        return self.correction != "none" and self.loss in ("softmax", "nce")
+
+    @property
+    def corrects_targets(self) -> bool:
+        """Whether log n is subtracted from the targets' logits."""
+        return self.correction == "both" and self.loss in ("softmax", "nce")
+
+    def count_of_samples(self, log_expected_count: Tensor | None) -> Tensor | None:
+        """What is subtracted from the samples' logits. An infinite count leaves a sample out,
+        whether or not counts correct anything."""
+        if log_expected_count is None or self.corrects_samples:
+            return log_expected_count
+        infinite = log_expected_count == torch.inf
+        return torch.where(infinite, log_expected_count, 0.0)
+
+
+def gbce_beta(num_samples: int, num_classes: int, calibration: float) -> float:
+    """The exponent of gBCE, 1 - t (1 - alpha): sigmoid(s)^beta is the calibrated probability.
+
+    alpha = num_samples / (num_classes - 1) is the sampling rate and t the calibration, 0 for the
+    plain binary cross entropy and 1 for probabilities as without sampling. In logits, sigmoid(s)^
+    beta = sigmoid(gamma(s)) with gamma(s) = -log expm1(beta softplus(-s)). Petrov and Macdonald,
+    "gSASRec", RecSys 2023.
+
+    Example:
+        >>> round(gbce_beta(256, 1_000_001, 0.75), 6)
+        0.250192
+    """
+    alpha = min(num_samples / max(num_classes - 1, 1), 1.0)
+    return 1.0 - calibration * (1.0 - alpha)
+
+
+def _add_angle(cosine: Tensor, angle: float) -> Tensor:
+    """cos(theta + angle); beyond pi, where that would rise again, its tangent's level goes on.
+
+    Deng et al., "ArcFace", CVPR 2019, and the authors' rule for theta + angle > pi.
+    """
+    # The sine's slope is infinite at |cosine| = 1: keep the gradient finite.
+    sine = (1.0 - cosine * cosine).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
+    turned = cosine * math.cos(angle) - sine * math.sin(angle)
+    return torch.where(cosine > math.cos(math.pi - angle), turned, cosine - angle * math.sin(angle))
+
+
+def _target_logits(
+    h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, o: LossOptions, sparse: bool
+) -> Tensor:
+    """Logits [B, T] of the targets, in range, with margins and cap but without correction."""
+    num_rows, num_targets = target.shape
+    rows = gather_rows(weight, target.reshape(-1), h.dtype, sparse)
+    z = (h[:, None, :] * rows.view(num_rows, num_targets, h.shape[1])).sum(dim=-1)
+    if o.angular_margin != 0.0:
+        z = _add_angle(z, o.angular_margin)
+    z = z - o.margin
+    if bias is not None:
+        z = z + gather_rows(bias, target.reshape(-1), h.dtype, sparse).view_as(z)
+    return cap(z / o.temperature, o.softcap or 0.0)
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """The classes that a step touches, renamed to rows of a smaller matrix."""
+
+    weight: Tensor
+    bias: Tensor | None
+    ids: Tensor
+    target: Tensor
+    exclude: Tensor | None
+
+
+def _unit_rows(
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    target: Tensor,
+    exclude: Tensor | None,
+    dtype: torch.dtype,
+    sparse: bool,
+) -> _Classes:
+    """The rows of samples and targets, each divided by its norm: not all C, which is the point.
+
+    Classes get the numbers 0, 1, ... in rising order; there are as many rows as ids and targets,
+    the last ones unused, so that no size depends on data.
+    """
+    wanted = torch.cat((ids, target.reshape(-1)))
+    ordered, order = wanted.sort(stable=True)
+    starts = torch.ones_like(ordered)
+    starts[1:] = (ordered[1:] != ordered[:-1]).to(ordered.dtype)
+    number = starts.cumsum(0) - 1
+    name = torch.empty_like(wanted).scatter_(0, order, number)
+    # Repeats of a class write the same number to the same place.
+    classes = ordered[:1].expand_as(ordered).clone().scatter_(0, name, wanted)
+    local = None
+    if exclude is not None:
+        place = torch.searchsorted(ordered, exclude.contiguous()).clamp(max=ordered.numel() - 1)
+        found = ordered[place] == exclude
+        local = torch.where(found, number[place], -1)
+    return _Classes(
+        F.normalize(gather_rows(weight, classes, dtype, sparse), dim=-1),
+        None if bias is None else gather_rows(bias, classes, dtype, sparse),
+        name[: ids.shape[0]],
+        name[ids.shape[0] :].view_as(target),
+        local,
+    )
+
+
+def _smoothed(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    log_count: Tensor | None,
+    temperature: float,
+    sparse: bool,
+) -> Tensor:
+    """The mean corrected logit [B] of all classes, estimated from the samples.
+
+    A sample stands for 1 / n classes: weights 1 / n_s, normalised. Logits are linear in W, so the
+    mean is that of the rows of W, at the cost of reading them once.
+    """
+    share = torch.zeros(ids.shape[0], dtype=h.dtype, device=h.device)
+    if log_count is not None:
+        share = -log_count.detach().to(h.dtype)
+    share = share.softmax(dim=0)
+    z = h @ (share @ gather_rows(weight, ids, h.dtype, sparse))
+    if bias is not None:
+        z = z + share @ gather_rows(bias, ids, h.dtype, sparse)
+    z = z / temperature
+    if log_count is None:
+        return z
+    kept = log_count.detach().to(h.dtype).masked_fill(share == 0, 0)
+    return z - share @ kept
+
+
+def composed_rows(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    samples: Samples,
+    exclude: Tensor | None,
+    o: LossOptions,
+    sparse_grad: bool,
+    negatives: NegativesLoss,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per-row loss, lse, target logit and error [B], as `loss_rows` gives them; differentiable.
+
+    Args:
+        input: [B, D].
+        weight: [C, D].
+        bias: [C] or None.
+        target: [B, T] int64; entries that are `ignore_index` are not there, other values outside
+            [0, C) make the row NaN.
+        samples: shared, or per row where `negatives` takes them.
+        exclude: [B, E] int64 or None: classes that are no negatives of the row; values outside
+            [0, C) stand for none.
+        o: the options.
+        sparse_grad: gradients of weight and bias as sparse_coo tensors.
+        negatives: the sum over the samples.
+
+    With several targets, the target logit is the largest. For the sigmoid losses lse is the largest
+    corrected logit, target or sample, there being no logsumexp.
+    """
+    dtype = compute_dtype(input)
+    num_classes = weight.shape[0]
+    there = target != o.ignore_index
+    in_range = (target >= 0) & (target < num_classes)
+    counted = there.any(dim=1)
+    bad = (there & ~in_range).any(dim=1)
+    safe = torch.where(there & in_range, target, 0)
+    h = torch.where(counted[:, None], input, 0)
+    log_count = o.count_of_samples(samples.log_expected_count)
+    own = torch.where(there, target, -1)
+    if o.cosine:
+        h = F.normalize(h.to(dtype), dim=-1)
+        c = _unit_rows(weight, bias, samples.ids, safe, exclude, dtype, sparse_grad)
+        weight, bias, safe, exclude = c.weight, c.bias, c.target, c.exclude
+        samples = samples._replace(ids=c.ids)
+        own = torch.where(there & in_range, safe, -1)
+        sparse_grad = False  # the rows' own way back is sparse
+    samples = samples._replace(log_expected_count=log_count)
+    hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
+
+    z = _target_logits(h.to(dtype), weight, bias, safe, o, sparse_grad)
+    if o.corrects_targets and samples.target_log_expected_count is not None:
+        correction = samples.target_log_expected_count.detach().to(dtype).reshape(z.shape)
+        z = z - torch.where(there, correction, 0)
+    z_max = z.masked_fill(~there, -torch.inf).amax(dim=1)
+    num_true = there.sum(dim=1).clamp_min(1)
+    if o.loss == "softmax":
+        r = z[:, 0] if z.shape[1] == 1 else z.masked_fill(~there, -torch.inf).logsumexp(dim=1)
+        r = torch.where(counted, r, 0)
+    else:
+        r = torch.zeros_like(z_max)
+    inv_temperature, softcap = 1.0 / o.temperature, o.softcap or 0.0
+    sigmoid = o.loss != "softmax"
+    loss, peak = negatives(
+        h if o.cosine else input,
+        weight,
+        bias,
+        r,
+        hits,
+        counted,
+        samples,
+        inv_temperature,
+        softcap,
+        o.remove_accidental_hits,
+        sigmoid,
+        sparse_grad,
+    )
+    if sigmoid:
+        lse = torch.maximum(z_max, peak)
+        if o.loss == "gbce":
+            beta = gbce_beta(samples.ids.shape[-1], num_classes, o.calibration)
+            loss = (beta * softplus(-z[:, 0]) + loss) / (1 + samples.ids.shape[-1])
+        else:
+            share = 1.0 / num_true[:, None]
+            loss = loss + torch.where(there, softplus(z) - z * share, 0).sum(dim=1)
+    else:
+        lse = r + loss
+        if z.shape[1] > 1:
+            loss = loss + (r - torch.where(there, z, 0).sum(dim=1) / num_true)
+        if o.correction == "reweighted":
+            loss = reweighted(loss)
+        if o.label_smoothing > 0.0:
+            mean = _smoothed(
+                h.to(dtype), weight, bias, samples.ids, log_count, o.temperature, sparse_grad
+            )
+            z_mean = torch.where(there, z, 0).sum(dim=1) / num_true
+            loss = loss + o.label_smoothing * (z_mean - mean)
+    error = (z_max < peak).to(dtype)
+    loss = loss.masked_fill(bad, torch.nan)
+    loss, lse, z_max, error = (torch.where(counted, row, 0) for row in (loss, lse, z_max, error))
+    return loss, lse.detach(), z_max.detach(), error.detach()

@@ -1,0 +1,100 @@
+"""The negatives' share of a loss in plain PyTorch, against target logits that are given.
+
+A loss over sampled classes is a function of the row's target logits and of one sum over its
+samples. Here is the sum, for samples that all rows share, S of them, with r a row's target logit:
+
+    z_s     = cap((h·W_s + b_s) / temperature) - log n_s      cap(x) = c tanh(x / c), c the softcap
+    softmax   log(1 + sum_s exp(z_s - r))                     what the logsumexp is above r
+    sigmoid   sum_s softplus(z_s)                             cross entropies of "not this class"
+
+`composed.py` makes losses of it. [B, S] logits are stored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .loss import compute_dtype, gather_rows, matmul
+
+
+def cap(z: Tensor, softcap: float) -> Tensor:
+    """softcap * tanh(z / softcap), or z itself if softcap is 0."""
+    return torch.tanh(z / softcap) * softcap if softcap > 0 else z
+
+
+def softplus(z: Tensor) -> Tensor:
+    """log(1 + exp(z)), without PyTorch's cut at 20, which float64 would notice."""
+    return F.softplus(z, threshold=80.0)
+
+
+def reduce_negatives(
+    z: Tensor,
+    is_hit: Tensor,
+    target_logit: Tensor,
+    counted: Tensor | None,
+    remove_hits: bool,
+    sigmoid: bool,
+) -> tuple[Tensor, Tensor]:
+    """Loss and peak [B] of corrected logits z [B, S], as `negative_rows` returns them."""
+    peak = z.masked_fill(is_hit, -torch.inf).amax(dim=-1).detach()
+    if remove_hits:
+        z = z.masked_fill(is_hit, -torch.inf)
+    if sigmoid:
+        loss = softplus(z).sum(dim=-1)
+    else:
+        # Not torch.logsumexp: an infinite logit has to give NaN, as F.cross_entropy does.
+        largest = torch.maximum(z.amax(dim=-1), target_logit).detach()
+        total = (z - largest[:, None]).exp().sum(dim=-1) + (target_logit - largest).exp()
+        loss = largest + total.log() - target_logit
+    if counted is not None:
+        loss, peak = torch.where(counted, loss, 0), torch.where(counted, peak, 0)
+    return loss, peak
+
+
+def negative_rows(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_logit: Tensor,
+    hits: Tensor,
+    counted: Tensor | None,
+    ids: Tensor,
+    log_expected_count: Tensor | None,
+    inv_temperature: float,
+    softcap: float,
+    remove_hits: bool,
+    sigmoid: bool,
+    sparse_grad: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The negatives' loss [B], differentiable, and the largest logit among them, peak [B].
+
+    Args:
+        input: [B, D] floating point.
+        weight: [C, D] floating point.
+        bias: [C] or None.
+        target_logit: [B] r, in the dtype that sums are taken in; not looked at for sigmoid.
+        hits: [B, K] int64 classes of each row's own that are left out of the peak and, with
+            `remove_hits`, of the sum; -1 stands for none.
+        counted: [B] bool, or None for all. Rows that do not count give 0 and no gradient, whatever
+            they hold.
+        ids: [S] int64.
+        log_expected_count: [S] log n, or None for n = 1; +inf leaves a sample out.
+        inv_temperature: multiplies the logits.
+        softcap: bounds them by tanh; 0 for none.
+        sigmoid: which of the two sums.
+        sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors.
+    """
+    dtype = compute_dtype(input)
+    h = (input if counted is None else torch.where(counted[:, None], input, 0)).to(dtype)
+    z = matmul(h, gather_rows(weight, ids, dtype, sparse_grad).T)
+    if bias is not None:
+        z = z + gather_rows(bias, ids, dtype, sparse_grad)
+    z = cap(z * inv_temperature, softcap)
+    if log_expected_count is not None:
+        z = z - log_expected_count.detach().to(dtype)
+    is_hit = torch.zeros(z.shape, dtype=torch.bool, device=z.device)
+    for column in hits.unbind(dim=1):
+        is_hit |= ids == column[:, None]
+    return reduce_negatives(z, is_hit, target_logit, counted, remove_hits, sigmoid)

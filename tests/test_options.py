@@ -1,0 +1,238 @@
+"""Several true classes, excluded classes and the options of the loss, against float64 truths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from option_truth import OptionProblem, make_option_problem, option_truth
+from torch.nn import functional as F
+
+import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda.reference.composed import gbce_beta
+from sampled_softmax_cuda.testing import assert_close_to_truth
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "temperature": {"temperature": 0.3},
+    "negatives": {"correction": "negatives"},
+    "none": {"correction": "none"},
+    "hits kept": {"remove_accidental_hits": False},
+    "softcap": {"softcap": 1.5, "temperature": 0.5},
+    "nce": {"loss": "nce"},
+    "nce without hits": {"loss": "nce", "remove_accidental_hits": False, "temperature": 0.5},
+    "nce softcap": {"loss": "nce", "softcap": 2.0},
+    "negative sampling": {"loss": "negative_sampling"},
+    "margin": {"margin": 0.4, "temperature": 0.2},
+    "cosine": {"cosine": True, "temperature": 0.1},
+    "cosface": {"cosine": True, "temperature": 0.05, "margin": 0.35},
+    "arcface": {"cosine": True, "temperature": 0.1, "angular_margin": 0.5},
+    "beyond pi": {"cosine": True, "temperature": 0.2, "angular_margin": 2.8},
+    "label smoothing": {"label_smoothing": 0.2},
+    "smoothing, hits kept": {"label_smoothing": 0.1, "remove_accidental_hits": False},
+    "smoothing, no correction": {"label_smoothing": 0.1, "correction": "none"},
+}
+SINGLE: dict[str, dict[str, Any]] = {
+    "gbce": {"loss": "gbce"},
+    "gbce, calibrated": {"loss": "gbce", "calibration": 1.0},
+    "reweighted": {"correction": "reweighted"},
+    "reweighted softcap": {"correction": "reweighted", "softcap": 2.0},
+}
+
+
+def check(p: OptionProblem, dtype: torch.dtype, sparse_grad: bool = False) -> None:
+    """Losses, details and gradients of a random weighting of them."""
+    ours, double = p.to(dtype), p.to(dtype).to(torch.float64)
+    loss, details = ours.loss(reduction="none", return_details=True, sparse_grad=sparse_grad)
+    same = p.to(dtype)
+    same_loss, same_details = same.loss(
+        ssc.reference.sampled_softmax_loss, reduction="none", return_details=True
+    )
+    expected, expected_details = option_truth(double)
+    scale = 4 / ours.options.get("temperature", 1.0)
+    assert_close_to_truth(loss, same_loss, expected, "loss", slack=8, scale=scale)
+    sigmoid = p.options.get("loss", "softmax") != "softmax"
+    for name in ("target_logit",) if sigmoid else ("lse", "target_logit"):
+        row, same_row = getattr(details, name), getattr(same_details, name)
+        assert_close_to_truth(row, same_row, expected_details[name], name, slack=8, scale=scale)
+    assert torch.equal(details.error.double(), expected_details["error"])
+
+    factors = torch.linspace(-1, 2, loss.numel(), dtype=torch.float64)
+    grads = torch.autograd.grad((loss * factors.to(loss.dtype)).sum(), ours.leaves)
+    same_grads = torch.autograd.grad(
+        (same_loss * factors.to(loss.dtype)).sum(), same.leaves, allow_unused=True
+    )
+    truths = torch.autograd.grad((expected * factors).sum(), double.leaves)
+    for name, a, b, c in zip(("input", "weight", "bias"), grads, same_grads, truths, strict=False):
+        assert_close_to_truth(a, b, c, f"gradient of {name}", slack=32, scale=scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_targets", [None, 3], ids=["[*]", "[*, T]"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options(backend: str, options: str, num_targets: int | None, dtype: torch.dtype) -> None:
+    p = make_option_problem(13, 19, 60, 37, num_targets, **OPTIONS[options])
+    check(p, dtype, sparse_grad=num_targets is None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("options", SINGLE)
+def test_options_of_one_target(backend: str, options: str, dtype: torch.dtype) -> None:
+    check(make_option_problem(13, 19, 60, 37, None, **SINGLE[options]), dtype)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["softmax", "nce", "softcap", "cosine", "none"],
+)
+def test_excluded_classes(backend: str, options: str) -> None:
+    p = make_option_problem(9, 8, 20, 33, 2, num_excluded=4, **OPTIONS[options])
+    check(p, torch.float64)
+    check(p, torch.float32, sparse_grad=True)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1, 1), (2, 3, 2, 50, 4), (131, 123, 507, 389, 2), (1, 257, 4097, 1500, 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["softmax", "nce"])
+def test_shapes(backend: str, kind: str, shape: tuple[int, ...]) -> None:
+    """One of everything; more samples than classes, all of them hits for some rows; tails."""
+    p = make_option_problem(*shape, padding=shape[0] > 2, loss=kind)
+    check(p, torch.float64)
+    check(p, torch.float32, sparse_grad=True)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_combination(either: str, data: st.DataObject) -> None:
+    """Every option on and off, in all combinations that are not refused."""
+    draw = data.draw
+    kind = draw(st.sampled_from(["softmax", "nce", "negative_sampling", "gbce"]))
+    options: dict[str, Any] = {"loss": kind, "temperature": draw(st.sampled_from([0.25, 1.0]))}
+    corrections = ["both", "none"] + (["negatives"] if kind in ("softmax", "nce") else [])
+    options["correction"] = draw(st.sampled_from(corrections))
+    options["softcap"] = draw(st.sampled_from([None, 3.0]))
+    options["cosine"] = draw(st.booleans())
+    options["margin"] = draw(st.sampled_from([0.0, 0.3]))
+    if options["cosine"]:
+        options["angular_margin"] = draw(st.sampled_from([0.0, 0.4]))
+    excluded = draw(st.integers(0, 3))
+    options["remove_accidental_hits"] = excluded > 0 or draw(st.booleans())
+    if kind == "softmax" and options["softcap"] is None and not excluded:
+        options["label_smoothing"] = draw(st.sampled_from([0.0, 0.15]))
+    targets = None if kind == "gbce" else draw(st.sampled_from([None, 1, 2, 4]))
+    # D = 1 has no angle with a slope, C = 1 no sampling rate.
+    sizes = [draw(st.integers(*ends)) for ends in ((1, 9), (2, 20), (2, 30), (1, 40))]
+    p = make_option_problem(
+        *sizes,
+        targets,
+        num_excluded=excluded,
+        counts=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        padding=sizes[0] > 1,  # which leaves a row
+        seed=draw(st.integers(0, 1 << 20)),
+        **options,
+    )
+    check(p, torch.float64, sparse_grad=draw(st.booleans()))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reductions_count_rows_with_a_target(either: str, reduction: str) -> None:
+    p = make_option_problem(12, 7, 30, 9, 3)
+    factors = torch.rand(12, dtype=torch.float64)
+    rows = option_truth(p)[0] * factors
+    counted = (p.target != -100).any(dim=1)
+    expected = rows.sum() / (1 if reduction == "sum" else factors[counted].sum())
+    loss = p.loss(reduction=reduction, sample_weight=factors)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+def test_several_targets_alike_are_one(either: str) -> None:
+    """T copies of a class that share its label, and whose hits are removed together."""
+    p = make_option_problem(8, 5, 20, 15, 1, counts=False)
+    one = p.loss(loss="nce")
+    # Softmax: T copies of the target add log T to what one gives where no sample is left.
+    copies = OptionProblem(*p.leaves, p.target.expand(8, 3).clone(), p.samples, {})
+    rows, detail = copies.loss(reduction="none", return_details=True)
+    single, single_detail = p.loss(reduction="none", return_details=True)
+    at = (p.target != -100)[:, 0]
+    p_true = (single_detail.target_logit - single_detail.lse).exp()
+    torch.testing.assert_close(rows[at], (single + torch.log1p(2 * p_true))[at])
+    assert torch.isfinite(one)
+    torch.testing.assert_close(detail.target_logit, single_detail.target_logit)
+
+
+def test_everything_sampled_is_cross_entropy_with_smoothing(either: str) -> None:
+    h, w = torch.randn(6, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    target = torch.randint(9, (6,))
+    every = ssc.Samples(torch.arange(9), None, None)
+    ours = ssc.sampled_softmax_loss(h, w, target, every, label_smoothing=0.3)
+    torch.testing.assert_close(ours, F.cross_entropy(h @ w.T, target, label_smoothing=0.3))
+
+
+def test_infinite_count_leaves_a_sample_out(either: str) -> None:
+    """With any correction, and for the fused loss as well as for the others."""
+    p = make_option_problem(6, 5, 30, 12, None, padding=False)
+    ids, log_count, _ = p.samples
+    masked = ssc.Samples(ids, log_count.index_fill(0, torch.tensor([0, 7]), torch.inf), None)
+    keep = torch.tensor([s for s in range(12) if s not in (0, 7)])
+    fewer = ssc.Samples(ids[keep], log_count[keep], None)
+    for options in ({}, {"correction": "none"}, {"loss": "nce"}, {"loss": "negative_sampling"}):
+        a = OptionProblem(*p.leaves, p.target, masked, options).loss()
+        b = OptionProblem(*p.leaves, p.target, fewer, options).loss()
+        torch.testing.assert_close(a, b)
+
+
+def test_reweighted_has_the_gradient_of_negatives(either: str) -> None:
+    p = make_option_problem(9, 6, 40, 20, None)
+    a = torch.autograd.grad(p.loss(correction="reweighted"), p.leaves)
+    b = torch.autograd.grad(p.loss(correction="negatives"), p.leaves)
+    for ours, theirs in zip(a, b, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_gbce_beta() -> None:
+    """The numbers of the paper's definition: alpha (t (1 - 1 / alpha) + 1 / alpha)."""
+    for s, c, t in ((1, 3, 0.0), (256, 10_001, 0.75), (5, 6, 0.9)):
+        alpha = s / (c - 1)
+        assert gbce_beta(s, c, t) == pytest.approx(alpha * (t * (1 - 1 / alpha) + 1 / alpha))
+
+
+def test_ignored_rows_may_hold_anything(backend: str) -> None:
+    for kind in ("softmax", "nce"):
+        p = make_option_problem(8, 5, 20, 15, 2, loss=kind)
+        clean = torch.autograd.grad(p.loss(), p.leaves)
+        q = p.to(torch.float64)
+        with torch.no_grad():
+            q.input[::4] = torch.nan
+        for a, b in zip(torch.autograd.grad(q.loss(), q.leaves), clean, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_bad_numbers_stay_in_their_row(backend: str) -> None:
+    for kind in ("softmax", "nce"):
+        for bad in (torch.nan, torch.inf):
+            p = make_option_problem(8, 5, 20, 15, 2, padding=False, loss=kind)
+            clean = p.loss(reduction="none")
+            with torch.no_grad():
+                p.input[3] = bad
+            rows = p.loss(reduction="none")
+            assert not torch.isfinite(rows[3])
+            rest = torch.arange(8) != 3
+            torch.testing.assert_close(rows[rest], clean[rest], rtol=0, atol=0)
+
+
+def test_empty_batch(backend: str) -> None:
+    for kind in ("softmax", "nce"):
+        p = make_option_problem(0, 5, 20, 15, 2, padding=False, loss=kind)
+        loss = p.loss()
+        loss.backward()
+        assert float(loss) == 0.0
+        assert p.weight.grad is not None and not p.weight.grad.any()
