@@ -12,6 +12,7 @@ what runs here.
 from . import _ops as _ops  # registers what PyTorch needs to know of the compiled operators
 from . import cntk, reference, samplers, tf
 from ._info import build_info, version
+from .diagnose import Diagnosis, diagnose
 from .functional import SampledSoftmaxDetails, sampled_softmax_loss
 from .memory import prefer_huge_pages
 from .modules import SampledSoftmaxLoss
@@ -20,6 +21,7 @@ from .samplers import LogUniformSampler, Sampler, Samples, UniformSampler, Weigh
 __version__ = version()
 
 __all__ = [
+    "Diagnosis",
     "LogUniformSampler",
     "SampledSoftmaxDetails",
     "SampledSoftmaxLoss",
@@ -30,6 +32,7 @@ __all__ = [
     "__version__",
     "build_info",
     "cntk",
+    "diagnose",
     "prefer_huge_pages",
     "reference",
     "sampled_softmax_loss",

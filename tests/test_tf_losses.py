@@ -258,3 +258,17 @@ def test_too_many_unique_samples() -> None:
     arguments = (torch.zeros(C, D), torch.zeros(C), [[0]], torch.zeros(1, D), C + 1, C)
     with pytest.raises(ValueError, match=r"num_sampled must be at most 40.*range_max=40.*got 41"):
         ssc.tf.sampled_softmax_loss(*arguments)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_compiled_losses_draw_anew(native: None, loss: str) -> None:
+    """torch.compile gives what eager mode gives: other negatives in every step."""
+    arguments = (torch.randn(C, D), torch.zeros(C), torch.randint(C, (B, 2)), torch.randn(B, D))
+    function = getattr(ssc.tf, loss)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = []
+    for step in (compiled, function):
+        torch.manual_seed(2)
+        results.append([step(*arguments, S, C, 2) for _ in range(2)])
+    assert not torch.equal(*results[0])
+    torch.testing.assert_close(*results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -97,18 +96,26 @@ def draw(
     return SampledValues(ids, *counts)
 
 
-_Kind = type[UniformSampler] | type[LogUniformSampler]
+# Samplers by kind and size, kept because they find out only once how to draw unique classes.
+_samplers: dict[tuple[str, int], Sampler] = {}
+_KINDS: dict[str, type[UniformSampler | LogUniformSampler]] = {
+    "uniform": UniformSampler,
+    "log_uniform": LogUniformSampler,
+}
 
 
-@lru_cache(maxsize=64)
-def _kept(kind: _Kind, range_max: int) -> Sampler:
-    return kind(range_max)
+# A module can't be made in a graph: torch.compile runs this while it traces, before it looks at the
+# samplers that the graph will depend on.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _keep(kind: str, range_max: int) -> bool:
+    if (kind, range_max) not in _samplers:
+        _samplers[kind, range_max] = _KINDS[kind](range_max)
+    return True
 
 
-def _shared(kind: _Kind, range_max: int) -> Sampler:
-    """One sampler for all calls: it finds how to draw unique classes only once."""
-    # torch.compile looks through lru_cache, and warns of it.
-    return kind(range_max) if torch.compiler.is_compiling() else _kept(kind, range_max)
+def _shared(kind: str, range_max: int) -> Sampler:
+    _keep(kind, range_max)
+    return _samplers[kind, range_max]
 
 
 def uniform_candidate_sampler(
@@ -153,7 +160,7 @@ def uniform_candidate_sampler(
     """
     fn = "uniform_candidate_sampler"
     _checks.check_positive_int(fn, "range_max", range_max)
-    sampler = _shared(UniformSampler, range_max)
+    sampler = _shared("uniform", range_max)
     return draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
 
 
@@ -189,7 +196,7 @@ def log_uniform_candidate_sampler(
     """
     fn = "log_uniform_candidate_sampler"
     _checks.check_positive_int(fn, "range_max", range_max)
-    sampler = _shared(LogUniformSampler, range_max)
+    sampler = _shared("log_uniform", range_max)
     return draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
 
 
