@@ -5,12 +5,12 @@ of a step (loss, input and class gradients of shared negatives, csrc/cuda/loss_a
 bounded by the slowest of
 
     arithmetic   its FLOP, in whole tiles, over the rate of the instructions that it uses
-    L2           the bytes that its blocks ask for, by the formulas of the kernels' head comments
+    L2           the bytes that its blocks ask for, by the formula of the kernels' head comments
     memory       the bytes that have to come from or go to memory at least once
 
 and a step by the sum of its kernels, plus 2 us for each launch (which a CUDA graph mostly saves).
-The L2 formulas are what csrc/simt counts (tests/test_simt_gates.py), so the bounds are those of
-this code, not of the problem. Where the workspace of a chunk, at most 64 MiB, fits L2 together with
+That formula is what csrc/simt counts (tests/test_simt_gates.py), so the bounds are those of this
+code, not of the problem. Where the workspace of a chunk, at most 64 MiB, fits L2 together with
 the operands, its traffic is not counted as memory traffic.
 
 Rates: the makers' data sheets (dense, boost clock). Tensor cores are programmed through mma.sync,
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 SIZES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
@@ -89,8 +89,24 @@ class Work:
     launches: int = 1
 
 
-def tiles(extent: int) -> int:
-    return math.ceil(extent / TILE)
+def tiles(extent: int, side: int = TILE) -> int:
+    return math.ceil(extent / side)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a matmul's blocks ask for: the rows of both operands, and the result."""
+
+    operands: float
+    result: float
+
+
+def matmul_traffic(
+    m: int, n: int, k: int, size: int, *, result_size: int = 4, side: int = TILE
+) -> Traffic:
+    """[m, k] times [k, n]: each tile of the result reads all k of its rows and of its columns."""
+    operands = size * k * (m * tiles(n, side) + n * tiles(m, side))
+    return Traffic(float(operands), float(result_size * m * n))
 
 
 def matmul_flop(m: int, n: int, k: int, size: int) -> float:
@@ -113,14 +129,18 @@ def step_work(batch: int, dim: int, samples: int, dtype: str, gpu: Gpu) -> Itera
     # A chunk's logits and P are written and read again: from L2 where they fit beside the operands.
     held = row_bytes * chunk + gathered + inputs / chunks <= gpu.l2_bytes
     spilled = 0.0 if held else 1.0
-    tiles_b = chunks * tiles(chunk)
+
+    def l2(traffic: Callable[[int], Traffic]) -> float:
+        """Of a matmul in chunks of rows, by its traffic for a number of rows."""
+        parts = [traffic(min(chunk, batch - first)) for first in range(0, batch, chunk)]
+        return sum(part.operands + part.result for part in parts)
 
     # finish_rows, a few bytes per row, is score's second launch.
     yield Work("target_logits", 0.0, 2 * inputs, 2 * inputs, chunks)
     yield Work(
         "score",
         matmul_flop(batch, samples, dim, size),
-        gathered * tiles_b + inputs * tiles(samples) + logits,
+        l2(lambda rows: matmul_traffic(rows, samples, dim, size)),
         inputs + gathered * chunks + spilled * logits,
         2 * chunks,
     )
@@ -129,25 +149,25 @@ def step_work(batch: int, dim: int, samples: int, dtype: str, gpu: Gpu) -> Itera
     yield Work(
         "input_products",
         matmul_flop(batch, dim, samples, size),
-        exps * tiles(dim) + gathered * tiles_b + partial,
+        l2(lambda rows: matmul_traffic(rows, dim, samples, size)),
         spilled * (exps + gathered * chunks),
         chunks,
     )
     yield Work("input_grad", 0.0, partial + 2 * inputs, inputs + spilled * partial + inputs, chunks)
-    sums = 4.0 * samples * dim * (2 * chunks - 1)  # stored once, then added to
+    sums = 4.0 * samples * dim  # stored by the first chunk; the others read them too
     yield Work(
         "weight_products",
         matmul_flop(samples, dim, batch, size),
-        exps * tiles(dim) + inputs * tiles(samples) + sums,
-        spilled * (exps + inputs) + 4.0 * samples * dim,
+        l2(lambda rows: matmul_traffic(samples, dim, rows, size)) + sums * (chunks - 1),
+        spilled * (exps + inputs) + sums,
         chunks,
     )
     out = float(size * entries * dim)
     yield Work(
         "class_grads",
         0.0,
-        4.0 * samples * dim + inputs + out,
-        4.0 * samples * dim + inputs + out,
+        sums + inputs + out,
+        sums + inputs + out,
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from ._load import on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
 from ._traced import loss_and_padded_grads
 from .reference.loss import compute_dtype
@@ -55,7 +56,7 @@ class Sweep(NamedTuple):
 
 def ordered_sum(rows: Tensor) -> Tensor:
     """The sum of [B] values in an order that the number of threads does not change."""
-    if not rows.is_cpu or torch.compiler.is_compiling() or rows.numel() <= _SERIAL_SUM:
+    if not on_cpu(rows) or torch.compiler.is_compiling() or rows.numel() <= _SERIAL_SUM:
         return rows.sum()
     return torch.stack([part.sum() for part in torch.split(rows, _SERIAL_SUM)]).sum()
 
@@ -86,7 +87,7 @@ def wanted_grads(
     ]
     if sweep.sparse_grad:
         # Elsewhere than on the CPU there are S + B rows, some of which repeat a class with zeros.
-        coalesced = rows.is_cpu and not sweep.traced
+        coalesced = on_cpu(rows) and not sweep.traced
         if want_weight:
             result[1] = sparse_rows(rows, grad_weight, weight, coalesced)
         if want_bias and bias is not None:
@@ -98,7 +99,7 @@ def wanted_grads(
 
 def run_sweep(arguments: Any, sweep: Sweep) -> Any:
     """The op loss_and_grads, or its variant whose results have a size that a graph can know."""
-    if sweep.sparse_grad and sweep.traced and arguments[0].is_cpu:
+    if sweep.sparse_grad and sweep.traced and on_cpu(arguments[0]):
         return loss_and_padded_grads(*arguments)
     return torch.ops.sampled_softmax.loss_and_grads(*arguments, sweep.sparse_grad, sweep.tf32)
 
@@ -143,7 +144,7 @@ class _RowsLoss(torch.autograd.Function):
 
 def _known_to_be_one(factor: Tensor) -> bool:
     """Whether a scalar is 1, as far as that can be seen without waiting for a device."""
-    return factor.is_cpu and not isinstance(factor, FakeTensor) and factor.item() == 1.0
+    return on_cpu(factor) and not isinstance(factor, FakeTensor) and factor.item() == 1.0
 
 
 class _TotalLoss(torch.autograd.Function):

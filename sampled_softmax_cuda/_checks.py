@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from ._load import on_cpu
 from .samplers.base import Samples
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -209,7 +210,7 @@ def check_id_range(
         return
     if ids.is_meta or isinstance(ids, FakeTensor):
         return
-    if ids.device.type != "cpu" and os.environ.get("SSC_CHECK_TARGETS", "0") in ("", "0"):
+    if not on_cpu(ids) and os.environ.get("SSC_CHECK_TARGETS", "0") in ("", "0"):
         return
     first, last = (int(end) for end in torch.aminmax(ids))
     if first >= 0 and last < num_classes:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._load import native_for
+from ._load import native_for, on_cpu
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -22,7 +22,7 @@ def kernels_take(
     """
     if not native_for(input.device, operator):
         return False
-    if input.is_cpu:
+    if on_cpu(input):
         return True
     counts_fit = input.dtype != torch.float64 or all(
         count is None or count.dtype != torch.float64 for count in log_counts
@@ -51,7 +51,7 @@ def as_kernels_take(
     """
     if input.dim() != 2:
         input = input.reshape(-1, input.shape[-1])
-    if not input.is_cpu:
+    if not on_cpu(input):
         input = input.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
     return input.contiguous(), weight if weight.stride(1) == 1 else weight.contiguous(), bias
@@ -69,4 +69,4 @@ def products_in_tf32(weight: Tensor) -> bool:
     That is torch's own choice: `torch.backends.cuda.matmul.fp32_precision` or `allow_tf32`, or
     `torch.set_float32_matmul_precision`.
     """
-    return not weight.is_cpu and weight.dtype == torch.float32 and _tf32_allowed()
+    return not on_cpu(weight) and weight.dtype == torch.float32 and _tf32_allowed()

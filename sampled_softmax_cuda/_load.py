@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("_C.abi3.so")
 CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
@@ -79,6 +80,7 @@ _loaded, _reason = _load_library()
 _cuda_loaded, _cuda_reason = _load_cuda_library(_loaded)
 _cuda_ops = _cuda_operators(_cuda_loaded)
 _backend = _backend_from_environment()
+_stand_ins: frozenset[str] | None = None
 if _backend == "native" and not _loaded:
     raise ImportError(f"SSC_BACKEND=native, but the compiled library is {_reason}")
 
@@ -102,7 +104,19 @@ def native_for(device: torch.device, operator: str) -> bool:
     """True if `operator` has a compiled kernel for tensors on `device`; else use the reference."""
     if not _loaded or _backend == "reference":
         return False
-    return device.type == "cpu" or (device.type == "cuda" and operator in _cuda_ops)
+    if device.type == "cpu":
+        return _stand_ins is None or operator in _stand_ins
+    return device.type == "cuda" and operator in _cuda_ops
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """True if the CPU's rules hold for this tensor, False if a GPU's do.
+
+    The CPU's kernels take mixed dtypes, refuse ids out of range and say which rows they touched,
+    and values of the CPU may be looked at; on a GPU that would mean to wait for it. Whatever
+    depends on the difference asks here.
+    """
+    return tensor.is_cpu and _stand_ins is None
 
 
 def native_reason() -> str:
@@ -137,3 +151,18 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _backend = previous
+
+
+@contextmanager
+def as_on_a_gpu(operators: frozenset[str]) -> Iterator[None]:
+    """Inside, a GPU's rules hold for tensors of the CPU, and `operators` have kernels for them.
+
+    For tests on machines without a GPU. Who calls this has put the kernels, which obey those rules
+    too, in the place of the CPU's.
+    """
+    global _stand_ins
+    previous, _stand_ins = _stand_ins, operators
+    try:
+        yield
+    finally:
+        _stand_ins = previous

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ._autograd import Sweep, refuse_double_backward, rows_backward
-from ._load import library_loaded
+from ._load import library_loaded, on_cpu
+from ._traced import empty_results
 from .reference.exact import chunk_classes
 from .reference.loss import compute_dtype
 
@@ -47,7 +48,7 @@ def _exact_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     if grads[0] is None:
         return (None,) * 7
     input, weight, bias, target, _ = ctx.saved_tensors
-    if not input.is_cpu:
+    if not on_cpu(input):
         return (*_exact_backward_by_classes(ctx, grads[0]), *(None,) * 4)
     inv_temperature, ignore_index, tf32 = ctx.scalars
     # The exact loss is the sampled one with every class sampled once and hits removed.
@@ -139,22 +140,12 @@ def _fake_loss_and_grads(
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     sparse_grad = rest[7]
-    num_rows: int | torch.SymInt = 0
-    num_touched: int | torch.SymInt = weight.shape[0]
-    if sparse_grad and input.is_cpu:
-        num_rows = num_touched = torch.library.get_ctx().new_dynamic_size()
-    elif sparse_grad:
-        num_rows = num_touched = ids.shape[0] + target.shape[0]
-    bias_like = weight if bias is None else bias
-    dtype = compute_dtype(input)
-    return (
-        input.new_empty((), dtype=dtype),
-        input.new_empty(4, input.shape[0], dtype=dtype),
-        torch.empty_like(input, memory_format=torch.contiguous_format),
-        weight.new_empty(num_touched, weight.shape[1]),
-        bias_like.new_empty(0 if bias is None else num_touched),
-        target.new_empty(1, num_rows),
-    )
+    if not sparse_grad:
+        return empty_results(input, weight, bias, target, 0, weight.shape[0])
+    touched: int | torch.SymInt = ids.shape[0] + target.shape[0]
+    if on_cpu(input):
+        touched = torch.library.get_ctx().new_dynamic_size()
+    return empty_results(input, weight, bias, target, touched, touched)
 
 
 def _fake_exact_loss_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,27 @@ def loss_and_padded_grads(
     return total, rows, grad_input, grad_weight, grad_bias, grad_rows
 
 
+def empty_results(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    num_rows: int | torch.SymInt,
+    grad_size: int | torch.SymInt,
+) -> tuple[Tensor, ...]:
+    """The results of a sweep for a tracer: total, rows [4, B], grad_input, grad_weight
+    [grad_size, D], grad_bias [grad_size] or [0], grad_rows [1, num_rows]."""
+    dtype = compute_dtype(input)
+    return (
+        input.new_empty((), dtype=dtype),
+        input.new_empty(4, input.shape[0], dtype=dtype),
+        torch.empty_like(input, memory_format=torch.contiguous_format),
+        weight.new_empty(grad_size, weight.shape[1]),
+        weight.new_empty(0) if bias is None else bias.new_empty(grad_size),
+        target.new_empty(1, num_rows),
+    )
+
+
 @loss_and_padded_grads.register_fake
 def _(
     input: Tensor,
@@ -68,12 +89,4 @@ def _(
     *_: object,
 ) -> tuple[Tensor, ...]:
     num_rows = ids.shape[0] + target.shape[0]
-    dtype = compute_dtype(input)
-    return (
-        input.new_empty((), dtype=dtype),
-        input.new_empty(4, input.shape[0], dtype=dtype),
-        torch.empty_like(input, memory_format=torch.contiguous_format),
-        weight.new_empty(num_rows, weight.shape[1]),
-        weight.new_empty(0) if bias is None else bias.new_empty(num_rows),
-        target.new_empty(1, num_rows),
-    )
+    return empty_results(input, weight, bias, target, num_rows, num_rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _checks, reference
 from ._autograd import Arguments, ordered_sum, rows_loss, total_loss, wants_gradient
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
+from ._load import on_cpu
 from ._option_checks import check_options
 from .reference.composed import LossOptions
 from .reference.loss import (
@@ -211,7 +212,7 @@ def sampled_softmax_loss(
     one = reference.single_target(target, input)
     fused = options.plain and one and exclude is None and samples.ids.dim() == 1
     native = fused and kernels_take("loss_and_grads", input, weight, bias, *samples[1:])
-    if not (native and input.is_cpu):  # the CPU's kernels look at every id themselves
+    if not (native and on_cpu(input)):  # the CPU's kernels look at every id themselves
         _check_ids(target, samples, weight, ignore_index)
     if not native:
         return reference.sampled_softmax_loss(

@@ -86,18 +86,27 @@ def make_problem(
 ) -> Problem:
     """A problem with repeated samples and accidental hits; its first `ignored` rows do not count.
 
+    The numbers are the same on every device; the tensors are on torch's default device.
+
     Logits have a standard deviation of about 1 whatever the width. The numbers are representable in
     `dtype`, so that truth and computation start from the same.
     """
+    device = torch.get_default_device()
     g = torch.Generator().manual_seed(seed)
-    h = torch.randn(num_rows, width, generator=g)
-    w = torch.randn(num_classes, width, generator=g) / width**0.5
-    b = torch.randn(num_classes, generator=g)
-    target = torch.randint(num_classes, (num_rows,), generator=g)
-    ids = torch.randint(num_classes, (num_samples,), generator=g)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, device="cpu").to(device)
+
+    def classes(count: int) -> Tensor:
+        return torch.randint(num_classes, (count,), generator=g, device="cpu").to(device)
+
+    h = normal(num_rows, width)
+    w = normal(num_classes, width) / width**0.5
+    b = normal(num_classes)
+    target, ids = classes(num_rows), classes(num_samples)
     ids[: num_rows // 2] = target[: min(num_rows // 2, num_samples)]
-    log_count = torch.randn(num_samples, generator=g) if counts else None
-    target_log_count = torch.randn(num_rows, generator=g) if counts else None
+    log_count = normal(num_samples) if counts else None
+    target_log_count = normal(num_rows) if counts else None
     target[:ignored] = ignore_index
     problem = Problem(h, w, b if bias else None, target, Samples(ids, log_count, target_log_count))
     return problem.to(dtype)
@@ -176,7 +185,7 @@ def assert_close_to_truth(
     )
 
 
-BACKENDS = ("reference", "scalar", "avx2", "avx512", "avx512_bf16")
+BACKENDS = ("reference", "scalar", "avx2", "avx512", "avx512_bf16", "cuda")
 
 
 def unavailable(backend: str) -> str | None:
@@ -185,6 +194,10 @@ def unavailable(backend: str) -> str | None:
         return None
     if not _load.library_loaded():
         return _load.native_reason()
+    if backend == "cuda":
+        if not torch.cuda.is_available():
+            return "no GPU"
+        return None if _load.cuda_loaded() else _load.cuda_reason()
     with _environment("SSC_CPU_ISA", backend):
         try:
             torch.ops.sampled_softmax.cpu_isa()
@@ -208,9 +221,13 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Run with one of `BACKENDS`: the reference, or the kernels of one instruction set."""
+    """Run with one of `BACKENDS`: the reference, the kernels of one instruction set of the CPU, or
+    those of a GPU, on which tensors are made inside."""
     if backend == "reference":
         with _load.use_backend("reference"):
+            yield
+    elif backend == "cuda":
+        with _load.use_backend("native"), torch.device("cuda"):
             yield
     else:
         with _load.use_backend("native"), _environment("SSC_CPU_ISA", backend):

@@ -127,3 +127,23 @@ def test_a_target_switched_off_among_low_logits(backend: str, level: float) -> N
     torch.testing.assert_close(bias.grad, expected.sum(dim=0), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(h.grad, expected @ w.detach(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(w.grad, expected.T @ h.detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [-1, 50, 2**40, -(2**62)])
+def test_ids_out_of_range(compiled: str, bad: int) -> None:
+    """The CPU names the first of them (test_errors.py). A GPU, which would have to be waited for,
+    follows none, and shows that something is wrong where it is."""
+    bad_target, bad_sample = (make_problem(6, 8, 50, 20, ignored=2) for _ in range(2))
+    bad_target.target[4] = bad
+    bad_sample.samples.ids[3] = bad
+    if compiled == "native":
+        for problem in (bad_target, bad_sample):
+            with pytest.raises(IndexError, match=f"got {bad}"):
+                problem.loss()
+        return
+    loss = bad_target.loss(reduction="none")
+    assert loss.isnan().nonzero().flatten().tolist() == [4]
+    loss.sum().backward()
+    loss = bad_sample.loss(reduction="none")
+    assert loss[2:].isnan().all()
+    assert not loss[:2].any()

@@ -49,7 +49,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("compiler", "reduction", "sparse_grad"), CASES)
-def test_function(native: None, compiler: str, reduction: str, sparse_grad: bool) -> None:
+def test_function(compiled: str, compiler: str, reduction: str, sparse_grad: bool) -> None:
+    if compiled == "simt" and compiler == "inductor":
+        pytest.skip("as on the CPU: Inductor makes nothing of our operators")
+
     def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
         return ssc.sampled_softmax_loss(
             h,
@@ -62,10 +65,10 @@ def test_function(native: None, compiler: str, reduction: str, sparse_grad: bool
             temperature=0.5,
         )
 
-    compiled = torch.compile(loss, fullgraph=True, backend=compiler)
+    graph = torch.compile(loss, fullgraph=True, backend=compiler)
     for size in SIZES:
         problem = make_problem(size, 12, 60, 20, ignored=2)
-        check(problem, compiled, loss, exact=compiler != "inductor")
+        check(problem, graph, loss, exact=compiler != "inductor")
 
 
 def test_reference() -> None:

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from types import ModuleType
 
+import gpu_model as model
 import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu_model
-
-    return gpu_model
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_three_matmuls_in_all(model: ModuleType, dtype: str) -> None:
+def test_three_matmuls_in_all(dtype: str) -> None:
     batch, dim, samples = 512, 256, 4096  # whole tiles: no padding
     for gpu in model.GPUS:
         work = list(model.step_work(batch, dim, samples, dtype, gpu))
@@ -32,12 +21,12 @@ def test_three_matmuls_in_all(model: ModuleType, dtype: str) -> None:
         ]
 
 
-def test_padding_is_work(model: ModuleType) -> None:
+def test_padding_is_work() -> None:
     work = list(model.step_work(1, 1, 1, "bfloat16", model.GPUS[0]))
     assert sum(part.flop for part in work) == 3 * 2 * 128 * 128 * 32
 
 
-def test_score_asks_for_what_its_head_comment_states(model: ModuleType) -> None:
+def test_score_asks_for_what_its_head_comment_states() -> None:
     batch, dim, samples = 256, 64, 1024
     score = next(
         part
@@ -48,7 +37,7 @@ def test_score_asks_for_what_its_head_comment_states(model: ModuleType) -> None:
 
 
 def test_every_sheet_is_labelled(
-    model: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu_model.py", "--gpu", "h100"])
     model.main()
@@ -69,7 +58,6 @@ def test_every_sheet_is_labelled(
     ],
 )
 def test_bad_arguments_are_one_line(
-    model: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],

@@ -33,7 +33,7 @@ def test_log_prob(backend: str, kind: str, num_classes: int) -> None:
     got = make_sampler(kind, num_classes).log_prob(torch.arange(num_classes))
     expected = np.log(probabilities(kind, num_classes))
     assert got.dtype == torch.float32
-    np.testing.assert_allclose(got.double().numpy(), expected, rtol=RTOL, atol=1e-12)
+    np.testing.assert_allclose(got.double().cpu().numpy(), expected, rtol=RTOL, atol=1e-12)
     assert math.isclose(float(got.double().exp().sum()), 1.0, rel_tol=1e-6)
 
 
@@ -42,7 +42,7 @@ def test_log_uniform_log_prob_of_large_ids(backend: str) -> None:
         got = ssc.LogUniformSampler(num_classes).log_prob(torch.tensor(LARGE_IDS))
         k = np.array(LARGE_IDS, dtype=np.float64)
         expected = np.log(np.log1p(1 / (k + 1)) / np.log1p(float(num_classes)))
-        np.testing.assert_allclose(got.double().numpy(), expected, rtol=RTOL)
+        np.testing.assert_allclose(got.double().cpu().numpy(), expected, rtol=RTOL)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,7 +53,7 @@ def test_log_expected_count(backend: str, kind: str, num_samples: int) -> None:
     ids = torch.arange(num_classes)
     with_replacement = sampler.log_expected_count(ids, num_samples)
     np.testing.assert_allclose(
-        with_replacement.double().numpy(), log_n(q, num_samples, None), rtol=RTOL, atol=1e-7
+        with_replacement.double().cpu().numpy(), log_n(q, num_samples, None), rtol=RTOL, atol=1e-7
     )
     distinct = sampler.log_expected_count(ids, num_samples, replacement=False).double()
     # The defining property: S distinct classes are expected in all.
@@ -61,7 +61,7 @@ def test_log_expected_count(backend: str, kind: str, num_samples: int) -> None:
     assert bool((distinct <= 0).all())
     tries = sampler._solve_tries(num_samples)
     np.testing.assert_allclose(
-        distinct.numpy(), log_n(q, num_samples, tries), rtol=2 * RTOL, atol=1e-7
+        distinct.cpu().numpy(), log_n(q, num_samples, tries), rtol=2 * RTOL, atol=1e-7
     )
 
 
@@ -95,7 +95,10 @@ def test_a_sample_comes_with_the_counts_of_its_classes(
         (target, samples.target_log_expected_count),
     ):
         np.testing.assert_allclose(
-            got.double().numpy(), log_n(q[ids.numpy()], 100, tries), rtol=1e-5, atol=1e-5
+            got.double().cpu().numpy(),
+            log_n(q[ids.cpu().numpy()], 100, tries),
+            rtol=1e-5,
+            atol=1e-5,
         )
 
 

@@ -98,7 +98,7 @@ def test_distinct_ids_are_those_of_the_reference(backend: str, kind: str, num_sa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_distinct_draws_are_the_first_distinct_ids_in_their_order(either: str, kind: str) -> None:
+def test_distinct_draws_are_the_first_distinct_ids_in_their_order(device: str, kind: str) -> None:
     # Not torch.unique(stream)[:S]: unique sorts, so the tail of the classes would be cut off.
     sampler = make_sampler(kind, 500)
     stream = sampler.draw(key(4), 5000)[0].tolist()
@@ -140,7 +140,7 @@ def test_log_uniform_reaches_the_last_class(num_classes: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_classes_are_drawn_when_all_are_asked_for(either: str, kind: str) -> None:
+def test_all_classes_are_drawn_when_all_are_asked_for(device: str, kind: str) -> None:
     for num_classes in (1, 2, 17, 300):
         ids, draws = make_sampler(kind, num_classes).draw(
             key(num_classes), num_classes, replacement=False
@@ -149,7 +149,7 @@ def test_all_classes_are_drawn_when_all_are_asked_for(either: str, kind: str) ->
         assert int(draws) >= num_classes
 
 
-def test_large_ids_keep_every_bit(either: str) -> None:
+def test_large_ids_keep_every_bit(device: str) -> None:
     # Through float32 all would be multiples of 2^(b - 24), through float64 of 2^(b - 53).
     for sampler in (ssc.UniformSampler(2**62 + 1), ssc.LogUniformSampler(2**40)):
         ids = sampler.draw(key(11), 4000)[0]
@@ -184,7 +184,7 @@ def implied_probabilities(table: torch.Tensor) -> np.ndarray:
     ],
     ids=lambda w: f"C={w.shape[0]}",
 )
-def test_the_alias_table_sums_back_to_the_weights(either: str, weights: torch.Tensor) -> None:
+def test_the_alias_table_sums_back_to_the_weights(device: str, weights: torch.Tensor) -> None:
     sampler = ssc.WeightedSampler(weights)
     implied = implied_probabilities(sampler.table)
     wanted = (weights.double() / weights.double().sum()).numpy()

@@ -133,7 +133,7 @@ def steps(capability: str, rehearse: bool) -> list[Step]:
         Step("what is there", [python, "-m", "sampled_softmax_cuda"], 60),
         Step(
             "tests on the GPU",
-            [python, "-m", "pytest", "-q", "-k", "cuda", "tests/test_device.py"],
+            [python, "-m", "pytest", "-q", "-k", "cuda or test_device", *gpu_tests()],
             180,
             no_gpu,
         ),
@@ -156,6 +156,12 @@ def steps(capability: str, rehearse: bool) -> list[Step]:
     result.append(Step("benchmarks", [*benchmark, *output], 240))
     result.append(Step("the model's bounds", [python, "benchmarks/gpu_model.py"], 60))
     return result
+
+
+def gpu_tests() -> list[str]:
+    """The tests that have a case named "cuda": those of numbers, one file per stage, and a few."""
+    stages = ("sample_counts", "sample_ids", "loss", "backward", "exact", "bad_numbers")
+    return [f"tests/test_{name}.py" for name in (*stages, "modules", "autocast", "device")]
 
 
 def _toolkit(name: str) -> str | None:

@@ -22,20 +22,6 @@ cudaStream_t current_stream(int32_t index) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// A number that the runtime knows of each device, asked for once.
-template <cudaDeviceAttr kAttribute>
-int device_attribute(int32_t index) {
-  constexpr int32_t kDevices = 64;
-  static std::atomic<int> known[kDevices];  // 0: not asked yet
-  const bool kept = index >= 0 && index < kDevices;
-  int value = kept ? known[index].load(std::memory_order_relaxed) : 0;
-  if (value == 0) {
-    check_launch(cudaDeviceGetAttribute(&value, kAttribute, index), "attributes of the device");
-    if (kept) known[index].store(value, std::memory_order_relaxed);
-  }
-  return value;
-}
-
 // The major number of the code that a GPU of `device_major` runs: an older one's, by way of PTX,
 // where the library has none of its own.
 int newest_compiled_major(int device_major) {
@@ -48,17 +34,37 @@ int newest_compiled_major(int device_major) {
   return newest;
 }
 
+int attribute(int32_t index, cudaDeviceAttr which) {
+  int value;
+  check_launch(cudaDeviceGetAttribute(&value, which, index), "attributes of the device");
+  return value;
+}
+
+// find(index), a positive number that a device never changes: found out once for each.
+template <class Find>
+int known_of_device(int32_t index, Find find) {
+  constexpr int32_t kDevices = 64;
+  static std::atomic<int> known[kDevices];  // one array per Find; 0: not found out yet
+  if (index < 0 || index >= kDevices) return find(index);
+  int value = known[index].load(std::memory_order_relaxed);
+  if (value == 0) known[index].store(value = find(index), std::memory_order_relaxed);
+  return value;
+}
+
 }  // namespace
 
 OnDevice::OnDevice(const Tensor& t)
     : index_(t.get_device_index()), guard_(index_), stream_(current_stream(index_)) {}
 
 int OnDevice::multiprocessors() const {
-  return device_attribute<cudaDevAttrMultiProcessorCount>(index_);
+  return known_of_device(
+      index_, [](int32_t index) { return attribute(index, cudaDevAttrMultiProcessorCount); });
 }
 
 int OnDevice::capability_major() const {
-  return newest_compiled_major(device_attribute<cudaDevAttrComputeCapabilityMajor>(index_));
+  return known_of_device(index_, [](int32_t index) {
+    return newest_compiled_major(attribute(index, cudaDevAttrComputeCapabilityMajor));
+  });
 }
 
 Tensor OnDevice::empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._load import library_loaded, native_for
+from .._load import has_native, library_loaded, native_for
 from ..reference import sample as reference
 from ..reference.sample import LogUniform, Method, Uniform, Weighted
 
@@ -60,7 +60,7 @@ def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor 
 
 def build_alias_table(probabilities: Tensor) -> Tensor:
     """The alias table int64 [C] of float64 probabilities [C], both on the CPU."""
-    if not native_for(probabilities.device, "build_alias_table"):
+    if not has_native():
         return reference.build_alias_table(probabilities)
     table: Tensor = _ops().build_alias_table(probabilities)
     return table

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._load import on_cpu
 from ..reference.sample import Method
 from . import _ops
 
@@ -289,7 +290,7 @@ class Sampler(nn.Module, ABC):
             )
 
     def _check_range(self, method: str, ids: Tensor) -> None:
-        if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
+        if torch.compiler.is_compiling() or not on_cpu(ids) or ids.numel() == 0:
             return
         low, high = (int(x) for x in torch.aminmax(ids))
         if low < 0 or high >= self.num_classes:

@@ -1,0 +1,48 @@
+"""The backend "simt": tensors of the CPU stand for a GPU's, and csrc/simt runs the CUDA kernels.
+
+csrc/ops/*_cuda.cpp are compiled a second time over the executor (tests/simt_ops), as
+torch.ops.sampled_softmax_simt. Here they take the place of the CPU's kernels in the dispatcher, so
+that everything above them, from the public functions to autograd, runs as it does on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from simt_bench import module_path, require
+
+from sampled_softmax_cuda import _load
+
+_PREFIX = "sampled_softmax_simt::"
+
+
+@functools.cache
+def simt_operators() -> dict[str, Any]:
+    """The operators over the executor by name; without them the test is skipped, in CI it fails."""
+    require("ops")
+    torch.ops.load_library(str(module_path("ops")))
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith(_PREFIX)]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    short = [name.removeprefix(_PREFIX) for name in names if has_kernel(name, "CPU")]
+    return {name: getattr(torch.ops.sampled_softmax_simt, name).default for name in short}
+
+
+@contextmanager
+def use_simt() -> Iterator[None]:
+    """Inside, the package computes on tensors of the CPU as it does on those of a GPU."""
+    operators = simt_operators()
+    library = torch.library.Library("sampled_softmax", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the CPU's kernels are covered is the point
+        for name, operator in operators.items():
+            library.impl(name, operator, "CPU")
+    try:
+        with _load.use_backend("native"), _load.as_on_a_gpu(frozenset(operators)):
+            yield
+    finally:
+        library._destroy()
