@@ -72,7 +72,7 @@ def assert_same(case: dict[str, Any], actual: dict[str, Any], expected: Any, tol
         )
 
 
-def test_the_losses_are_tensorflows(either: str) -> None:
+def test_the_losses_are_tensorflows(device: str) -> None:
     """Values and gradients as TensorFlow computed them: both losses, 1 to 4 labels, hits or not."""
     entries = json.loads(TABLE.read_text())["losses"]
     assert len(entries) == 16
@@ -145,7 +145,7 @@ def make_case(loss: str, num_true: int, remove_hits: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("remove_hits", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_duplicate_of_a_hit_is_removed(
-    either: str, loss: str, remove_hits: bool, num_true: int
+    device: str, loss: str, remove_hits: bool, num_true: int
 ) -> None:
     """TensorFlow leaves out the last duplicate only, and trains against the others."""
     case = make_case(loss, num_true, remove_hits)
@@ -164,7 +164,7 @@ def test_tensorflow_removes_one_duplicate_of_a_hit() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_default_samples_are_log_uniform_and_unique(either: str, loss: str) -> None:
+def test_default_samples_are_log_uniform_and_unique(device: str, loss: str) -> None:
     case = make_case(loss, 2, True)
     torch.manual_seed(3)
     values = ssc.tf.log_uniform_candidate_sampler(case["labels"], 2, S, True, C)
@@ -191,7 +191,7 @@ def test_a_seed_draws_anew_at_every_call() -> None:
     assert torch.equal(torch.stack(first), torch.stack(again))
 
 
-def test_all_classes_give_the_full_cross_entropy(either: str) -> None:
+def test_all_classes_give_the_full_cross_entropy(device: str) -> None:
     """With hits removed, and all candidates, and one label."""
     h, w, b = torch.randn(B, D), torch.randn(C, D), torch.randn(C)
     labels = torch.randint(C, (B, 1))
