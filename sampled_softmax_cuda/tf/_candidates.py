@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..samplers import LogUniformSampler, Sampler, UniformSampler
+from ..samplers import LogUniformSampler, Sampler, Samples, UniformSampler, _ops
 from ._seeds import draw_key
 
 
@@ -81,19 +81,32 @@ def draw(
     unique: bool,
     seed: int | None,
     device: torch.device | None = None,
-) -> SampledValues:
-    """A draw from a sampler, with TensorFlow's counts."""
+) -> Samples:
+    """A draw from a sampler, with the logarithms of TensorFlow's counts, as of `expected_count`."""
     truth = true_class_ids(fn, "true_classes", true_classes, num_true, device)
     num_classes = sampler.num_classes
     check_sizes(fn, num_sampled, unique, num_classes, sampler.num_drawable)
     _checks.check_id_range(fn, "true_classes", truth, num_classes)
-    attributes = (num_true, num_sampled, bool(unique), num_classes)
-    key = draw_key(fn, seed, attributes, truth.device)
-    ids, num_tries = sampler.draw(key, num_sampled, replacement=not unique)
-    # Clamped, because on CUDA nobody has looked at the true classes yet.
-    q = (sampler._proposal().probability(k.clamp(0, num_classes - 1)) for k in (truth, ids))
-    counts = (expected_count(p, num_sampled, num_tries) for p in q)
-    return SampledValues(ids, *counts)
+    key = draw_key(fn, seed, (num_true, num_sampled, bool(unique), num_classes), truth.device)
+    proposal = sampler._proposal()
+    plan = sampler._plan(num_sampled, not unique, "observed")
+    truth = truth.contiguous()
+    ids, num_tries, *log_counts = _ops.sample(proposal, key, truth, num_sampled, *plan)
+    # Where the number of tries may be looked at, most draws need no other counts.
+    if unique and not (_checks.may_read(num_tries) and int(num_tries) > num_sampled):
+        plain = (_ops.log_counts(proposal, k, num_sampled, None) for k in (ids, truth))
+        log_counts = [
+            torch.where(num_tries == num_sampled, first, other)
+            for first, other in zip(plain, log_counts, strict=True)
+        ]
+    return Samples(ids, *log_counts)
+
+
+def sampled_values(samples: Samples) -> SampledValues:
+    """The counts themselves."""
+    ids, log_count, true_log_count = samples
+    assert log_count is not None and true_log_count is not None
+    return SampledValues(ids, true_log_count.exp(), log_count.exp())
 
 
 # Samplers by kind and size, kept because they find out only once how to draw unique classes.
@@ -154,14 +167,15 @@ def uniform_candidate_sampler(
 
     Example:
         >>> import sampled_softmax_cuda as ssc
-        >>> ids, true_count, count = ssc.tf.uniform_candidate_sampler([[1], [2]], 1, 5, False, 10)
-        >>> ids.shape, true_count.tolist(), count
-        (torch.Size([5]), [[0.5], [0.5]], tensor([0.5000, 0.5000, 0.5000, 0.5000, 0.5000]))
+        >>> ids, true_count, count = ssc.tf.uniform_candidate_sampler([[1, 2]], 2, 4, False, 8)
+        >>> ids.shape, true_count, count
+        (torch.Size([4]), tensor([[0.5000, 0.5000]]), tensor([0.5000, 0.5000, 0.5000, 0.5000]))
     """
     fn = "uniform_candidate_sampler"
     _checks.check_positive_int(fn, "range_max", range_max)
     sampler = _shared("uniform", range_max)
-    return draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
+    samples = draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
+    return sampled_values(samples)
 
 
 def log_uniform_candidate_sampler(
@@ -194,6 +208,19 @@ def log_uniform_candidate_sampler(
         >>> true_count
         tensor([[1.5000, 0.8774]])
     """
+    samples = draw_log_uniform(true_classes, num_true, num_sampled, unique, range_max, seed)
+    return sampled_values(samples)
+
+
+def draw_log_uniform(
+    true_classes: Any,
+    num_true: int,
+    num_sampled: int,
+    unique: bool,
+    range_max: int,
+    seed: int | None,
+) -> Samples:
+    """`log_uniform_candidate_sampler` with the logarithms of its counts."""
     fn = "log_uniform_candidate_sampler"
     _checks.check_positive_int(fn, "range_max", range_max)
     sampler = _shared("log_uniform", range_max)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..samplers import WeightedSampler
-from ._candidates import SampledValues, draw
+from ._candidates import SampledValues, draw, sampled_values
 
 
 def _counts_of_file(fn: str, vocab_file: str) -> Tensor:
@@ -159,4 +159,5 @@ def fixed_unigram_candidate_sampler(
             unigrams,
             device=device,
         )
-    return draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed, device)
+    samples = draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed, device)
+    return sampled_values(samples)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _checks
 from ..functional import sampled_softmax_loss as _sampled_softmax_loss
 from ..samplers import Samples
-from ._candidates import class_ids, log_uniform_candidate_sampler, true_class_ids
+from ._candidates import class_ids, draw_log_uniform, true_class_ids
 
 # An ignore_index that no label has: TensorFlow's rows all count.
 _IGNORE_NOTHING = torch.iinfo(torch.int64).min
@@ -132,10 +132,9 @@ def _rows_loss(
     _checks.check_device(fn, "labels", truth, inputs)
     _checks.check_id_range(fn, "labels", truth, num_classes)
     if sampled_values is None:
-        sampled_values = log_uniform_candidate_sampler(
-            truth, num_true, num_sampled, True, num_classes, seed
-        )
-    samples = _samples(fn, sampled_values, truth, num_sampled)
+        samples = draw_log_uniform(truth, num_true, num_sampled, True, num_classes, seed)
+    else:
+        samples = _samples(fn, sampled_values, truth, num_sampled)
     if num_true == 1:  # one target per row is what the fused kernels take
         assert samples.target_log_expected_count is not None
         samples = samples._replace(
