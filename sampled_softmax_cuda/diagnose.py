@@ -35,6 +35,7 @@ _NAME = "diagnose"
 # What the advice aims at: a relative deviation of the partition function, or more than that.
 _GOOD_DEVIATION = 0.1
 _POOR_DEVIATION = 0.3
+_POOR_BIAS = 0.1  # a batch whose own targets are the samples is off by some per cent, by chance
 
 
 class Diagnosis(NamedTuple):
@@ -344,7 +345,7 @@ def _advice(d: Diagnosis) -> tuple[str, ...]:
             " never draws, which the loss can't push down: give them a small weight"
         )
     unexplained = abs(d.partition_bias + d.never_drawn)
-    if unexplained > max(0.02, 4 * d.partition_bias_error):
+    if unexplained > max(_POOR_BIAS, 4 * d.partition_bias_error):
         advice.append(
             f"the partition function is off by {100 * d.partition_bias:+.3g} %: the expected counts"
             " do not fit the draws"
