@@ -112,7 +112,7 @@ def test_draws_and_counts(either: str, kind: str, unique: bool) -> None:
     sampler, options, weights = SAMPLERS[kind]
     q = weights / weights.sum()
     first, all_tries = np.zeros(C), []
-    for _ in range(400):
+    for _ in range(250):
         if kind == "learned":
             options = {"state": tf.LearnedUnigram(C)}
         ids, true_count, count = sampler([[*range(C)]], C, S, unique, C, **options)
