@@ -82,7 +82,7 @@ def assert_counts(function: str, arguments: dict[str, Any], theirs: Any) -> None
         np.testing.assert_allclose(ours.true_expected_count.numpy(), theirs, rtol=2e-5)
 
 
-def test_expected_counts_are_tensorflows(either: str) -> None:
+def test_expected_counts_are_tensorflows(device: str) -> None:
     for entry in json.loads(TABLE.read_text())["counts"]:
         assert_counts(entry["function"], entry["arguments"], entry["expected"])
 
