@@ -28,6 +28,7 @@ set(SSC_LEAF_SOURCES_MATMUL
     csrc/cpu/logits_leaf.cpp
     csrc/cpu/pack_leaf.cpp
     csrc/cpu/score_leaf.cpp
+    csrc/cpu/score_link_leaf.cpp
     csrc/cpu/sweep_leaf.cpp
     csrc/cpu/table_leaf.cpp
     csrc/cpu/weight_grad_leaf.cpp
@@ -39,6 +40,7 @@ set(SSC_OPS_SOURCES
     csrc/ops/info.cpp
     csrc/ops/loss.cpp
     csrc/ops/memory.cpp
+    csrc/ops/negatives.cpp
     csrc/ops/sample.cpp
     csrc/ops/schema.cpp
 )

@@ -65,6 +65,25 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       "Tensor grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
 
+  // The negatives' share of a loss whose targets' share is computed elsewhere: with z_is =
+  // cap(logit) − log n_s, cap(x) = softcap tanh(x / softcap) if softcap > 0, the loss of a row is
+  // log(1 + Σ_s exp(z_is − target_logit_i)), or, if `sigmoid`, Σ_s softplus(z_is). peak: max_s
+  // z_is. hits [B, K]: classes that a row leaves out of its peak, and of its sum if `remove_hits`;
+  // −1 is none. counted [B] bool: the other rows give 0 and no gradient. log_expected_count may be
+  // +inf: the sample does not count. negative_grads: of Σ_i row_scale_i loss_i, the results as in
+  // loss_and_grads but for N = S on a GPU.
+  m.def(
+      "negative_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
+      " float softcap, bool remove_hits, bool sigmoid, bool tf32=False)"
+      " -> (Tensor loss, Tensor peak)");
+  m.def(
+      "negative_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
+      " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad,"
+      " bool tf32=False) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias,"
+      " Tensor grad_rows)");
+
   // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes,
   // float32 (float64 for float64 input) as all results per row.
   m.def(
