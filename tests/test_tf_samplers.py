@@ -153,7 +153,7 @@ def test_tries_equal_to_samples_count_as_with_duplicates() -> None:
 
 
 def test_probabilities_of_rare_classes() -> None:
-    """Where float32 differences of logarithms are 5 % off, wrong by half, and 0."""
+    """Where differences of logarithms in float32 would be 5 % off, wrong by half, and 0."""
     for k in (10**6, 2**24, 10**9):
         values = tf.log_uniform_candidate_sampler([[k]], 1, 1, False, 2**31)
         expected = math.log1p(1 / (k + 1)) / math.log1p(2**31)

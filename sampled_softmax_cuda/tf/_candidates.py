@@ -189,8 +189,7 @@ def log_uniform_candidate_sampler(
 ) -> SampledValues:
     """`tf.random.log_uniform_candidate_sampler`: q = log((k + 2) / (k + 1)) / log(range_max + 1).
 
-    For classes sorted by falling frequency. q is computed in float64; TensorFlow's float32 formula
-    is 5 % off at k = 10^6 and 0 from k = 10^8 on.
+    For classes sorted by falling frequency.
 
     Args:
         true_classes, num_true, num_sampled, unique, range_max, seed, name: as in
