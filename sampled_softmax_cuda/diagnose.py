@@ -144,7 +144,8 @@ def diagnose(
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
         >>> h, weight, target = torch.randn(64, 8), torch.randn(3000, 8), torch.arange(64)
-        >>> diagnosis = ssc.diagnose(h, weight, target, ssc.UniformSampler(3000), 2048)
+        >>> sampler = ssc.UniformSampler(3000)
+        >>> diagnosis = ssc.diagnose(h, weight, target, sampler, 2048, num_draws=4)
         >>> diagnosis.advice[0]
         'exact is cheaper here: C=3,000, S=2,048'
     """
