@@ -216,19 +216,24 @@ def check_sample_weight(fn: str, sample_weight: Any, input: Tensor) -> None:
     check_device(fn, "sample_weight", sample_weight, input)
 
 
+def may_read(values: Tensor) -> bool:
+    """Whether a check may look at values: on the CPU, and on CUDA with SSC_CHECK_TARGETS=1 only,
+    since that waits for the device. Not under torch.compile: there the kernels guard memory
+    (RuntimeError on the CPU).
+    """
+    if torch.compiler.is_compiling() or values.is_meta or isinstance(values, FakeTensor):
+        return False
+    return on_cpu(values) or os.environ.get("SSC_CHECK_TARGETS", "0") not in ("", "0")
+
+
 def check_id_range(
     fn: str, name: str, ids: Tensor, num_classes: int, ignore_index: int | None = None
 ) -> None:
     """IndexError for the first id outside [0, C) that is not `ignore_index`.
 
-    Looks at values on the CPU only; on CUDA only with SSC_CHECK_TARGETS=1, since that waits for
-    the device. Not under torch.compile: there the kernels guard memory (RuntimeError on the CPU).
+    Looks at values only where `may_read` allows it.
     """
-    if torch.compiler.is_compiling() or ids.numel() == 0:
-        return
-    if ids.is_meta or isinstance(ids, FakeTensor):
-        return
-    if not on_cpu(ids) and os.environ.get("SSC_CHECK_TARGETS", "0") in ("", "0"):
+    if ids.numel() == 0 or not may_read(ids):
         return
     first, last = (int(end) for end in torch.aminmax(ids))
     if first >= 0 and last < num_classes:

@@ -282,6 +282,10 @@ class OnCuda(torch.Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda")
 
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
 
 def test_values_on_cuda_are_looked_at_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     target = with_value(B, 4, C).as_subclass(OnCuda)
