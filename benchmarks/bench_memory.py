@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
+def peak_of(step: Callable[[], object], steps: int) -> int:
+    """How many bytes of resident memory some steps take at the most, beyond what was there."""
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    for _ in range(steps):
+        step()
+    return _status("VmHWM") - before
+
+
 def worker(config: dict[str, Any]) -> None:
     """In a process of its own: prints a JSON object with the bytes measured."""
     from bench_loss import our_step
@@ -52,14 +62,10 @@ def worker(config: dict[str, Any]) -> None:
     }
     make = makers[config["case"]]
     make(make_problem(2, width, 4, 100, torch.float32, config["sampler"]))()
-    step = make(problem)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    for _ in range(config["steps"]):
-        step()
+    peak = peak_of(make(problem), config["steps"])
     rows = samples + problem.target.unique().numel()
     gradients = rows * (4 * width + 4 + 8) + 4 * config["batch"] * width
-    print(json.dumps({"peak": _status("VmHWM") - before, "gradients": gradients}))
+    print(json.dumps({"peak": peak, "gradients": gradients}))
 
 
 def extra_memory(

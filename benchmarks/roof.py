@@ -14,6 +14,7 @@ import statistics
 import sys
 
 import native
+import torch
 
 # In the order of roof.cpp's `loop_of`: arithmetic per instruction set, then random bits (Philox).
 ARITHMETIC = ("scalar", "avx2", "avx512", "avx512_bf16")
@@ -41,6 +42,11 @@ class Roof:
             ("read_seconds", number, (pointer, size, threads, number)),
             ("copy_seconds", number, (pointer, pointer, size, threads, number)),
             ("gather_seconds", number, (pointer, size, size, size, threads, number)),
+            (
+                "gather_ids_seconds",
+                number,
+                (pointer, pointer, size, size, size, threads, number),
+            ),
         ):
             function = getattr(library, f"roof_{name}")
             function.restype, function.argtypes = result, arguments
@@ -72,6 +78,20 @@ class Roof:
         iterations = max(1, int(self._iterations[kind] * seconds))
         elapsed = self._lib.roof_loop_seconds(index, threads, iterations, warm)
         return float(per_iteration * iterations * threads / elapsed)
+
+    def gather_ids(
+        self, table: torch.Tensor, ids: torch.Tensor, threads: int, distance: int = 32
+    ) -> float:
+        """Seconds of a bare gather: the sum of all elements of the rows `ids` (int64, contiguous)
+        of a float32 table [C, D], D a multiple of 16, rows being prefetched `distance` ahead."""
+        width = table.shape[1]
+        if table.dtype != torch.float32 or not table.is_contiguous() or width % 16 != 0:
+            raise ValueError("roof: gather_ids takes float32 [C, D], D a multiple of 16")
+        return float(
+            self._lib.roof_gather_ids_seconds(
+                table.data_ptr(), ids.data_ptr(), ids.numel(), width, distance, threads, 0.0
+            )
+        )
 
     def memory(
         self, threads: int, mebibytes: int = 256, row_bytes: int = 1024, passes: int = 5

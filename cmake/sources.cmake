@@ -7,6 +7,11 @@ set(SSC_CPU_SOURCES
     csrc/cpu/loss_grads.cpp
     csrc/cpu/loss_leaf.cpp
     csrc/cpu/loss_rows.cpp
+    csrc/cpu/per_row.cpp
+    csrc/cpu/per_row_grads.cpp
+    csrc/cpu/per_row_scatter.cpp
+    csrc/cpu/per_row_source.cpp
+    csrc/cpu/row_draws.cpp
     csrc/cpu/sample.cpp
     csrc/cpu/sample_alias.cpp
     csrc/cpu/sample_plan.cpp
@@ -21,6 +26,7 @@ set(SSC_LEAF_SOURCES_EXACT
 # Leaves whose products may be contracted into fused multiply-adds: -ffp-contract=fast. Those of
 # single rows, and those of matrices packed into words (csrc/cpu/word.h).
 set(SSC_LEAF_SOURCES_ROWS
+    csrc/cpu/per_row_leaf.cpp
     csrc/cpu/row_leaf.cpp
 )
 set(SSC_LEAF_SOURCES_MATMUL
@@ -41,7 +47,9 @@ set(SSC_OPS_SOURCES
     csrc/ops/loss.cpp
     csrc/ops/memory.cpp
     csrc/ops/negatives.cpp
+    csrc/ops/per_row.cpp
     csrc/ops/sample.cpp
+    csrc/ops/sample_rows.cpp
     csrc/ops/schema.cpp
 )
 
@@ -52,7 +60,9 @@ set(SSC_CUDA_OPS_SOURCES
     csrc/ops/info_cuda.cpp
     csrc/ops/loss_cuda.cpp
     csrc/ops/negatives_cuda.cpp
+    csrc/ops/per_row_cuda.cpp
     csrc/ops/sample_cuda.cpp
+    csrc/ops/sample_rows_cuda.cpp
 )
 
 # tests/cpp: one executable per file, run once per instruction set.
@@ -61,6 +71,7 @@ set(SSC_CPP_TESTS
     tests/cpp/test_bf16_pair.cpp
     tests/cpp/test_isa.cpp
     tests/cpp/test_loss.cpp
+    tests/cpp/test_per_row.cpp
     tests/cpp/test_philox.cpp
     tests/cpp/test_sample.cpp
 )
@@ -85,6 +96,7 @@ set(SSC_SIMT_KERNELS
     tests/simt/basics.cu
     tests/simt/bind_loss.cu
     tests/simt/bind_negatives.cu
+    tests/simt/bind_per_row.cu
     tests/simt/bind_sample.cu
     tests/simt/bind_step.cu
     tests/simt/blocks.cu
@@ -99,7 +111,9 @@ set(SSC_SIMT_OPS_SOURCES
     csrc/ops/exact_cuda.cpp
     csrc/ops/loss_cuda.cpp
     csrc/ops/negatives_cuda.cpp
+    csrc/ops/per_row_cuda.cpp
     csrc/ops/sample_cuda.cpp
+    csrc/ops/sample_rows_cuda.cpp
     csrc/ops/schema.cpp
     tests/simt_ops/cpu_device.cpp
     tests/simt_ops/sorts.cpp
@@ -108,11 +122,14 @@ set(SSC_SIMT_OPS_SOURCES
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
 set(SSC_CUDA_SOURCES
     csrc/cuda/class_list.cu
+    csrc/cuda/draw_rows.cu
     csrc/cuda/grads.cu
     csrc/cuda/loss_and_grads.cu
     csrc/cuda/loss_rows.cu
     csrc/cuda/negative_loss.cu
     csrc/cuda/negatives.cu
+    csrc/cuda/per_row_grads.cu
+    csrc/cuda/per_row_score.cu
     csrc/cuda/products.cu
     csrc/cuda/reduction.cu
     csrc/cuda/rows.cu

@@ -21,6 +21,9 @@ class Budget(NamedTuple):
 # the 16-bit products have 16. 7.5 holds 32 warps, 12.0 holds 48.
 BUDGETS = {
     "class_list": Budget(48, 32),
+    "draw_rows": Budget(48, 32),
+    "per_row_grads": Budget(64, 32),
+    "per_row_score": Budget(72, 24),
     "reduction": Budget(64, 32),
     "sample": Budget(48, 32),
     "sample_distinct": Budget(64, 32),  # one block of 1024 threads

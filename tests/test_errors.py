@@ -342,12 +342,6 @@ def test_module(changes: dict[str, Any], kind: type[Exception], message: str) ->
         ssc.SampledSoftmaxLoss(**arguments)
 
 
-def test_per_row_samples_are_refused_with_a_way_out() -> None:
-    sampler = ssc.UniformSampler(10)
-    with pytest.raises(ValueError, match="per_row"):
-        sampler.sample(torch.tensor([1]), 4, per_row=True)
-
-
 def test_exact(either: str) -> None:
     h, w, target = torch.randn(3, 4), torch.randn(9, 4), torch.tensor([0, 9, 2])
     with pytest.raises(IndexError, match=r"exact_cross_entropy: target must be .* got 9 at \[1\]"):

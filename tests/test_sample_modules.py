@@ -250,11 +250,6 @@ def test_bad_arguments_of_sample(either: str) -> None:
             lambda: sampler.sample(TARGET, 3, inclusion="mean"),
         ),
         (
-            ValueError,
-            r"per_row=True is not supported .* use per_row=False",
-            lambda: sampler.sample(TARGET, 3, per_row=True),
-        ),
-        (
             TypeError,
             r"target must be int64, got torch.float32",
             lambda: sampler.sample(TARGET.float(), 3),

@@ -17,8 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Those with kernels. The matmuls take nvcc most of the time.
 SOURCES = (
     "class_list",
+    "draw_rows",
     "grads",
     "negatives",
+    "per_row_grads",
+    "per_row_score",
     "products",
     "reduction",
     "rows",

@@ -3,7 +3,9 @@
 // 1, 2, 3", SC 2011, https://doi.org/10.1145/2063384.2063405 (known-answer vectors: Random123).
 //
 // One counter gives four 32-bit words w0..w3, that is two draws of 64 bits:
-//   draw i = w[2l] | w[2l + 1] << 32   of counter (offset + i / 2, subsequence 0),  l = i % 2.
+//   draw i = w[2l] | w[2l + 1] << 32   of counter (offset + i / 2, subsequence),  l = i % 2.
+// Draws that all rows of a batch share are those of subsequence 0; a row with draws of its own has
+// those of subsequence 1 + row, which depend neither on S nor on how many rows there are.
 #pragma once
 
 #include "csrc/core/host_device.h"
@@ -11,10 +13,17 @@
 
 namespace ssc {
 
-// What an int64[2] key tensor holds: one draw of S samples is a pure function of it.
+// What an int64[2] key tensor holds, and which of its 2^64 streams of draws is meant: one draw of S
+// samples is a pure function of it.
 struct PhiloxKey {
   uint64_t seed, offset;
+  uint64_t subsequence = 0;
 };
+
+// The stream of one row of a batch.
+SSC_HD PhiloxKey row_key(const PhiloxKey& key, int64_t row) {
+  return {key.seed, key.offset, static_cast<uint64_t>(row) + 1};
+}
 
 // The low 32 bits of each word count; the high ones are left over from the arithmetic.
 template <class U>
@@ -53,6 +62,12 @@ SSC_HD PhiloxWords<typename L::U> philox4x32_10(PhiloxWords<typename L::U> count
   return counter;
 }
 
+// The words of 64-bit counters in one subsequence.
+template <class L>
+SSC_HD PhiloxWords<typename L::U> philox_counter(typename L::U counter, uint64_t subsequence) {
+  return {counter, counter >> 32, L::splat(subsequence), L::splat(subsequence >> 32)};
+}
+
 // Two neighbouring words as 64 bits.
 template <class L>
 SSC_HD typename L::U join_words(typename L::U low, typename L::U high) {
@@ -63,7 +78,7 @@ SSC_HD typename L::U join_words(typename L::U low, typename L::U high) {
 SSC_HD uint64_t philox_draw(PhiloxKey key, uint64_t draw) {
   const uint64_t counter = key.offset + draw / 2;
   const PhiloxWords<uint64_t> w =
-      philox4x32_10<ScalarLane>({counter, counter >> 32, 0, 0}, key.seed);
+      philox4x32_10<ScalarLane>(philox_counter<ScalarLane>(counter, key.subsequence), key.seed);
   return draw % 2 == 0 ? join_words<ScalarLane>(w.w0, w.w1) : join_words<ScalarLane>(w.w2, w.w3);
 }
 

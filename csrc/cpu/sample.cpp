@@ -1,13 +1,12 @@
 #include "csrc/cpu/sample.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "csrc/cpu/sample_leaf.h"
+#include "csrc/cpu/sample_blocks.h"
 
 namespace ssc {
 
@@ -34,7 +33,7 @@ const SampleLeaf& sample_leaf(Isa isa) {
 
 namespace {
 
-constexpr int64_t kBlock = 512;  // draws at a time: 4 KiB of bits and 4 KiB of ids
+constexpr int64_t kBlock = kDrawBlock;
 
 // Blocks below which a second thread costs more than it saves. Draws that wait for memory, a random
 // line of the alias table and one of the probabilities each, are worth one sooner: a core has only
@@ -56,7 +55,8 @@ void for_blocks(const Proposal& proposal, int64_t total, const ParallelFor& para
   });
 }
 
-// Draws first .. first + n - 1, n <= kBlock.
+}  // namespace
+
 void draw_block(const SampleLeaf& leaf, const Proposal& proposal, PhiloxKey key, int64_t first,
                 int64_t n, int64_t* ids) {
   uint64_t bits[kBlock];
@@ -71,7 +71,6 @@ void draw_block(const SampleLeaf& leaf, const Proposal& proposal, PhiloxKey key,
   }
 }
 
-// q of each id, n <= kBlock; kNoClass for ids outside [0, num_classes).
 void probabilities_of(const SampleLeaf& leaf, const Proposal& proposal, const int64_t* ids,
                       int64_t n, double* q) {
   switch (proposal.kind) {
@@ -87,7 +86,6 @@ void probabilities_of(const SampleLeaf& leaf, const Proposal& proposal, const in
   }
 }
 
-// Asks for what probabilities_of will read, so that it comes while logarithms are computed.
 void prefetch_probabilities(const Proposal& proposal, const int64_t* ids, int64_t n) {
   if (proposal.kind != ProposalKind::weighted) return;
   for (int64_t i = 0; i < n; ++i) {
@@ -95,33 +93,6 @@ void prefetch_probabilities(const Proposal& proposal, const int64_t* ids, int64_
     if (id < proposal.num_classes) __builtin_prefetch(proposal.probabilities + id);
   }
 }
-
-// The ids seen so far, by open addressing; a quarter full at most, since whether a draw is new
-// can't be predicted and a longer search would cost a second mispredicted branch.
-class IdSet {
- public:
-  explicit IdSet(int64_t max_ids)
-      : slots_(std::bit_ceil(4 * static_cast<size_t>(max_ids))),
-        shift_(64 - std::countr_zero(slots_.size())) {}
-
-  // False if the set has `id` already.
-  bool insert(int64_t id) {
-    const uint64_t key = static_cast<uint64_t>(id) + 1;
-    size_t slot = (key * 0x9E3779B97F4A7C15u) >> shift_;
-    while (slots_[slot] != 0) {
-      if (slots_[slot] == key) return false;
-      slot = (slot + 1) & (slots_.size() - 1);
-    }
-    slots_[slot] = key;
-    return true;
-  }
-
- private:
-  std::vector<uint64_t> slots_;  // 0: empty, else 1 + id
-  int shift_;
-};
-
-}  // namespace
 
 void sample_with_replacement(const Proposal& proposal, PhiloxKey key, int64_t num_samples,
                              int64_t* ids, const ParallelFor& parallel_for) {
@@ -131,40 +102,42 @@ void sample_with_replacement(const Proposal& proposal, PhiloxKey key, int64_t nu
   });
 }
 
-int64_t sample_distinct(const Proposal& proposal, PhiloxKey key, int64_t num_samples,
-                        int64_t* ids) {
+int64_t first_distinct(const Proposal& proposal, PhiloxKey key, int64_t num_samples, IdSet& seen,
+                       int64_t* ids) {
   if (num_samples == 0) return 0;
   const SampleLeaf& leaf = sample_leaf(active_isa());
   // Python sends whatever needs more than a few draws per class to the race.
   const double most = 1e6 + 1e3 * static_cast<double>(proposal.num_classes);
-  IdSet seen(num_samples);
   int64_t found = 0;
+  int64_t excluded = 0;
   int64_t drawn[kBlock];
   const int64_t step = std::min(kBlock, (num_samples + 15) / 16 * 16);
   for (int64_t first = 0; static_cast<double>(first) < most; first += step) {
     draw_block(leaf, proposal, key, first, step, drawn);
     for (int64_t i = 0; i < step; ++i) {
-      if (!seen.insert(drawn[i])) continue;
+      const IdSet::Found there = seen.insert(drawn[i]);
+      if (there != IdSet::Found::nothing) {
+        excluded += there == IdSet::Found::excluded;
+        continue;
+      }
       ids[found++] = drawn[i];
-      if (found == num_samples) return first + i + 1;
+      if (found == num_samples) return first + i + 1 - excluded;
     }
   }
   throw std::runtime_error("sample: " + std::to_string(num_samples) +
                            " distinct classes were not found in a thousand draws per class");
 }
 
-int64_t sample_race(const Proposal& proposal, PhiloxKey key, int64_t num_samples, int64_t* ids,
-                    const ParallelFor& parallel_for) {
-  if (num_samples == 0) return 0;
-  struct Arrival {
-    double time;
-    int64_t id;
-    bool operator<(const Arrival& other) const {
-      return time != other.time ? time < other.time : id < other.id;
-    }
-  };
+int64_t sample_distinct(const Proposal& proposal, PhiloxKey key, int64_t num_samples,
+                        int64_t* ids) {
+  IdSet seen(num_samples);
+  return first_distinct(proposal, key, num_samples, seen, ids);
+}
+
+double race(const Proposal& proposal, PhiloxKey key, int64_t num_samples, const IdSet* excluded,
+            Arrival* arrivals, int64_t* ids, const ParallelFor& parallel_for) {
+  if (num_samples == 0) return 0.0;
   const SampleLeaf& leaf = sample_leaf(active_isa());
-  std::vector<Arrival> arrivals(proposal.num_classes);
   for_blocks(proposal, static_cast<int64_t>(proposal.num_classes), parallel_for,
              [&](int64_t first, int64_t n) {
                uint64_t bits[kBlock];
@@ -173,15 +146,29 @@ int64_t sample_race(const Proposal& proposal, PhiloxKey key, int64_t num_samples
                for (int64_t i = 0; i < n; ++i) block_ids[i] = first + i;
                leaf.philox(key, static_cast<uint64_t>(first), n, bits);
                probabilities_of(leaf, proposal, block_ids, n, q);
+               for (int64_t i = 0; excluded != nullptr && i < n; ++i) {
+                 if (excluded->excludes(first + i)) q[i] = 0.0;
+               }
                leaf.arrival_time(bits, q, n, times);
                for (int64_t i = 0; i < n; ++i) arrivals[first + i] = {times[i], first + i};
              });
-  const auto last = arrivals.begin() + num_samples;
-  if (last != arrivals.end()) std::nth_element(arrivals.begin(), last - 1, arrivals.end());
-  std::sort(arrivals.begin(), last);
+  Arrival* const last = arrivals + num_samples;
+  Arrival* const end = arrivals + proposal.num_classes;
+  if (last != end) std::nth_element(arrivals, last - 1, end);
+  std::sort(arrivals, last);
   for (int64_t i = 0; i < num_samples; ++i) ids[i] = arrivals[i].id;
-  const double draws = std::ceil(std::min(arrivals[num_samples - 1].time, 0x1p62));
-  return std::max(num_samples, static_cast<int64_t>(draws));
+  return arrivals[num_samples - 1].time;
+}
+
+int64_t draws_of_race(double time, int64_t num_samples) {
+  return std::max(num_samples, static_cast<int64_t>(std::ceil(std::min(time, 0x1p62))));
+}
+
+int64_t sample_race(const Proposal& proposal, PhiloxKey key, int64_t num_samples, int64_t* ids,
+                    const ParallelFor& parallel_for) {
+  std::vector<Arrival> arrivals(proposal.num_classes);
+  return draws_of_race(
+      race(proposal, key, num_samples, nullptr, arrivals.data(), ids, parallel_for), num_samples);
 }
 
 void log_expected_counts(const Proposal& proposal, const int64_t* ids, int64_t n,

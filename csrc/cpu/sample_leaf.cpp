@@ -36,7 +36,7 @@ SSC_INLINE void philox_blocks(PhiloxKey key, uint64_t counter, uint64_t* bits) {
   PhiloxWords<U> words[kPhiloxChains];
   for (int chain = 0; chain < kPhiloxChains; ++chain) {
     const U c = Lane::splat(counter + static_cast<uint64_t>(chain) * kWidth) + Lane::iota();
-    words[chain] = {c, c >> 32, Lane::splat(uint64_t{0}), Lane::splat(uint64_t{0})};
+    words[chain] = philox_counter<Lane>(c, key.subsequence);
   }
 #pragma GCC unroll 10
   for (int round = 0; round < kPhiloxRounds; ++round) {

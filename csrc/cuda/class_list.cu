@@ -20,7 +20,22 @@ __global__ void __launch_bounds__(kElementThreads)
   }
 }
 
+__global__ void __launch_bounds__(kElementThreads)
+    number_classes_kernel(int64_t count, int64_t* out) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; c < count;
+       c += stride) {
+    out[c] = c;
+  }
+}
+
 }  // namespace
+
+cudaError_t number_classes(int64_t count, int64_t* out, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  return launch(number_classes_kernel, element_blocks(count), kElementThreads, 0, stream, count,
+                out);
+}
 
 cudaError_t list_classes(const int64_t* ids, int64_t samples, const int64_t* target, int64_t batch,
                          int64_t num_classes, int64_t ignore_index, int64_t* classes,

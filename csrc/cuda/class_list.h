@@ -22,4 +22,7 @@ cudaError_t sort_classes(void* temporary, size_t& bytes, const int64_t* classes,
                          const int64_t* entries, int64_t count, int64_t num_classes,
                          int64_t* sorted_classes, int64_t* order, cudaStream_t stream);
 
+// out[c] = c, for gradients that have a row for every class.
+cudaError_t number_classes(int64_t count, int64_t* out, cudaStream_t stream);
+
 }  // namespace ssc::cuda

@@ -67,7 +67,7 @@ struct __align__(16) TwoBits {
 __device__ __forceinline__ TwoBits two_bits(const PhiloxKey& key, uint64_t pair) {
   const uint64_t counter = key.offset + pair;
   const PhiloxWords<uint64_t> w =
-      philox4x32_10<ScalarLane>({counter, counter >> 32, 0, 0}, key.seed);
+      philox4x32_10<ScalarLane>(philox_counter<ScalarLane>(counter, key.subsequence), key.seed);
   return {join_words<ScalarLane>(w.w0, w.w1), join_words<ScalarLane>(w.w2, w.w3)};
 }
 

@@ -7,6 +7,7 @@
 
 #include "csrc/cpu/huge_pages.h"
 #include "csrc/cpu/sample_alias.h"
+#include "csrc/ops/proposal_arguments.h"
 #include "csrc/ops/sample_arguments.h"
 
 namespace ssc::ops {
@@ -18,26 +19,6 @@ using Draw = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 Tensor empty_like_ids(const Tensor& ids, ScalarType dtype) {
   const auto sizes = ids.sizes();
   return empty_cpu(sizes.data(), static_cast<int64_t>(sizes.size()), dtype);
-}
-
-Proposal uniform_proposal(int64_t num_classes) {
-  return {ProposalKind::uniform, uniform_classes(num_classes), {}, {}, nullptr};
-}
-
-Proposal log_uniform_proposal(int64_t num_classes) {
-  const uint64_t classes = log_uniform_classes(num_classes);
-  return {ProposalKind::log_uniform, classes, make_log_uniform(classes), {}, nullptr};
-}
-
-// table, probability_bits [C] int64: the alias table, and the bits of the float64 probabilities.
-Proposal weighted_proposal(const Tensor& table, const Tensor& probability_bits) {
-  const uint64_t classes = weighted_classes(table, probability_bits);
-  const auto* entries = static_cast<const uint64_t*>(table.const_data_ptr());
-  return {ProposalKind::weighted,
-          classes,
-          {},
-          make_alias_table(entries, classes),
-          static_cast<const double*>(probability_bits.const_data_ptr())};
 }
 
 // tries: one float64, the t of logit_correction.h; none: S draws with replacement.
@@ -119,9 +100,11 @@ Tensor alias_table(Tensor probabilities) {
                   "probabilities must be a contiguous float64 tensor [C], C > 0");
   const Tensor table = empty_like_ids(probabilities, ScalarType::Long);
   advise_huge_pages(table.data_ptr(), static_cast<size_t>(table.numel()) * sizeof(int64_t));
+  Workspace workspace;
   build_alias_table(static_cast<const double*>(probabilities.const_data_ptr()),
                     static_cast<uint64_t>(probabilities.numel()),
-                    static_cast<uint64_t*>(table.mutable_data_ptr()));
+                    static_cast<uint64_t*>(table.mutable_data_ptr()), workspace,
+                    torch_parallel_for());
   return table;
 }
 

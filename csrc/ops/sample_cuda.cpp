@@ -6,8 +6,7 @@
 #include "csrc/cuda/sample.h"
 #include "csrc/cuda/sample_distinct.h"
 #include "csrc/cuda/sample_race.h"
-#include "csrc/ops/cuda_device.h"
-#include "csrc/ops/sample_arguments.h"
+#include "csrc/ops/proposal_cuda.h"
 
 namespace ssc::ops {
 namespace {
@@ -20,16 +19,6 @@ cuda::UniformProposal uniform_proposal(int64_t num_classes) {
 
 cuda::LogUniformProposal log_uniform_proposal(int64_t num_classes) {
   return cuda::log_uniform_proposal(log_uniform_classes(num_classes));
-}
-
-cuda::WeightedProposal weighted_proposal(const Tensor& table, const Tensor& probability_bits,
-                                         const OnDevice& device) {
-  const uint64_t classes = weighted_classes(table, probability_bits);
-  device.check_here(table, "table");
-  device.check_here(probability_bits, "probability_bits");
-  const auto* entries = static_cast<const uint64_t*>(table.const_data_ptr());
-  return {make_alias_table(entries, classes),
-          static_cast<const double*>(probability_bits.const_data_ptr())};
 }
 
 // tries: one float64 in the memory of the CPU or of the device; none: S draws with replacement.

@@ -34,6 +34,16 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       "sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bits,"
       " int num_samples, int method, Tensor? tries) -> (Tensor ids, Tensor num_draws,"
       " Tensor log_count, Tensor target_log_count)");
+  // The same for rows with draws of their own, row r from the key's subsequence r + 1: ids and
+  // log_count [B, S], num_draws [B], target and target_log_count [B, T]. kind: 0 uniform, 1
+  // log-uniform, 2 weighted (then with table and probability_bits); num_drawable: classes of
+  // positive probability. exclude [B, E]: classes that a row must not have, ids outside [0, C) are
+  // padding. Without keep_ids only target_log_count is wanted: the others are empty.
+  m.def(
+      "sample_rows(Tensor key, Tensor target, int kind, int num_classes, Tensor? table,"
+      " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
+      " Tensor? exclude, bool keep_ids) -> (Tensor ids, Tensor num_draws, Tensor log_count,"
+      " Tensor target_log_count)");
   // log n of any ids: with replacement (no tries; num_samples = 1 makes it log q), or without.
   m.def("log_count_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries) -> Tensor");
   m.def(
@@ -83,6 +93,31 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad,"
       " bool tf32=False) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias,"
       " Tensor grad_rows)");
+  // The same where every row has samples of its own, ids and log_expected_count [B, S].
+  m.def(
+      "per_row_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
+      " float softcap, bool remove_hits, bool sigmoid) -> (Tensor loss, Tensor peak)");
+  m.def(
+      "per_row_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
+      " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
+  // And for the samples that sample_rows gives, which are drawn as they are needed; corrected:
+  // log n is subtracted.
+  m.def(
+      "keyed_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"
+      " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
+      " Tensor? exclude, bool corrected, float inv_temperature, float softcap, bool remove_hits,"
+      " bool sigmoid) -> (Tensor loss, Tensor peak)");
+  m.def(
+      "keyed_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"
+      " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
+      " Tensor? exclude, bool corrected, float inv_temperature, float softcap, bool remove_hits,"
+      " bool sigmoid, Tensor row_scale, bool sparse_grad)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
 
   // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes,
   // float32 (float64 for float64 input) as all results per row.

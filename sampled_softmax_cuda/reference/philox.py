@@ -50,18 +50,19 @@ def philox4x32_10(counter: Words, seed: Tensor) -> Words:
     return w0, w1, w2, w3
 
 
-def philox_bits(key: Tensor, first: int, count: int) -> Tensor:
+def philox_bits(key: Tensor, first: int, count: int, subsequence: Tensor | None = None) -> Tensor:
     """The 64 bits of draws first .. first + count - 1 of a key.
 
-    Draw i is words 2l and 2l + 1, l = i % 2, of counter offset + i // 2 in subsequence 0.
+    Draw i is words 2l and 2l + 1, l = i % 2, of counter offset + i // 2 in the subsequence.
 
     Args:
         key: int64 [2], (seed, offset).
         first: an even number.
         count: how many draws.
+        subsequence: int64 [B], a stream for each row; None: the one of subsequence 0.
 
     Returns:
-        int64 [count] on the key's device.
+        int64 [count], or [B, count], on the key's device.
 
     Example:
         >>> import torch
@@ -71,7 +72,11 @@ def philox_bits(key: Tensor, first: int, count: int) -> Tensor:
     seed, offset = key.unbind()
     blocks = (count + 1) // 2
     counter = offset + first // 2 + torch.arange(blocks, device=key.device)
-    zero = torch.zeros_like(counter)
-    w0, w1, w2, w3 = philox4x32_10((counter & _LOW32, high32(counter), zero, zero), seed)
-    draws = torch.stack((w0 | (w1 << 32), w2 | (w3 << 32)), dim=1)
-    return draws.flatten()[:count]
+    stream = torch.zeros_like(counter)
+    if subsequence is not None:
+        stream = subsequence[:, None].expand(-1, blocks)
+        counter = counter.expand_as(stream)
+    words = (counter & _LOW32, high32(counter), stream & _LOW32, high32(stream))
+    w0, w1, w2, w3 = philox4x32_10(words, seed)
+    draws = torch.stack((w0 | (w1 << 32), w2 | (w3 << 32)), dim=-1)
+    return draws.flatten(-2)[..., :count]

@@ -16,6 +16,13 @@ Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
 
 Proposal = Uniform | LogUniform | Weighted
 
+_KEY_LIMIT = 2**63 - 1  # all that torch.randint can do
+
+
+def new_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """(seed, offset) of a draw, int64 [2], by a built-in operator: a CUDA graph can hold it."""
+    return torch.randint(_KEY_LIMIT, (2,), device=device, generator=generator)
+
 
 def _ops() -> Any:
     return torch.ops.sampled_softmax

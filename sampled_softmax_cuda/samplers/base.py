@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from .._load import on_cpu
 from ..reference.sample import Method
 from . import _ops
+from ._row_draws import draw_rows
+from .keyed import KeyedSamples
+from .samples import Samples as Samples
 
 _INCLUSIONS = ("expected", "observed", "estimated")
-
-_KEY_LIMIT = 2**63 - 1  # all that torch.randint can do
 
 # Rejection takes t draws, the race about as long as this many draws per class.
 _RACE_DRAWS_PER_CLASS = 4
@@ -22,20 +23,6 @@ _RACE_DRAWS_PER_CLASS = 4
 # The draws behind inclusion="estimated": fixed keys, so that every process estimates the same t.
 _ESTIMATE_SEED = 0x5353_4345_5354
 _ESTIMATE_DRAWS = 10
-
-
-class Samples(NamedTuple):
-    """Sampled classes and the logarithms of their expected counts.
-
-    Ids may come from anywhere (a queue, a miner): `Samples(ids, None, None)` corrects nothing.
-    """
-
-    ids: Tensor
-    """[S] int64 class ids."""
-    log_expected_count: Tensor | None
-    """[S] float32, log n of each id; None means n = 1."""
-    target_log_expected_count: Tensor | None
-    """float32 of the target's shape, log n of each target; None means n = 1."""
 
 
 class _Plan(NamedTuple):
@@ -76,9 +63,12 @@ class Sampler(nn.Module, ABC):
         replacement: bool = True,
         inclusion: str = "expected",
         per_row: bool = False,
+        exclude: Tensor | None = None,
+        num_true: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Samples:
-        """Draw classes shared by the batch, with the log expected counts that the loss subtracts.
+        """Draw classes, shared by the batch or for each row its own, with the log expected counts
+        that the loss subtracts.
 
         With replacement: S independent draws, n = S q. Without: the first S distinct classes of the
         same stream, in the order of the draws, and n = 1 - (1 - q)^t with t, by `inclusion`,
@@ -93,17 +83,27 @@ class Sampler(nn.Module, ABC):
             num_samples: S, at least 1; without replacement at most `num_drawable`.
             replacement: whether a class may be drawn more than once.
             inclusion: which t, without replacement.
-            per_row: must be False.
+            per_row: whether every row has S classes of its own; `sample_keyed` gives the same ones
+                without storing them.
+            exclude: with per_row, [*, E] int64, classes that a row must not have; negative ids are
+                padding. Its draws that are excluded are made again, so the others are likelier: q
+                is divided by 1 minus what the excluded ones have. With "expected" and "estimated" t
+                stays that of the whole proposal. A target's own count is that of a class which is
+                not excluded.
+            num_true: with per_row, T where target is [*, T]; None: its entries are the rows.
             generator: on the target's device; torch's default generator if None, and inside
                 torch.compile, which can't trace a generator.
 
         Returns:
-            `Samples(ids [S], log_expected_count [S], target_log_expected_count [*])`.
+            `Samples(ids [S], log_expected_count [S], target_log_expected_count)`, the last of the
+            target's shape; with per_row ids and counts are [*, S].
 
         Raises:
-            ValueError: num_samples below 1 or above num_drawable, an unknown inclusion,
-                per_row=True, a target on another device. TypeError: a target that is not int64,
-                a num_samples that is not an int.
+            ValueError: num_samples below 1 or above num_drawable, an unknown inclusion, a target on
+                another device; exclude or num_true without per_row or of the wrong shape; on the
+                CPU, an exclude that leaves a row too few classes (on CUDA its ids are then -1 and
+                its counts NaN). TypeError: a target or exclude that is not int64, a num_samples
+                that is not an int. IndexError: an excluded id of num_classes or more, on the CPU.
 
         Example:
             >>> import torch, sampled_softmax_cuda as ssc
@@ -111,20 +111,63 @@ class Sampler(nn.Module, ABC):
             >>> samples = sampler.sample(torch.tensor([3, 14, 15]), 8, replacement=False)
             >>> samples.ids.shape, samples.target_log_expected_count.shape
             (torch.Size([8]), torch.Size([3]))
+            >>> sampler.sample(torch.tensor([3, 14, 15]), 8, per_row=True).ids.shape
+            torch.Size([3, 8])
         """
         if per_row:
-            raise ValueError(
-                f"{self._name}.sample: per_row=True is not supported in this release: all rows"
-                " share one set of samples; use per_row=False"
-            )
+            how = num_samples, replacement, inclusion
+            lists = exclude, num_true
+            return draw_rows(self, "sample", target, how, lists, generator, keep_ids=True)[1]
+        for argument, value in (("exclude", exclude), ("num_true", num_true)):
+            if value is not None:
+                raise ValueError(
+                    f"{self._name}.sample: {argument} needs per_row=True: samples shared by the"
+                    " batch are the same for every row"
+                )
         self._check_ids("sample", "target", target)
         self._check_num_samples("sample", num_samples, replacement, inclusion)
         plan = self._plan(num_samples, replacement, inclusion)
-        key = torch.randint(_KEY_LIMIT, (2,), device=target.device, generator=generator)
+        key = _ops.new_key(target.device, generator)
         ids, _, log_count, target_log_count = _ops.sample(
             self._proposal(), key, target.contiguous(), num_samples, *plan
         )
         return Samples(ids, log_count, target_log_count)
+
+    def sample_keyed(
+        self,
+        target: Tensor,
+        num_samples: int,
+        *,
+        replacement: bool = True,
+        inclusion: str = "expected",
+        exclude: Tensor | None = None,
+        num_true: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> KeyedSamples:
+        """The classes of `sample(..., per_row=True)` as the key that they are drawn from.
+
+        The kernels of the loss draw each row's when they come to it, in the forward and in the
+        backward pass, so that nothing of size [*, S] is ever stored.
+
+        Args:
+            target, num_samples, replacement, inclusion, exclude, num_true, generator: as `sample`.
+
+        Returns:
+            `KeyedSamples`, whose `materialize()` gives the `Samples`.
+
+        Raises:
+            As `sample`.
+
+        Example:
+            >>> import torch, sampled_softmax_cuda as ssc
+            >>> sampler = ssc.LogUniformSampler(1000)
+            >>> keyed = sampler.sample_keyed(torch.tensor([3, 14, 15]), 8)
+            >>> keyed.num_samples, keyed.target_log_expected_count.shape
+            (8, torch.Size([3]))
+        """
+        how = num_samples, replacement, inclusion
+        lists = exclude, num_true
+        return draw_rows(self, "sample_keyed", target, how, lists, generator, keep_ids=False)[0]
 
     def draw(
         self, key: Tensor, num_samples: int, *, replacement: bool = True
@@ -152,7 +195,7 @@ class Sampler(nn.Module, ABC):
         self._check_num_samples("draw", num_samples, replacement, "observed")
         plan = self._plan(num_samples, replacement, "observed")
         ids, num_draws, _, _ = _ops.sample(
-            self._proposal(), key.contiguous(), key[:0], num_samples, *plan
+            self._proposal(), key.contiguous(), key.new_empty(0), num_samples, *plan
         )
         return ids, num_draws
 

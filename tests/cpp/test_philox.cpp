@@ -44,11 +44,19 @@ TEST(a_draw_is_one_half_of_a_counter) {
   CHECK_EQ(ssc::philox_draw({0, 7}, 3), ssc::philox_draw({0, 8}, 1));
 }
 
+TEST(a_row_has_a_subsequence_of_its_own) {
+  // Random123's answer for a counter of all ones under a key of all ones.
+  const PhiloxKey key{~uint64_t{0}, ~uint64_t{0}, ~uint64_t{0}};
+  CHECK_EQ(ssc::philox_draw(key, 0), 0x41c83b0e408f276du);
+  CHECK_EQ(ssc::row_key(key, 4).subsequence, 5u);
+}
+
 TEST(the_leaf_gives_the_same_draws_from_any_place_and_length) {
   const ssc::SampleLeaf& leaf = ssc::sample_leaf(ssc::active_isa());
   // The last offset makes the 64-bit counter wrap around.
-  for (const PhiloxKey key : {PhiloxKey{0, 0}, PhiloxKey{~uint64_t{0}, 0x0123456789abcdef},
-                              PhiloxKey{0x5eed, ~uint64_t{0} - 3}}) {
+  for (const PhiloxKey key :
+       {PhiloxKey{0, 0}, PhiloxKey{~uint64_t{0}, 0x0123456789abcdef},
+        PhiloxKey{0x5eed, ~uint64_t{0} - 3}, PhiloxKey{5, 6, uint64_t{7} << 32 | 8}}) {
     for (const uint64_t first : {uint64_t{0}, uint64_t{2}, uint64_t{1} << 33}) {
       for (const int64_t n : {0, 1, 2, 15, 16, 17, 63, 64, 65, 200}) {
         std::vector<uint64_t> bits(static_cast<size_t>(n));

@@ -1,0 +1,60 @@
+"""Checks of draws for single rows; every function's first argument opens its messages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._load import on_cpu
+from ..reference.sample_rows import excluded_mass
+from ._ops import Proposal
+
+_LEAST_LEFT = 1e-6  # of the probability, as in csrc/cpu/row_draws.cpp
+
+
+def check_rows(name: str, target: Tensor, num_true: int | None) -> tuple[int, ...]:
+    """The shape of the batch: that of target, less the last dimension if that is num_true."""
+    if num_true is None:
+        return tuple(target.shape)
+    if target.dim() == 0 or target.shape[-1] != num_true or num_true < 1:
+        raise ValueError(
+            f"{name}: target must be [*, num_true={num_true}], num_true >= 1, got"
+            f" {list(target.shape)}"
+        )
+    return tuple(target.shape[:-1])
+
+
+def check_exclude(name: str, exclude: Tensor, shape: tuple[int, ...], num_classes: int) -> None:
+    """exclude is a list of ids for each row; on the CPU, none is too large."""
+    if exclude.dim() == 0 or tuple(exclude.shape[:-1]) != shape:
+        raise ValueError(
+            f"{name}: exclude must be [*, E] with the batch's shape {list(shape)} before E, got"
+            f" {list(exclude.shape)}"
+        )
+    if torch.compiler.is_compiling() or not on_cpu(exclude) or exclude.numel() == 0:
+        return
+    largest = int(exclude.max())
+    if largest >= num_classes:
+        raise IndexError(f"{name}: exclude must be below num_classes={num_classes}, got {largest}")
+
+
+def check_left(
+    name: str, proposal: Proposal, exclude: Tensor, num_drawable: int, needed: int
+) -> None:
+    """On the CPU, exclude [B, E] leaves every row `needed` classes and a share of the draws."""
+    if torch.compiler.is_compiling() or not on_cpu(exclude) or exclude.shape[1] == 0:
+        return
+    mass, lost = excluded_mass(proposal, exclude)
+    short = (num_drawable - lost < needed).nonzero()
+    if short.numel() > 0:
+        row = int(short[0])
+        raise ValueError(
+            f"{name}: exclude leaves row {row} {num_drawable - int(lost[row])} classes of positive"
+            f" probability, {needed} are needed"
+        )
+    rare = (1.0 - mass < _LEAST_LEFT).nonzero()
+    if needed == 1 and rare.numel() > 0:
+        raise ValueError(
+            f"{name}: exclude leaves row {int(rare[0])} less than a millionth of the proposal's"
+            " probability"
+        )

@@ -1,0 +1,156 @@
+"""The kernels of per-row negatives on the checked executor: races, bounds, schedules, transfers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sampling import key
+from simt_bench import SCHEDULES, Bench, require
+from torch import Tensor
+
+import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda import testing
+from sampled_softmax_cuda.samplers import _rows
+
+SPLITS = 2
+
+
+class Problem:
+    """Tensors of a step and of what its kernels leave behind."""
+
+    def __init__(
+        self, batch: int, dim: int, classes: int, samples: int, dtype: torch.dtype, sigmoid: bool
+    ) -> None:
+        g = torch.Generator().manual_seed(2)
+        self.dtype, self.shape = dtype, (batch, dim, classes, samples)
+        self.input = torch.randn(batch, dim, generator=g).to(dtype)
+        self.weight = (torch.randn(classes, dim, generator=g) / dim**0.5).to(dtype)
+        self.bias = torch.randn(classes, generator=g).to(dtype)
+        self.target_logit = torch.randn(batch, generator=g)
+        self.ids = torch.randint(classes, (batch, samples), generator=g)
+        self.hits = torch.stack((self.ids[:, 0], torch.full((batch,), -1)), dim=1).contiguous()
+        self.counted = torch.arange(batch) % 3 != 1
+        self.log_count = torch.randn(batch, samples, generator=g)
+        self.log_count[:, 1::7] = torch.inf
+        self.row_scale = torch.randn(batch, generator=g)
+        self.scalars = (0.8, 2.0, sigmoid)
+
+    def inputs(self) -> tuple[Any, ...]:
+        return (
+            *(self.input, self.weight, self.bias, self.target_logit, self.hits, 2, True),
+            *(self.counted, self.ids, self.log_count, *self.shape, *self.scalars),
+        )
+
+
+def run(bench: Bench, p: Problem) -> dict[str, Tensor]:
+    """A whole step, stage by stage."""
+    batch, dim, classes, samples = p.shape
+    for name in ("input", "weight", "bias", "target_logit", "hits", "counted", "ids", "log_count"):
+        bench.buffer(name, getattr(p, name), "in")
+    bench.buffer("row_scale", p.row_scale, "in")
+    out = {
+        "parts": torch.empty(SPLITS, batch, 3),
+        "logits": torch.empty(batch, samples),
+        "loss": torch.empty(batch),
+        "peak": torch.empty(batch),
+        "lse": torch.empty(batch),
+        "classes": torch.empty(batch, samples, dtype=torch.int64),
+        "entries": torch.empty(batch, samples, dtype=torch.int64),
+        "grad_input": torch.empty(batch, dim, dtype=p.dtype),
+    }
+    for name, tensor in out.items():
+        bench.buffer(name, tensor, "out")
+    suffix = str(p.dtype).removeprefix("torch.")
+
+    def stage(name: str, *arguments: Any) -> None:
+        bench.call(f"{name}_{suffix}", *p.inputs(), *arguments)
+
+    stage("score_rows", out["parts"], SPLITS, out["logits"])
+    stage("finish_rows", out["parts"], SPLITS, out["loss"], out["peak"], out["lse"])
+    stage(
+        "row_coefficients", out["lse"], p.row_scale, out["logits"], out["classes"], out["entries"]
+    )
+    stage("row_input_grad", out["logits"], out["grad_input"])
+    ordered, order = out["classes"].flatten().sort(stable=True)
+    out["grad_weight"] = torch.zeros(classes, dim)
+    out["grad_bias"] = torch.zeros(classes)
+    for name, tensor in (("sorted", ordered), ("order", order)):
+        bench.buffer(name, tensor, "in")
+    for name in ("grad_weight", "grad_bias"):
+        bench.buffer(name, out[name])
+    grads = (out["logits"], out["grad_weight"], out["grad_bias"], None)
+    stage("row_class_grads", ordered, order, *grads)
+    return out
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dim", [40, 7], ids=["rows of 16 bytes", "odd rows"])
+def test_every_schedule_gives_the_same_bits(dim: int, dtype: torch.dtype, sigmoid: bool) -> None:
+    require("checked")
+    results = []
+    for schedule in SCHEDULES:
+        p = Problem(4, dim, 30, 300, dtype, sigmoid)
+        results.append(run(Bench("checked", schedule=schedule, seed=1), p))
+    for other in results[1:]:
+        for name, tensor in results[0].items():
+            assert torch.equal(tensor, other[name]), name
+    # Against the kernels of the CPU, which other tests hold to float64.
+    arguments = (p.input, p.weight, p.bias, p.target_logit, p.hits, p.counted, p.ids, p.log_count)
+    ops = torch.ops.sampled_softmax
+    scalars = (0.8, 2.0, True, sigmoid)
+    loss, peak = ops.per_row_rows(*arguments, *scalars)
+    grads = ops.per_row_grads(*arguments, *scalars, p.row_scale, False)
+    torch.testing.assert_close(results[0]["loss"], loss, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(results[0]["peak"], peak, rtol=2e-5, atol=2e-5)
+    for name, grad in zip(("grad_input", "grad_weight", "grad_bias"), grads, strict=False):
+        ours = results[0][name].to(dtype)
+        eps = max(8 * torch.finfo(dtype).eps, 1e-5)  # ex2.approx in sums
+        torch.testing.assert_close(
+            ours, grad, rtol=eps, atol=eps, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_gathered_rows_are_whole_sectors_and_read_once() -> None:
+    require("checked")
+    bench = Bench("checked", statistics=True)
+    p = Problem(6, 128, 200, 64, torch.float32, False)
+    p.counted[:] = True
+    p.log_count[:] = 0
+    p.hits[:] = -1
+    run(bench, p)
+    batch, dim, _, samples = p.shape
+    gathers = [
+        line
+        for line in bench.statistics()
+        if line["kind"] == "global load" and line["bytes"] == 16 * line["lanes"]
+    ]
+    assert not [line for line in gathers if line["transfers"] > line["ideal"]]
+    # W once in each of the two kernels; h_i comes with every kRowsInFlight-th row, from L1.
+    in_flight = 4
+    rows = batch * samples * dim * 4
+    assert sum(line["bytes"] for line in gathers) == 2 * rows + rows // in_flight
+
+
+def test_ids_of_rows_are_those_of_the_cpu() -> None:
+    require("checked")
+    classes, first, rows, samples = 2**40, 5, 3, 37
+    ids = torch.empty(rows, samples, dtype=torch.int64)
+    count = torch.empty(rows, samples)
+    bench, k = Bench("checked"), key(9, 4)
+    bench.buffer("key", k, "in")
+    bench.buffer("ids", ids, "out")
+    bench.buffer("count", count, "out")
+    bench.call("draw_rows_log_uniform", classes, k, first, rows, samples, ids, count)
+
+    sampler = ssc.LogUniformSampler(classes)
+    arguments = _rows.proposal_arguments(sampler._proposal(), classes)
+    target = torch.zeros(first + rows, 0, dtype=torch.int64)
+    with testing.use_backend("reference"):
+        want, _, log_count, _ = _rows.sample_rows(
+            arguments, k, target, samples, _rows.Method.WITH_REPLACEMENT, None, None
+        )
+    assert torch.equal(ids, want[first:])
+    torch.testing.assert_close(count, log_count[first:])
