@@ -78,9 +78,10 @@ CUDA_TORCH ?= torch==2.14.1
 cuda-torch-check:
 	$(PYTHON) tools/cuda_torch_check.py "$(CUDA_TORCH)" --jobs $(JOBS)
 
+# Threads that wait for others spin by default, in the way of the other workers.
 test-python: build $(if $(filter Linux,$(shell uname -s)),simt cuda)
 	$(BIN)/python tools/check_leaf_symbols.py build/dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(BIN)/.package
 	ruff check .
