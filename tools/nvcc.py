@@ -19,6 +19,7 @@ SOURCES = (
     "class_list",
     "draw_rows",
     "grads",
+    "negatives",
     "per_row_grads",
     "per_row_score",
     "products",
@@ -28,6 +29,7 @@ SOURCES = (
     "sample_distinct",
     "sample_race",
     "score",
+    "score_negatives",
 )
 ARCHITECTURES = (75, 80, 90, 120)
 
@@ -88,7 +90,7 @@ def demangle(symbols: list[str]) -> list[str]:
     for name, values in enumerators.items():
         for number, value in enumerate(values):
             short = short.replace(f"({name}){number}", value)
-    short = short.replace("__half", "float16")
+    short = short.replace("__half", "float16").replace("> >", ">>")
     return [line[: line.index("(")] for line in short.splitlines()]
 
 
