@@ -34,6 +34,7 @@ set(SSC_LEAF_SOURCES_MATMUL
     csrc/cpu/logits_leaf.cpp
     csrc/cpu/pack_leaf.cpp
     csrc/cpu/score_leaf.cpp
+    csrc/cpu/score_link_leaf.cpp
     csrc/cpu/sweep_leaf.cpp
     csrc/cpu/table_leaf.cpp
     csrc/cpu/weight_grad_leaf.cpp
@@ -45,6 +46,7 @@ set(SSC_OPS_SOURCES
     csrc/ops/info.cpp
     csrc/ops/loss.cpp
     csrc/ops/memory.cpp
+    csrc/ops/negatives.cpp
     csrc/ops/per_row.cpp
     csrc/ops/sample.cpp
     csrc/ops/sample_rows.cpp

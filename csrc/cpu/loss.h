@@ -11,6 +11,7 @@
 
 #include "csrc/cpu/dtype.h"
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/loss_leaf.h"
 #include "csrc/cpu/parallel.h"
 #include "csrc/cpu/sample_plan.h"
 
@@ -24,6 +25,10 @@ struct LossProblem {
   Vector target_log_expected_count;  // [batch]
   int64_t batch, dim, classes;
   double inv_temperature;
+  // With a link: the loss of the negatives alone, softmax's log(1 + Σ_s exp(z_is − r_i)) against
+  // logits r that are given, or Σ_s softplus(z_is). target and its counts are not looked at.
+  const Link* link;
+  Vector target_logit;  // [batch], of the dtype of the results
 };
 
 // All [batch]; rows that do not count are set to 0.
@@ -33,6 +38,7 @@ struct RowResults {
   T* lse;           // log(exp z_t + Σ exp z_s)
   T* target_logit;  // z_t
   T* error;         // 1 where some z_s > z_t
+  T* peak;          // with a link, beside the loss alone: max_s z_s without the hits
 };
 
 template <class T>

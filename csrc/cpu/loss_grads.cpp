@@ -6,6 +6,9 @@
 //   dW_s = Σ_i k_i p_is h_i,  and for the target  dW_t += k_i (p_it − 1) h_i
 //   db likewise, with 1 for h_i
 //
+// With a link (loss_leaf.h) the target's terms are not there, and E is the derivative of the sum's
+// terms: p_is = E_is / sum_i for the softmax, E_is for softplus.
+//
 // p_it − 1 is taken as −(Σ_s E_is) / sum_i, which does not cancel when the row is nearly learnt.
 #include "csrc/cpu/loss_steps.h"
 
@@ -38,9 +41,8 @@ class GradientPass {
     const Partition chunks = partition(plan_.rows, ceil_div(plan_.rows, most_rows_));
     for (int64_t c = 0; c < chunks.count; ++c) {
       const Range rows = piece(chunks, c);
-      set_rows(chunk_, plan_.row_ids + rows.begin, rows.end - rows.begin, leaf_, parallel_for_);
-      chunk_.hit = plan_.hit + rows.begin;
-      chunk_.remove_hits = plan_.remove_hits;
+      set_rows(chunk_, plan_, rows.begin, rows.end - rows.begin, leaf_, parallel_for_);
+      if (problem_.link == nullptr) chunk_.hit = plan_.hit + rows.begin;
       chunk_start_ = rows.begin;
       parallel_for_(chunk_.blocks.count, 1,
                     [&](int64_t begin, int64_t end) { sweep_blocks(begin, end); });
@@ -117,7 +119,8 @@ class GradientPass {
     Workspace local;
     const Tile<T> tile = take_tile(problem_.dim, true, leaf_, local);
     const Samples samples = distinct_samples(problem_, plan_);
-    const Range rows = start_rows(problem_, samples, chunk_, begin, end, results_, leaf_);
+    const Range rows =
+        start_rows(problem_, samples, plan_, chunk_start_, chunk_, begin, end, results_, leaf_);
     if (plan_.distinct == 0) {
       std::fill_n(chunk_.grad_input + rows.begin * padded_dim_,
                   (rows.end - rows.begin) * padded_dim_, T(0));
@@ -127,11 +130,13 @@ class GradientPass {
       const RowSums sums = end_row(problem_, plan_, chunk_start_, chunk_, i, results_, leaf_);
       const int64_t row = chunk_.row_ids[i];
       const double k = gradients_.row_scale[row] * problem_.inv_temperature;
-      target_coefficient_[i] = static_cast<T>(-k * (sums.sampled / sums.total));
+      const bool own_target = problem_.link == nullptr;
+      target_coefficient_[i] = own_target ? static_cast<T>(-k * (sums.sampled / sums.total)) : T(0);
       prefetch_target(problem_, chunk_, i + kPrefetchRows, rows.end);
       chunk_.coefficient[i] = static_cast<T>(k / sums.total);
-      leaf_.finish_row(problem_.weight, chunk_, i, problem_.dim, problem_.target[row],
-                       target_coefficient_[i], gradients_.input);
+      leaf_.finish_row(problem_.weight, chunk_, i, problem_.dim,
+                       own_target ? problem_.target[row] : -1, target_coefficient_[i],
+                       gradients_.input);
       leaf_.pack_grad_row(problem_.input, chunk_, i, problem_.dim);
     }
   }
@@ -163,8 +168,8 @@ class GradientPass {
   void add_targets(int64_t panel, Range rows) {
     const Range own = slots_of(panel);
     const int64_t* slots = plan_.by_target_slot;
-    const int64_t* begin = std::lower_bound(slots, slots + plan_.rows, own.begin);
-    for (int64_t j = begin - slots; j < plan_.rows && slots[j] < own.end; ++j) {
+    const int64_t* begin = std::lower_bound(slots, slots + plan_.targets, own.begin);
+    for (int64_t j = begin - slots; j < plan_.targets && slots[j] < own.end; ++j) {
       const int64_t i = plan_.by_target[j];
       if (i < rows.begin || i >= rows.end) continue;
       const T coefficient = target_coefficient_[i - rows.begin];

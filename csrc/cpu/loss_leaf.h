@@ -43,6 +43,13 @@ constexpr Range piece(const Partition& p, int64_t index) {
   return {begin * p.unit, end < p.n ? end : p.n};
 }
 
+// How a sample's logit x enters the sum, where that is not the plain softmax's exp(x − log n −
+// reference): x is capped, c tanh(x / c) for a cap c > 0, and the sum may be that of softplus.
+struct Link {
+  bool sigmoid;
+  double softcap;  // 0: none
+};
+
 // The samples and where their rows of W come from.
 struct Samples {
   MatrixView weight;         // [C, D]
@@ -52,6 +59,7 @@ struct Samples {
   const double* log_copies;  // [count] what merged copies add to a sample's logit; null: 0
   int64_t first, count, dim;
   double inv_temperature;
+  const Link* link;  // null: the plain softmax
 };
 
 // Memory for one tile of packed samples, a thread's own. P = kPanel samples make a panel, the last
@@ -60,12 +68,16 @@ struct Samples {
 //   rows    [Dp / P][panels · P/K][P]   vectors over D, for dH; null where not needed
 //   adjust  [panels · P]                bias/τ − log n of each sample; −inf in the padding
 //   copies  [panels · P]                log_copies
+//   correction [panels · P]             with a link: log n, +inf in the padding, `adjust` then
+//   being
+//                                       b/τ alone; and of a sigmoid `copies` counts the copies
 template <class T>
 struct Tile {
   T* columns;
   T* rows;
   T* adjust;
   T* copies;
+  T* correction;
   int64_t panels, padded_dim;
 };
 
@@ -79,14 +91,19 @@ struct RowChunk {
   T* reference;            // [R] exp's reference point: at first the target's corrected logit
   T* sum;                  // [R][lanes] partial sums of E over the latest samples
   double* settled;         // [R] sums of E over the samples before
-  T* peak;              // [R][lanes] partial maxima of z − reference: single copies, hits left out
-  const int64_t* hit;   // [R] which sample is the row's own target, or −1
-  bool remove_hits;     // whether that sample is left out of sums and gradients
-  T* exps;              // E [panels][rows, padded][P/K]; null: forward only
-  int64_t exps_stride;  // words from panel to panel
-  T* grad_input;        // [R][Dp] Σ_s E_is W_s, not yet scaled; null: forward only
-  T* coefficient;       // [R] what E's rows are scaled with: k_i / sum_i
-  Partition columns;    // of D, and one more column of ones where there is a bias
+  T* peak;           // [R][lanes] partial maxima of z − reference: single copies, hits left out
+  int64_t* hit;      // [R] which sample is the row's own target, or −1
+  bool remove_hits;  // whether that sample is left out of sums and gradients
+  // With a link, a row has a rising list of hits: `hit` is the next of them that the sweep will
+  // meet, and hit_list[next_hit, end_hit) are those after it.
+  const int64_t* hit_list;
+  int64_t* next_hit;       // [R]
+  const int64_t* end_hit;  // [R]
+  T* exps;                 // E [panels][rows, padded][P/K]; null: forward only
+  int64_t exps_stride;     // words from panel to panel
+  T* grad_input;           // [R][Dp] Σ_s E_is W_s, not yet scaled; null: forward only
+  T* coefficient;          // [R] what E's rows are scaled with: k_i / sum_i
+  Partition columns;       // of D, and one more column of ones where there is a bias
   // [columns][R/K][columns of the piece]: coefficient · H. In pairs H itself, without a rounding:
   // E, rounded already, takes the coefficient instead.
   T* grad_scaled;
@@ -112,7 +129,8 @@ struct LossLeaf {
   // Row i's Σ_s E and maximum of z − reference.
   void (*reduce_row)(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak);
 
-  // grad_out[row] = coefficient · (Σ_s E_is W_s) + target_coefficient · W_target.
+  // grad_out[row] = coefficient · (Σ_s E_is W_s) + target_coefficient · W_target; without the
+  // latter for a negative target.
   void (*finish_row)(MatrixView weight, const RowChunk<T>& chunk, int64_t i, int64_t dim,
                      int64_t target, T target_coefficient, MatrixView grad_out);
 

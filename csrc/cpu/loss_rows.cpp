@@ -21,16 +21,16 @@ void stream_rows(const LossProblem& problem, const Samples& samples, const Sampl
   const LossLeaf<T>& leaf = loss_leaf<T>(isa, problem.input.dtype, problem.weight.dtype);
   const int64_t most = chunk_rows<T>(plan.rows, problem.dim);
   RowChunk<T> chunk = take_chunk(most, problem.dim, leaf, workspace);
-  int64_t* hit = workspace.take<int64_t>(most);
-  chunk.hit = hit;
-  chunk.remove_hits = plan.remove_hits;
   for (int64_t start = 0; start < plan.rows; start += most) {
-    set_rows(chunk, plan.row_ids + start, std::min(most, plan.rows - start), leaf, parallel_for);
+    set_rows(chunk, plan, start, std::min(most, plan.rows - start), leaf, parallel_for);
     parallel_for(chunk.blocks.count, 1, [&](int64_t begin, int64_t end) {
       Workspace local;
       const Tile<T> tile = take_tile(problem.dim, false, leaf, local);
-      const Range rows = start_rows(problem, samples, chunk, begin, end, results, leaf);
-      for (int64_t i = rows.begin; i < rows.end; ++i) hit[i] = row_hit(start + i);
+      const Range rows =
+          start_rows(problem, samples, plan, start, chunk, begin, end, results, leaf);
+      if (problem.link == nullptr) {
+        for (int64_t i = rows.begin; i < rows.end; ++i) chunk.hit[i] = row_hit(start + i);
+      }
       leaf.sweep(samples, tile, chunk, begin, end);
       for (int64_t i = rows.begin; i < rows.end; ++i)
         end_row(problem, plan, start, chunk, i, results, leaf);
@@ -63,11 +63,12 @@ void logits(const LossProblem& problem, int64_t begin, int64_t count, MatrixView
   const LossLeaf<T>& leaf = loss_leaf<T>(isa, problem.input.dtype, problem.weight.dtype);
   const int64_t most = chunk_rows<T>(problem.batch, problem.dim);
   const Samples classes = class_range(problem, begin, count);
-  int64_t* row_ids = workspace.take<int64_t>(problem.batch);
-  for (int64_t i = 0; i < problem.batch; ++i) row_ids[i] = i;
+  SamplePlan plan;
+  plan.row_ids = workspace.take<int64_t>(problem.batch);
+  for (int64_t i = 0; i < problem.batch; ++i) plan.row_ids[i] = i;
   RowChunk<T> chunk = take_chunk(most, problem.dim, leaf, workspace);
   for (int64_t start = 0; start < problem.batch; start += most) {
-    set_rows(chunk, row_ids + start, std::min(most, problem.batch - start), leaf, parallel_for);
+    set_rows(chunk, plan, start, std::min(most, problem.batch - start), leaf, parallel_for);
     parallel_for(chunk.blocks.count, 1, [&](int64_t b, int64_t end) {
       Workspace local;
       const Tile<T> tile = take_tile(problem.dim, false, leaf, local);

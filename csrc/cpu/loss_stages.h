@@ -24,6 +24,11 @@ template <class T>
 void score(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t block,
            int64_t local, int64_t panel, const Upcoming& upcoming);
 
+// score_link_leaf.cpp: the same with a link.
+template <class T>
+void score_linked(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk,
+                  int64_t block, int64_t local, int64_t panel, const Upcoming& upcoming);
+
 // input_grad_leaf.cpp: dH of row block `block`, columns [column, column + P), over panels
 // [first, last), which the tile holds.
 template <class T>

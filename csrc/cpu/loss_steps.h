@@ -49,6 +49,7 @@ Tile<T> take_tile(int64_t dim, bool with_rows, const LossLeaf<T>& leaf, Workspac
   tile.columns = workspace.take<T>(tile.panels * leaf.panel * words);
   tile.adjust = workspace.take<T>(tile.panels * leaf.panel);
   tile.copies = workspace.take<T>(tile.panels * leaf.panel);
+  tile.correction = workspace.take<T>(tile.panels * leaf.panel);
   if (with_rows) {
     tile.rows = workspace.take<T>(tile.panels * leaf.panel / leaf.word * tile.padded_dim);
   }
@@ -66,6 +67,7 @@ inline Samples distinct_samples(const LossProblem& problem, const SamplePlan& pl
   samples.count = plan.distinct;
   samples.dim = problem.dim;
   samples.inv_temperature = problem.inv_temperature;
+  samples.link = problem.link;
   return samples;
 }
 
@@ -90,14 +92,20 @@ RowChunk<T> take_chunk(int64_t rows, int64_t dim, const LossLeaf<T>& leaf, Works
   chunk.settled = workspace.take<double>(rows);
   chunk.sum = workspace.take<T>(rows * leaf.lanes);
   chunk.peak = workspace.take<T>(rows * leaf.lanes);
+  chunk.hit = workspace.take<int64_t>(rows);
+  chunk.next_hit = workspace.take<int64_t>(rows);
   return chunk;
 }
 
+// The chunk's next rows are `rows` of the plan's from `start` on.
 template <class T>
-void set_rows(RowChunk<T>& chunk, const int64_t* row_ids, int64_t rows, const LossLeaf<T>& leaf,
-              const ParallelFor& parallel_for) {
+void set_rows(RowChunk<T>& chunk, const SamplePlan& plan, int64_t start, int64_t rows,
+              const LossLeaf<T>& leaf, const ParallelFor& parallel_for) {
   chunk.rows = rows;
-  chunk.row_ids = row_ids;
+  chunk.row_ids = plan.row_ids + start;
+  chunk.remove_hits = plan.remove_hits;
+  chunk.hit_list = plan.hit_list;
+  chunk.end_hit = plan.hit_begin == nullptr ? nullptr : plan.hit_begin + start + 1;
   chunk.blocks = row_blocks(rows, leaf, parallel_for);
 }
 
@@ -106,7 +114,7 @@ constexpr int64_t kPrefetchRows = 8;
 
 template <class T>
 void prefetch_target(const LossProblem& problem, const RowChunk<T>& chunk, int64_t i, int64_t end) {
-  if (i >= end) return;
+  if (i >= end || problem.target == nullptr) return;
   const char* row = problem.weight.row(problem.target[chunk.row_ids[i]]);
   const int64_t bytes = problem.dim * element_size(problem.weight.dtype);
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
@@ -122,6 +130,14 @@ T target_logit(const LossProblem& problem, int64_t row, const LossLeaf<T>& leaf)
                         element(problem.target_log_expected_count, row));
 }
 
+// The row's next hit is its first, if it has any.
+template <class T>
+void start_hits(const SamplePlan& plan, const RowChunk<T>& chunk, int64_t start, int64_t i) {
+  int64_t next = plan.hit_begin[start + i];
+  chunk.hit[i] = next < chunk.end_hit[i] ? plan.hit_list[next++] : -1;
+  chunk.next_hit[i] = next;
+}
+
 // Where a row starts whose target has no logit to start from, −inf: at the first sample that has
 // one. Its E is 1 then, so the sums can't vanish however low all logits are; higher samples raise
 // the reference as ever. 0 if there is none.
@@ -130,29 +146,42 @@ T first_finite_logit(const LossProblem& problem, const Samples& samples, bool re
                      int64_t row, const LossLeaf<T>& leaf) {
   for (int64_t s = 0; s < samples.count; ++s) {
     const int64_t id = samples.ids == nullptr ? samples.first + s : samples.ids[s];
-    if (remove_hits && id == problem.target[row]) continue;
+    if (remove_hits && problem.target != nullptr && id == problem.target[row]) continue;
     const T product = leaf.dot(problem.input, row, problem.weight, id, problem.dim);
     const double count = samples.log_count == nullptr ? 0 : samples.log_count[s];
-    const T logit =
-        static_cast<T>((product + element(problem.bias, id)) * problem.inv_temperature - count);
+    double x = (product + element(problem.bias, id)) * problem.inv_temperature;
+    const double softcap = problem.link == nullptr ? 0 : problem.link->softcap;
+    if (softcap > 0) x = softcap * std::tanh(x / softcap);
+    const T logit = static_cast<T>(x - count);
     if (std::isfinite(logit)) return logit;
   }
   return T(0);
 }
 
-// Packs row blocks [begin, end) and starts their rows: reference at the target's logit, nothing
-// summed yet. Returns the rows.
+// The logit that a row's loss is relative to: its target's, which is noted, or with a link the one
+// that is given, none for a sum of softplus.
 template <class T>
-Range start_rows(const LossProblem& problem, const Samples& samples, const RowChunk<T>& chunk,
-                 int64_t begin, int64_t end, const RowResults<T>& results,
-                 const LossLeaf<T>& leaf) {
+T own_logit(const LossProblem& problem, int64_t row, const RowResults<T>& results,
+            const LossLeaf<T>& leaf) {
+  if (problem.link == nullptr) {
+    return results.target_logit[row] = target_logit<T>(problem, row, leaf);
+  }
+  return problem.link->sigmoid ? T(0) : static_cast<T>(element(problem.target_logit, row));
+}
+
+// Packs row blocks [begin, end) and starts their rows, `start` being the chunk's first of the
+// plan's: reference at the target's logit, nothing summed yet. Returns the rows.
+template <class T>
+Range start_rows(const LossProblem& problem, const Samples& samples, const SamplePlan& plan,
+                 int64_t start, const RowChunk<T>& chunk, int64_t begin, int64_t end,
+                 const RowResults<T>& results, const LossLeaf<T>& leaf) {
   const Range rows = {piece(chunk.blocks, begin).begin, piece(chunk.blocks, end - 1).end};
   for (int64_t b = begin; b < end; ++b) leaf.pack_rows(problem.input, chunk, problem.dim, b);
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     const int64_t row = chunk.row_ids[i];
     prefetch_target(problem, chunk, i + kPrefetchRows, rows.end);
-    const T logit = target_logit<T>(problem, row, leaf);
-    results.target_logit[row] = logit;
+    const T logit = own_logit(problem, row, results, leaf);
+    if (problem.link != nullptr) start_hits(plan, chunk, start, i);
     chunk.reference[i] = std::isinf(logit) && logit < 0  // z − (−inf) would be inf
                              ? first_finite_logit<T>(problem, samples, chunk.remove_hits, row, leaf)
                              : logit;
@@ -187,12 +216,20 @@ RowSums end_row(const LossProblem& problem, const SamplePlan& plan, int64_t star
   T peak;
   leaf.reduce_row(chunk, i, &sums.sampled, &peak);
   const int64_t row = chunk.row_ids[i];
-  const double logit = results.target_logit[row];
   const double reference = chunk.reference[i];
+  if (problem.link != nullptr) results.peak[row] = static_cast<T>(peak + reference);
+  if (problem.link != nullptr && problem.link->sigmoid) {
+    results.loss[row] = static_cast<T>(sums.sampled);
+    sums.total = 1;  // E is the derivative already
+    return sums;
+  }
+  const double logit =
+      problem.link == nullptr ? results.target_logit[row] : element(problem.target_logit, row);
   const double above = reference - logit;  // 0 unless raised
   sums.total = sums.sampled + std::exp(-above);
   const double loss = above == 0 ? std::log1p(sums.sampled) : above + std::log(sums.total);
   results.loss[row] = static_cast<T>(loss);
+  if (problem.link != nullptr) return sums;
   results.lse[row] = static_cast<T>(above == 0 ? logit + loss : reference + std::log(sums.total));
   const bool beaten = peak + above > 0 || beaten_by_hit(problem, plan, start + i);
   results.error[row] = beaten ? T(1) : T(0);

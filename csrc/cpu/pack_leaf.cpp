@@ -1,5 +1,6 @@
 // Packing: the matmuls stream panels, so the gather of sampled rows and the conversion from 16-bit
 // types cost no pass of their own.
+#include <cmath>
 #include <limits>
 
 #include "csrc/cpu/loss_stages.h"
@@ -100,6 +101,23 @@ void gather_adjust(const S* bias, const Samples& samples, int64_t begin, int64_t
   }
 }
 
+// The same with a link: what is added to a logit before the cap apart from what comes off after it.
+template <class T, class S>
+void gather_link(const S* bias, const Samples& samples, int64_t begin, int64_t end,
+                 const Tile<T>& tile) {
+  const bool sigmoid = samples.link->sigmoid;
+  for (int64_t s = begin, i = 0; s < end; ++s, ++i) {
+    const bool inside = s < samples.count;
+    const int64_t id = samples.ids[inside ? s : samples.count - 1];
+    const double b = bias == nullptr ? 0 : static_cast<double>(get<T>(bias + id));
+    const double copies = inside ? samples.log_copies[s] : 0;
+    const double merged = inside ? samples.log_count[s] : std::numeric_limits<double>::infinity();
+    tile.adjust[i] = static_cast<T>(b * samples.inv_temperature);
+    tile.correction[i] = static_cast<T>(sigmoid ? merged + copies : merged);
+    tile.copies[i] = static_cast<T>(sigmoid ? std::exp(copies) : copies);
+  }
+}
+
 // `rows` rows of H to out[D/K][rows], word by word from word `begin` on.
 template <class T, class S>
 void put_words(const S* const* row, int64_t rows, int64_t dim, int64_t begin, T* out) {
@@ -136,8 +154,9 @@ void gather_tile(const Samples& samples, int64_t first_panel, int64_t last_panel
     gather<T>(weight, samples, first_panel, last_panel, tile);
   });
   with_storage<T>(samples.bias.data, samples.bias.dtype, [&](const auto* bias) {
-    gather_adjust<T>(bias, samples, first_panel * kPanel<T>, last_panel * kPanel<T>, tile.adjust,
-                     tile.copies);
+    const int64_t begin = first_panel * kPanel<T>, end = last_panel * kPanel<T>;
+    if (samples.link != nullptr) return gather_link<T>(bias, samples, begin, end, tile);
+    gather_adjust<T>(bias, samples, begin, end, tile.adjust, tile.copies);
   });
 }
 

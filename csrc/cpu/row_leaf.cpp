@@ -45,11 +45,16 @@ void finish_row(MatrixView weight, const RowChunk<T>& chunk, int64_t i, int64_t 
   const T* gradient = chunk.grad_input + i * padded_dim;
   const T scale = chunk.coefficient[i];
   with_storage<T>(weight.data, weight.dtype, [&](const auto* weights) {
-    const auto* w = row_at(weights, weight, target);
+    const auto* w = row_at(weights, weight, target < 0 ? 0 : target);
     with_storage<T>(grad_out.data, grad_out.dtype, [&](const auto* gradients) {
       using S = std::remove_const_t<std::remove_pointer_t<decltype(gradients)>>;
       S* out = const_cast<S*>(row_at(gradients, grad_out, row));
       int64_t d = 0;
+      if (target < 0) {
+        for (; d + L <= dim; d += L) store_as<T>(out + d, load(gradient + d) * scale);
+        for (; d < dim; ++d) put(out + d, gradient[d] * scale);
+        return;
+      }
       for (; d + L <= dim; d += L) {
         store_as<T>(out + d, load(gradient + d) * scale + load_as<T>(w + d) * target_coefficient);
       }

@@ -23,14 +23,21 @@ struct SamplePlan {
   int64_t* row_ids = nullptr;  // [rows]
   bool remove_hits = true;     // whether a hit is left out
   int64_t* hit = nullptr;      // [rows]: the distinct sample that is the row's target, or −1
+  // Instead of it, with a link: row i's are hit_list[hit_begin[i], hit_begin[i + 1]), rising.
+  int64_t* hit_begin = nullptr;  // [rows + 1]
+  int64_t* hit_list = nullptr;
 
   // Classes whose gradient rows are written: samples and targets, by rising id.
   int64_t touched_count = 0;
   int64_t* touched = nullptr;  // [touched_count]
 
-  // The rows again, by (class of the target, row).
-  int64_t* by_target = nullptr;       // [rows]: index into row_ids
-  int64_t* by_target_slot = nullptr;  // [rows]: its target's position in `touched`
+  // The rows again, by (class of the target, row); none with a link.
+  int64_t targets = 0;
+  int64_t* by_target = nullptr;       // [targets]: index into row_ids
+  int64_t* by_target_slot = nullptr;  // [targets]: its target's position in `touched`
+
+  // Whether copies of a class have different counts, which softplus can't merge.
+  bool uneven = false;
 
   // The first row whose target, or sample whose id, is outside [0, classes); −1 if none. The other
   // fields are not filled in then.
@@ -43,5 +50,13 @@ SamplePlan plan_samples(const int64_t* ids, int64_t samples, const void* log_exp
                         DType log_count_dtype, const int64_t* target, int64_t batch,
                         int64_t classes, int64_t ignore_index, bool remove_accidental_hits,
                         Workspace& workspace);
+
+// The same for losses with a link (loss_leaf.h), where targets are no business of the samples' but
+// as classes hits [batch][hit_count] that each row leaves out. counted: [batch], or null for all
+// rows.
+SamplePlan plan_negatives(const int64_t* ids, int64_t samples, const void* log_expected_count,
+                          DType log_count_dtype, const int64_t* hits, int64_t hit_count,
+                          const bool* counted, int64_t batch, int64_t classes, bool remove_hits,
+                          Workspace& workspace);
 
 }  // namespace ssc

@@ -1,6 +1,6 @@
 // One sweep over the samples: tile by tile their rows are gathered and packed, then come z, E and
-// the row sums (score_leaf.cpp), and dH += E Ws (input_grad_leaf.cpp) while the tile of E is still
-// in cache. Here is the order of the loops.
+// the row sums (score_leaf.cpp, score_link_leaf.cpp), and dH += E Ws (input_grad_leaf.cpp) while
+// the tile of E is still in cache. Here is the order of the loops.
 #include "csrc/cpu/loss_stages.h"
 #include "csrc/cpu/prefetch.h"
 
@@ -69,7 +69,11 @@ void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
     UpcomingRows<T> upcoming(samples, last * P, smaller((last + tile.panels) * P, samples.count),
                              (end - begin) * (last - first));
     const auto score_panel = [&](int64_t b, int64_t p) {
-      score(samples, tile, chunk, b, p - first, p, upcoming.take());
+      if (samples.link == nullptr) {
+        score(samples, tile, chunk, b, p - first, p, upcoming.take());
+      } else {
+        score_linked(samples, tile, chunk, b, p - first, p, upcoming.take());
+      }
     };
     if (samples.dim <= kRowsOuterDim) {
       for (int64_t b = begin; b < end; ++b) {

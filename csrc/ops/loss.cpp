@@ -90,34 +90,19 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
   const bool all_rows = a.plan.rows == p.batch;
   const Tensor total = empty_cpu({}, a.dtype);
   const Tensor rows = zeros_unless({4, p.batch}, all_rows, a.dtype);
-  const Tensor grad_input = zeros_unless({p.batch, p.dim}, all_rows, input.scalar_type());
-
-  const int64_t touched = a.plan.touched_count;
-  const int64_t grad_size = sparse_grad ? touched : p.classes;
-  const Tensor grad_weight = zeros_unless({grad_size, p.dim}, sparse_grad, weight.scalar_type());
-  const Tensor grad_bias =
-      zeros_unless({bias.has_value() ? grad_size : 0}, sparse_grad || !bias.has_value(),
-                   (bias.has_value() ? *bias : weight).scalar_type());
-  const Tensor grad_rows = empty_cpu({1, sparse_grad ? touched : 0}, ScalarType::Long);
-  if (sparse_grad) {
-    std::copy_n(a.plan.touched, touched, static_cast<int64_t*>(grad_rows.data_ptr()));
-  }
+  const GradientTensors grads(input, weight, bias, a.plan, p, sparse_grad);
   const auto run = [&]<class T>(T) {
     const T* factors = row_factors<T>(scale, mean, a);
     auto* loss = static_cast<T*>(rows.data_ptr());
-    const RowResults<T> results = {loss, loss + p.batch, loss + 2 * p.batch, loss + 3 * p.batch};
-    const Vector bias_grad = {bias.has_value() ? grad_bias.data_ptr() : nullptr, p.bias.dtype};
-    const Gradients<T> gradients = {factors,
-                                    {grad_input.data_ptr(), p.dim, p.input.dtype},
-                                    {grad_weight.data_ptr(), p.dim, p.weight.dtype},
-                                    bias_grad,
-                                    sparse_grad};
+    const RowResults<T> results = {loss, loss + p.batch, loss + 2 * p.batch, loss + 3 * p.batch,
+                                   nullptr};
+    const Gradients<T> gradients = grads.gradients(factors, p, sparse_grad);
     loss_and_grads<T>(p, a.plan, results, gradients, a.workspace, active_isa(),
                       a.threads(ids.numel()));
     *static_cast<T*>(total.data_ptr()) = weighted_sum(factors, loss, p.batch);
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
-  return {total, rows, grad_input, grad_weight, grad_bias, grad_rows};
+  return {total, rows, grads.input, grads.weight, grads.bias, grads.rows};
 }
 
 }  // namespace

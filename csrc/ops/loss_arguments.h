@@ -91,6 +91,39 @@ inline Tensor zeros_unless(std::initializer_list<int64_t> sizes, bool overwritte
   return overwritten ? out : torch::stable::zero_(out);
 }
 
+// The gradients' tensors, zero where nothing will be written; rows [1, N] are the touched classes
+// of sparse ones.
+struct GradientTensors {
+  GradientTensors(const Tensor& of_input, const Tensor& of_weight,
+                  const std::optional<Tensor>& of_bias, const SamplePlan& plan,
+                  const LossProblem& p, bool sparse)
+      : has_bias(of_bias.has_value()),
+        input(zeros_unless({p.batch, p.dim}, plan.rows == p.batch, of_input.scalar_type())),
+        weight(zeros_unless({sparse ? plan.touched_count : p.classes, p.dim}, sparse,
+                            of_weight.scalar_type())),
+        bias(zeros_unless({!has_bias ? 0
+                           : sparse  ? plan.touched_count
+                                     : p.classes},
+                          sparse || !has_bias, (has_bias ? *of_bias : of_weight).scalar_type())),
+        rows(empty_cpu({1, sparse ? plan.touched_count : 0}, ScalarType::Long)) {
+    if (sparse) {
+      std::copy_n(plan.touched, plan.touched_count, static_cast<int64_t*>(rows.data_ptr()));
+    }
+  }
+
+  template <class T>
+  Gradients<T> gradients(const T* row_scale, const LossProblem& p, bool sparse) const {
+    return {row_scale,
+            {input.data_ptr(), p.dim, p.input.dtype},
+            {weight.data_ptr(), p.dim, p.weight.dtype},
+            {has_bias ? bias.data_ptr() : nullptr, p.bias.dtype},
+            sparse};
+  }
+
+  bool has_bias;
+  Tensor input, weight, bias, rows;
+};
+
 // loss, lse, target_logit, error: zero for the rows that are ignored.
 struct RowTensors {
   RowTensors(int64_t batch, int64_t counted, ScalarType dtype)
@@ -102,7 +135,7 @@ struct RowTensors {
   template <class T>
   RowResults<T> results() const {
     return {static_cast<T*>(loss.data_ptr()), static_cast<T*>(lse.data_ptr()),
-            static_cast<T*>(target_logit.data_ptr()), static_cast<T*>(error.data_ptr())};
+            static_cast<T*>(target_logit.data_ptr()), static_cast<T*>(error.data_ptr()), nullptr};
   }
 
   Tensor loss, lse, target_logit, error;

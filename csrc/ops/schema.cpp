@@ -75,23 +75,37 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       "Tensor grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
 
-  // Losses against samples of which every row has its own: softmax log(1 + sum_s exp(z_s - r)) with
-  // r = target_logit [B], or sigmoid sum_s log(1 + exp z_s); z = cap((h W_s + b_s) / t) - log n_s,
-  // cap(x) = softcap tanh(x / softcap) where softcap > 0. hits [B, K]: classes (-1: none) that
-  // don't count for peak = max_s z_s, nor for the loss if remove_hits. Rows without counted [B]
-  // give 0 and no gradient. ids, log_expected_count [B, S]; +inf masks a sample.
+  // The negatives' share of a loss whose targets' share is computed elsewhere: with z_is =
+  // cap(logit) − log n_s, cap(x) = softcap tanh(x / softcap) if softcap > 0, the loss of a row is
+  // log(1 + Σ_s exp(z_is − target_logit_i)), or, if `sigmoid`, Σ_s softplus(z_is). peak: max_s
+  // z_is. hits [B, K]: classes that a row leaves out of its peak, and of its sum if `remove_hits`;
+  // −1 is none. counted [B] bool: the other rows give 0 and no gradient. log_expected_count may be
+  // +inf: the sample does not count. negative_grads: of Σ_i row_scale_i loss_i, the results as in
+  // loss_and_grads but for N = S on a GPU.
+  m.def(
+      "negative_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
+      " float softcap, bool remove_hits, bool sigmoid, bool tf32=False)"
+      " -> (Tensor loss, Tensor peak)");
+  m.def(
+      "negative_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
+      " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad,"
+      " bool tf32=False) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias,"
+      " Tensor grad_rows)");
+  // The same where every row has samples of its own: ids, log_expected_count [B, S]. On a GPU a
+  // sparse gradient has N = min(C, B S) rows.
   m.def(
       "per_row_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
       " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
       " float softcap, bool remove_hits, bool sigmoid) -> (Tensor loss, Tensor peak)");
-  // Gradients of sum(row_scale * loss) at constant target_logit, as those of loss_and_grads.
   m.def(
       "per_row_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
       " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
       " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
-  // The same for the samples that sample_rows gives, which are drawn as they are needed; corrected:
-  // log n is subtracted.
+  // And for the samples that sample_rows gives, which are drawn as they are needed; corrected: log
+  // n is subtracted.
   m.def(
       "keyed_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
       " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"

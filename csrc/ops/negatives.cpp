@@ -1,0 +1,103 @@
+// The negatives' share of a loss on the CPU, for losses that are composed in Python: against logits
+// that are given, with caps, softplus and any number of hits per row.
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include "csrc/ops/loss_arguments.h"
+
+namespace ssc::ops {
+namespace {
+
+struct NegativeArguments : Arguments {
+  NegativeArguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const Tensor& target_logit, const Tensor& hits_tensor,
+                    const std::optional<Tensor>& counted_rows, const Tensor& ids_tensor,
+                    const std::optional<Tensor>& log_count, double inv_temperature, double softcap,
+                    bool remove_hits, bool sigmoid)
+      : Arguments(input, weight, bias, nullptr, inv_temperature),
+        link{sigmoid, softcap},
+        logits(contiguous_vector(target_logit, problem.batch, "target_logit")),
+        ids(contiguous_vector(ids_tensor, ids_tensor.numel(), "ids")),
+        hits(torch::stable::contiguous(hits_tensor)) {
+    STD_TORCH_CHECK(logits.scalar_type() == dtype, "target_logit must have the results' dtype");
+    STD_TORCH_CHECK(hits.dim() == 2 && hits.size(0) == problem.batch, "hits must be [B, K]");
+    STD_TORCH_CHECK(ids.numel() > 0, "ids must not be empty");
+    problem.link = &link;
+    problem.target_logit = {logits.data_ptr(), dtype_of(logits, "target_logit")};
+    const Vector counts = optional_vector(log_count, ids.size(0), "log_expected_count", holder);
+    STD_TORCH_CHECK(counts.dtype == DType::f32 || counts.dtype == DType::f64,
+                    "log_expected_count must be float32 or float64");
+    const bool* mask = nullptr;
+    if (counted_rows.has_value()) {
+      counted = contiguous_vector(*counted_rows, problem.batch, "counted");
+      STD_TORCH_CHECK(counted->scalar_type() == ScalarType::Bool, "counted must be bool");
+      mask = static_cast<const bool*>(counted->data_ptr());
+    }
+    plan = plan_negatives(integers(ids, "ids"), ids.size(0), counts.data, counts.dtype,
+                          integers(hits, "hits"), hits.size(1), mask, problem.batch,
+                          problem.classes, remove_hits, workspace);
+    check(plan);
+    STD_TORCH_CHECK(!sigmoid || !plan.uneven, "copies of an id must have the same ",
+                    "log_expected_count where sigmoids are summed");
+  }
+  NegativeArguments(const NegativeArguments&) = delete;  // the problem points to the link
+
+  Link link;
+  Tensor logits, ids, hits;
+  std::optional<Tensor> holder, counted;
+  Workspace workspace;
+  SamplePlan plan;
+};
+
+std::tuple<Tensor, Tensor> negative_rows_cpu(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+    const Tensor& target_logit, const Tensor& hits, const std::optional<Tensor>& counted,
+    const Tensor& ids, const std::optional<Tensor>& log_count, double inv_temperature,
+    double softcap, bool remove_hits, bool sigmoid, bool /*tf32*/) {
+  NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
+                      inv_temperature, softcap, remove_hits, sigmoid);
+  const bool all_rows = a.plan.rows == a.problem.batch;
+  const Tensor loss = zeros_unless({a.problem.batch}, all_rows, a.dtype);
+  const Tensor peak = zeros_unless({a.problem.batch}, all_rows, a.dtype);
+  const auto run = [&]<class T>(T) {
+    const RowResults<T> results = {static_cast<T*>(loss.data_ptr()), nullptr, nullptr, nullptr,
+                                   static_cast<T*>(peak.data_ptr())};
+    loss_rows<T>(a.problem, a.plan, results, a.workspace, active_isa(), a.threads(ids.numel()));
+  };
+  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  return {loss, peak};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> negative_grads_cpu(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+    const Tensor& target_logit, const Tensor& hits, const std::optional<Tensor>& counted,
+    const Tensor& ids, const std::optional<Tensor>& log_count, double inv_temperature,
+    double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale, bool sparse_grad,
+    bool /*tf32*/) {
+  NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
+                      inv_temperature, softcap, remove_hits, sigmoid);
+  const LossProblem& p = a.problem;
+  const Tensor scale = contiguous_vector(row_scale, p.batch, "row_scale");
+  STD_TORCH_CHECK(scale.scalar_type() == a.dtype, "row_scale must have the results' dtype");
+  const GradientTensors grads(input, weight, bias, a.plan, p, sparse_grad);
+  const auto run = [&]<class T>(T) {
+    const RowResults<T> results = {a.workspace.take<T>(p.batch), nullptr, nullptr, nullptr,
+                                   a.workspace.take<T>(p.batch)};
+    const Gradients<T> gradients =
+        grads.gradients(static_cast<const T*>(scale.data_ptr()), p, sparse_grad);
+    loss_and_grads<T>(p, a.plan, results, gradients, a.workspace, active_isa(),
+                      a.threads(ids.numel()));
+  };
+  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  return {grads.input, grads.weight, grads.bias, grads.rows};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CPU, m) {
+  m.impl("negative_rows", TORCH_BOX(&negative_rows_cpu));
+  m.impl("negative_grads", TORCH_BOX(&negative_grads_cpu));
+}
+
+}  // namespace ssc::ops
