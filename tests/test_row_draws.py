@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -84,18 +85,26 @@ def test_a_row_takes_the_first_draws_of_its_stream_that_will_do(
         assert int(draws[row]) == allowed
 
 
+def many_draws(kind: str, method: Method, excluded: bool) -> Any:
+    """Each sampler's 1e5 draws and more over all methods."""
+    num_classes, rows, num_samples = 700, 150, 120
+    lists = exclusions(rows, 6, num_classes) if excluded else None
+    arguments = (proposal_of(kind, num_classes), key(2**62 + 9, -7), torch.arange(rows)[:, None])
+    return _rows.sample_rows(*arguments, num_samples, method, None, lists)
+
+
+@functools.cache
+def draws_of_the_reference(kind: str, method: Method, excluded: bool) -> Any:
+    with testing.use_backend("reference"):
+        return many_draws(kind, method, excluded)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_path_gives_the_ids_of_the_reference(backend: str, kind: str, method: Method) -> None:
-    # Each sampler's 1e5 draws and more, race included, from one key.
-    num_classes, rows, num_samples = 700, 220, 180
-    lists = exclusions(rows, 6, num_classes)
-    target = torch.arange(rows)[:, None]
-    arguments = (proposal_of(kind, num_classes), key(2**62 + 9, -7), target, num_samples, method)
-    for exclude in (None, lists):
-        got = _rows.sample_rows(*arguments, None, exclude)
-        with testing.use_backend("reference"):
-            want = _rows.sample_rows(*arguments, None, exclude)
+    for excluded in (False, True):
+        got = many_draws(kind, method, excluded)
+        want = draws_of_the_reference(kind, method, excluded)
         assert torch.equal(got[0], want[0])
         assert torch.equal(got[1], want[1])
         for name, ours, theirs in zip(("ids", "target"), got[2:], want[2:], strict=True):
@@ -186,7 +195,7 @@ def test_distinct_draws_come_in_the_order_of_draws_without_replacement(
     q = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
     sampler = ssc.WeightedSampler(torch.tensor(q))
     arguments = _rows.proposal_arguments(sampler._proposal(), 6)
-    rows = 4000
+    rows = 1500
     lists = torch.tensor([[1]]).expand(rows, 1).contiguous()
     target = torch.zeros(rows, 0, dtype=torch.int64)
     ids = _rows.sample_rows(arguments, key(3), target, 3, method, None, lists)[0]
