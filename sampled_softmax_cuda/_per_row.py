@@ -51,7 +51,7 @@ def per_row_loss(
     """
     scalars = (inv_temperature, softcap, remove_hits, sigmoid)
     if isinstance(samples, KeyedSamples) and not drawn_by_kernels(
-        samples.key, "keyed_rows", samples.method, samples.exclude
+        samples.key, "keyed_rows", samples.method
     ):
         samples = samples.materialize()
     keyed = isinstance(samples, KeyedSamples)

@@ -86,7 +86,7 @@ void RowSource<T>::prepare(int64_t index, Row& out) {
   const auto log_count = [&](int64_t s) {
     if (out.log_count == nullptr) return T(0);
     return samples.draws != nullptr ? static_cast<T>(drawn_log_count_[s])
-                                  : element<T>(samples.log_count, row * n + s);
+                                    : element<T>(samples.log_count, row * n + s);
   };
   int64_t kept = 0;
   int64_t hits = 0;
