@@ -122,6 +122,7 @@ set(SSC_SIMT_OPS_SOURCES
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
 set(SSC_CUDA_SOURCES
     csrc/cuda/class_list.cu
+    csrc/cuda/draw_filtered_rows.cu
     csrc/cuda/draw_rows.cu
     csrc/cuda/grads.cu
     csrc/cuda/loss_and_grads.cu

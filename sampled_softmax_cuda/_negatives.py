@@ -55,7 +55,7 @@ def negatives_loss(
     """
     scalars = (inv_temperature, softcap, remove_hits, sigmoid)
     if isinstance(samples, KeyedSamples) and not drawn_by_kernels(
-        samples.key, "keyed_rows", samples.method, samples.exclude
+        samples.key, "keyed_rows", samples.method
     ):
         samples = samples.materialize()
     kind = "keyed"

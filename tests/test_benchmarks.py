@@ -135,6 +135,17 @@ def test_bench_memory(tmp_path: Path) -> None:
     assert float(rows[0]["bound_mib"]) == pytest.approx(64, abs=0.1)
 
 
+def test_bench_per_row(tmp_path: Path) -> None:
+    _, rows = run_script("bench_per_row", output=tmp_path)
+    check_rows(rows)
+    timed = [row for row in rows if row["case"]]
+    assert [row["role"] for row in timed[:3]] == ["part", "part", "ours"]
+    for row in timed:  # a share is the gather's time over a case's
+        assert float(row["share"]) == pytest.approx(1 / float(row["ratio"]), rel=1e-2)
+    assert min(float(row["ratio"]) for row in timed if row["role"] == "part") == 1
+    assert rows[-1]["within_bound"] == "True"
+
+
 def test_bench_scale(tmp_path: Path) -> None:
     _, rows = run_script("bench_scale", output=tmp_path)
     check_rows(rows)

@@ -21,6 +21,7 @@ class Budget(NamedTuple):
 # the 16-bit products have 16. 7.5 holds 32 warps, 12.0 holds 48.
 BUDGETS = {
     "class_list": Budget(48, 32),
+    "draw_filtered_rows": Budget(64, 32),
     "draw_rows": Budget(48, 32),
     "per_row_grads": Budget(64, 32),
     "per_row_score": Budget(72, 24),

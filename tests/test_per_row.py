@@ -370,7 +370,7 @@ def test_compiled(native: None, keyed: bool) -> None:
 
 
 @pytest.mark.parametrize("sparse_grad", [False, True])
-def test_opcheck(native: None, sparse_grad: bool) -> None:
+def test_opcheck(compiled: str, sparse_grad: bool) -> None:
     ops = torch.ops.sampled_softmax
     base = make_rows(4, 5, 12, 6).fresh()
     ids, count, _ = base.samples

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda import testing
+from sampled_softmax_cuda.reference.sample import Method
 from sampled_softmax_cuda.samplers import _rows
 
 SPLITS = 2
@@ -150,7 +151,48 @@ def test_ids_of_rows_are_those_of_the_cpu() -> None:
     target = torch.zeros(first + rows, 0, dtype=torch.int64)
     with testing.use_backend("reference"):
         want, _, log_count, _ = _rows.sample_rows(
-            arguments, k, target, samples, _rows.Method.WITH_REPLACEMENT, None, None
+            arguments, k, target, samples, Method.WITH_REPLACEMENT, None, None
         )
     assert torch.equal(ids, want[first:])
     torch.testing.assert_close(count, log_count[first:])
+
+
+@pytest.mark.parametrize("method", [Method.WITH_REPLACEMENT, Method.DISTINCT])
+def test_filtered_draws_are_the_same_in_any_order(method: Method) -> None:
+    require("checked")
+    # Two blocks for three rows, the last of which is left with too few classes.
+    classes, rows, samples, width = 300, 3, 700 if method == Method.WITH_REPLACEMENT else 200, 290
+    lists = torch.randint(-1, 90, (rows, width), generator=torch.Generator().manual_seed(1))
+    lists[2] = torch.arange(width)
+    if method == Method.WITH_REPLACEMENT:
+        lists = torch.cat((lists, torch.arange(10).expand(rows, 10) + 290), dim=1)
+        lists[:2, -1] = -1
+    sampler = ssc.LogUniformSampler(classes)
+    arguments = _rows.proposal_arguments(sampler._proposal(), classes)
+    target = torch.zeros(2, 0, dtype=torch.int64)
+    with testing.use_backend("reference"):
+        want = _rows.sample_rows(arguments, key(9, 4), target, samples, method, None, lists[:2])
+    for schedule in SCHEDULES:
+        bench, k = Bench("checked", schedule=schedule, seed=3), key(9, 4)
+        size = torch.zeros(1, dtype=torch.int64)
+        bench.call("filtered_rows_bytes", lists.shape[1], samples, 2, size)
+        out = {
+            "ids": torch.empty(rows, samples, dtype=torch.int64),
+            "draws": torch.empty(rows, dtype=torch.int64),
+            "count": torch.empty(rows, samples),
+            "workspace": torch.empty(int(size) // 8, dtype=torch.int64),
+        }
+        bench.buffer("key", k, "in")
+        bench.buffer("lists", lists, "in")
+        for name, tensor in out.items():
+            bench.buffer(name, tensor, "out")
+        bench.call(
+            "draw_filtered_rows_log_uniform",
+            *(classes, k, method == Method.DISTINCT, lists, lists.shape[1], rows, samples),
+            *(*out.values(), 2),
+        )
+        assert torch.equal(out["ids"][:2], want[0])
+        assert torch.equal(out["draws"][:2], want[1])
+        torch.testing.assert_close(out["count"][:2], want[2])
+        assert (out["ids"][2] == -1).all()
+        assert out["count"][2].isnan().all()

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Those with kernels. The matmuls take nvcc most of the time.
 SOURCES = (
     "class_list",
+    "draw_filtered_rows",
     "draw_rows",
     "grads",
     "negatives",

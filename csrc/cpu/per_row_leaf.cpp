@@ -1,7 +1,7 @@
 // See per_row_leaf.h. Compiled once per instruction set.
 #include "csrc/cpu/per_row_leaf.h"
 
-#include "csrc/cpu/activations.h"
+#include "csrc/cpu/links.h"
 #include "csrc/cpu/loss_stages.h"
 
 namespace ssc::SSC_ISA {
@@ -118,7 +118,7 @@ SSC_INLINE Logits<T> logits_of(const RowScore<T>& score, const RowSamples<T>& r,
   x *= score.inv_temperature;
   Vec<T> slope = splat(T(1));
   if (score.softcap > 0) {
-    const Vec<T> t = hyperbolic_tangent<T>(x * (T(1) / score.softcap));
+    const Vec<T> t = tanh_of<T>(x * (T(1) / score.softcap));
     x = t * score.softcap;
     slope -= t * t;
   }
@@ -201,11 +201,11 @@ T exp_sum(const T* z, int64_t count, T reference) {
 
 template <class T>
 T softplus_sum(const T* z, int64_t count) {
-  return sum_of(z, count, [](Vec<T> x) { return softplus<T>(x); });
+  return sum_of(z, count, [](Vec<T> x) { return softplus_of<T>(x).value; });
 }
 
 template <class T>
-RowSum<T> row_grads(const RowScore<T>& score, const RowSamples<T>& r, T reference, bool is_sigmoid,
+RowSum<T> row_grads(const RowScore<T>& score, const RowSamples<T>& r, T reference, bool sigmoid,
                     T* coefficient, T* grad) {
   constexpr int64_t L = kLanes<T>;
   Vec<T> sum{}, most = splat(-static_cast<T>(__builtin_inf()));
@@ -221,7 +221,7 @@ RowSum<T> row_grads(const RowScore<T>& score, const RowSamples<T>& r, T referenc
       row_pointers(weights, score.weight, r, s, rows);
       const Logits<T> x = logits_of(score, r, s, dots<T>(r.h, rows, score.dim));
       const Vec<T> shifted = x.z - reference;
-      Vec<T> e = is_sigmoid ? sigmoid<T>(x.z) : exp_in_range<T>(shifted);
+      Vec<T> e = sigmoid ? softplus_of<T>(x.z).slope : exp_in_range<T>(shifted);
       if (s + L > r.count) e = keep_some<T>(e, s, r.count, T(0));
       sum += e;
       most = maximum<T>(shifted, most);

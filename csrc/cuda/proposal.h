@@ -51,9 +51,13 @@ struct WeightedProposal {
   }
 };
 
-inline uint64_t num_classes(const UniformProposal& p) { return p.num_classes; }
-inline uint64_t num_classes(const LogUniformProposal& p) { return p.parameters.num_classes; }
-inline uint64_t num_classes(const WeightedProposal& p) { return p.table.num_classes; }
+__host__ __device__ inline uint64_t num_classes(const UniformProposal& p) { return p.num_classes; }
+__host__ __device__ inline uint64_t num_classes(const LogUniformProposal& p) {
+  return p.parameters.num_classes;
+}
+__host__ __device__ inline uint64_t num_classes(const WeightedProposal& p) {
+  return p.table.num_classes;
+}
 
 // key: int64[2] in device memory.
 __device__ __forceinline__ PhiloxKey load_key(const int64_t* key) {

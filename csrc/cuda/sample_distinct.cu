@@ -1,7 +1,6 @@
-// Which draw of the stream was the first of its id? A hash table in the workspace keeps for each id
-// the earliest draw, by atomicMax of its complement: whatever the order of the threads, the same
-// result, and zeroed memory is an empty table. A draw is new if it is the earliest of its id; a
-// prefix sum over the new ones gives each its place.
+// Which draw of the stream was the first of its id? A hash table in the workspace (id_table.h)
+// knows. A draw is new if it is the earliest of its id; a prefix sum over the new ones gives each
+// its place.
 //
 // Large samples go through kRounds rounds of at least 2 S draws by all blocks, two launches each:
 //   insert    draw, look up, offer the draw as its id's earliest; per block, how many of its draws
@@ -18,13 +17,14 @@
 
 #include "csrc/cuda/block_scan.h"
 #include "csrc/cuda/grid.h"
+#include "csrc/cuda/id_table.h"
 #include "csrc/cuda/sample_distinct.h"
 #include "csrc/cuda/vector_access.h"
 
 namespace ssc::cuda {
 namespace {
 
-using Word = unsigned long long;  // what atomic functions take
+using Word = IdTable::Word;
 
 constexpr int64_t kSerialSamples = 8192;  // up to which one block does it all
 constexpr int kRounds = 2;
@@ -37,31 +37,6 @@ constexpr int kTailDraws = 2 * kTailThreads;
 struct Progress {
   Word found[kRounds + 1];     // distinct ids before round r
   unsigned finished[kRounds];  // blocks that are through with the insertions of round r
-};
-
-// Open addressing with linear probing, at most three quarters full.
-struct IdTable {
-  Word* ids;       // [capacity]: 1 + id, 0 where free
-  Word* earliest;  // [capacity]: the complement of the id's first draw, 0 where none
-  Word mask;       // capacity − 1
-  int shift;       // 64 − log2(capacity)
-
-  __device__ __forceinline__ Word slot_of(int64_t id) const {
-    const Word key = static_cast<Word>(id) + 1;
-    Word slot = (key * 0x9E3779B97F4A7C15u) >> shift;
-    while (true) {
-      const Word there = atomicCAS(ids + slot, 0, key);
-      if (there == 0 || there == key) return slot;
-      slot = (slot + 1) & mask;
-    }
-  }
-  // Returns what was there.
-  __device__ __forceinline__ Word offer(Word slot, Word draw) const {
-    return atomicMax(earliest + slot, ~draw);
-  }
-  __device__ __forceinline__ bool is_first(Word slot, Word draw) const {
-    return __ldcg(earliest + slot) == ~draw;
-  }
 };
 
 template <class Proposal>

@@ -87,8 +87,8 @@ class RowSamples {
     a.device.check_here(*log_count, "log_expected_count");
     log_count_ = torch::stable::contiguous(torch::stable::to(*log_count, ScalarType::Float));
   }
-  RowSamples(RowDrawer drawer, int64_t samples, bool corrected)
-      : samples_(samples), corrected_(corrected), drawer_(std::move(drawer)) {}
+  RowSamples(RowDrawer drawer, const RowDraws& draws, bool corrected)
+      : samples_(draws.samples), corrected_(corrected), drawer_(std::move(drawer)), draws_(draws) {}
 
   int64_t count() const { return samples_; }
   int64_t bytes() const { return drawer_.has_value() ? 8 + (corrected_ ? 4 : 0) : 0; }
@@ -96,6 +96,7 @@ class RowSamples {
   // To be called once, for the largest chunk.
   void make_room(const OnDevice& device, int64_t rows) {
     if (!drawer_.has_value()) return;
+    drawer_->prepare(device, *draws_, rows);
     ids_ = device.empty({rows, samples_}, ScalarType::Long);
     if (corrected_) log_count_ = device.empty({rows, samples_}, ScalarType::Float);
   }
@@ -105,7 +106,9 @@ class RowSamples {
     const int64_t offset = drawer_.has_value() ? 0 : first * samples_;
     auto* const ids = data<int64_t>(*ids_) + offset;
     auto* const counts = log_count_.has_value() ? data<float>(*log_count_) + offset : nullptr;
-    if (drawer_.has_value()) drawer_->draw(first, p.batch, samples_, ids, counts, stream);
+    if (drawer_.has_value()) {
+      drawer_->draw(first, p.batch, {ids, nullptr, counts, nullptr, 0, nullptr}, stream);
+    }
     p.ids = ids;
     p.log_count = counts;
     p.samples = samples_;
@@ -116,6 +119,7 @@ class RowSamples {
   bool corrected_ = true;
   OptionalTensor ids_, log_count_;
   std::optional<RowDrawer> drawer_;
+  std::optional<RowDraws> draws_;
 };
 
 // Rows of a chunk whose samples take `bytes` each.
@@ -284,43 +288,42 @@ Grads per_row_grads(const Tensor& input, const Tensor& weight, const OptionalTen
 
 RowSamples drawn_samples(const RowArguments& a, const Tensor& key, int64_t kind,
                          int64_t num_classes, const OptionalTensor& table,
-                         const OptionalTensor& probability_bits, int64_t num_samples,
-                         int64_t method, const OptionalTensor& tries, const OptionalTensor& exclude,
-                         bool corrected) {
-  RowDrawer drawer(a.device, key, kind, num_classes, table, probability_bits);
-  check_row_draws(key, a.batch, num_samples, method, tries, exclude, drawer.num_classes());
-  check_drawn_by_key(method, exclude);
+                         const OptionalTensor& probability_bits, int64_t num_drawable,
+                         int64_t num_samples, int64_t method, const OptionalTensor& tries,
+                         const OptionalTensor& exclude, bool corrected) {
+  RowDrawer drawer(a.device, kind, num_classes, table, probability_bits);
+  const RowDraws draws(a.device, key, a.batch, num_drawable, num_samples, method, tries, exclude,
+                       drawer.num_classes());
   STD_TORCH_CHECK(drawer.num_classes() <= static_cast<uint64_t>(a.classes), "the proposal has ",
                   drawer.num_classes(), " classes, weight only ", a.classes);
-  return RowSamples(std::move(drawer), num_samples, corrected);
+  return RowSamples(std::move(drawer), draws, corrected);
 }
 
 Rows keyed_rows(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                 const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
                 const Tensor& key, int64_t kind, int64_t num_classes, const OptionalTensor& table,
-                const OptionalTensor& probability_bits, int64_t /*num_drawable*/,
-                int64_t num_samples, int64_t method, const OptionalTensor& tries,
-                const OptionalTensor& exclude, bool corrected, double inv_temperature,
-                double softcap, bool remove_hits, bool sigmoid) {
+                const OptionalTensor& probability_bits, int64_t num_drawable, int64_t num_samples,
+                int64_t method, const OptionalTensor& tries, const OptionalTensor& exclude,
+                bool corrected, double inv_temperature, double softcap, bool remove_hits,
+                bool sigmoid) {
   const RowArguments a(input, weight, bias, target_logit, hits, counted, inv_temperature, softcap,
                        remove_hits, sigmoid);
-  return run_rows(a, drawn_samples(a, key, kind, num_classes, table, probability_bits, num_samples,
-                                   method, tries, exclude, corrected));
+  return run_rows(a, drawn_samples(a, key, kind, num_classes, table, probability_bits, num_drawable,
+                                   num_samples, method, tries, exclude, corrected));
 }
 
 Grads keyed_grads(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                   const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
                   const Tensor& key, int64_t kind, int64_t num_classes, const OptionalTensor& table,
-                  const OptionalTensor& probability_bits, int64_t /*num_drawable*/,
-                  int64_t num_samples, int64_t method, const OptionalTensor& tries,
-                  const OptionalTensor& exclude, bool corrected, double inv_temperature,
-                  double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale,
-                  bool sparse_grad) {
+                  const OptionalTensor& probability_bits, int64_t num_drawable, int64_t num_samples,
+                  int64_t method, const OptionalTensor& tries, const OptionalTensor& exclude,
+                  bool corrected, double inv_temperature, double softcap, bool remove_hits,
+                  bool sigmoid, const Tensor& row_scale, bool sparse_grad) {
   const RowArguments a(input, weight, bias, target_logit, hits, counted, inv_temperature, softcap,
                        remove_hits, sigmoid);
   return run_grads(a,
-                   drawn_samples(a, key, kind, num_classes, table, probability_bits, num_samples,
-                                 method, tries, exclude, corrected),
+                   drawn_samples(a, key, kind, num_classes, table, probability_bits, num_drawable,
+                                 num_samples, method, tries, exclude, corrected),
                    row_scale, sparse_grad);
 }
 

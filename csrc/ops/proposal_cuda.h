@@ -5,6 +5,7 @@
 #include <utility>
 #include <variant>
 
+#include "csrc/cuda/draw_filtered_rows.h"
 #include "csrc/cuda/per_row.h"
 #include "csrc/cuda/sample.h"
 #include "csrc/ops/cuda_device.h"
@@ -22,53 +23,96 @@ inline cuda::WeightedProposal weighted_proposal(const Tensor& table, const Tenso
           static_cast<const double*>(probability_bits.const_data_ptr())};
 }
 
-// Kernels draw rows' own samples with replacement; Python has the reference for the others.
-inline void check_drawn_by_key(int64_t method, const std::optional<Tensor>& exclude) {
-  STD_TORCH_CHECK(method == kWithReplacement && !exclude.has_value(),
-                  "the CUDA kernels draw rows' own samples with replacement and without exclude");
-}
+// What is drawn for rows beside the proposal, checked. Borrows from the tensors.
+struct RowDraws {
+  RowDraws(const OnDevice& device, const Tensor& key, int64_t rows, int64_t num_drawable,
+           int64_t num_samples, int64_t method, const std::optional<Tensor>& tries,
+           const std::optional<Tensor>& exclude, uint64_t num_classes)
+      : samples(num_samples),
+        filtered(method == kDistinct || exclude.has_value()),
+        filter{method == kDistinct,
+               static_cast<double>(__builtin_nan("")),
+               nullptr,
+               nullptr,
+               0,
+               static_cast<uint64_t>(num_drawable)} {
+    check_row_draws(key, rows, num_samples, method, tries, exclude, num_classes);
+    STD_TORCH_CHECK(method != kRace, "the CUDA kernels don't draw rows' own samples by a race");
+    device.check_here(key, "key");
+    this->key = static_cast<const int64_t*>(key.const_data_ptr());
+    if (tries.has_value()) {
+      const auto* number = static_cast<const double*>(tries->const_data_ptr());
+      if (tries->is_cpu()) {
+        filter.tries = *number;
+      } else {
+        device.check_here(*tries, "tries");
+        filter.device_tries = number;
+      }
+    }
+    if (!exclude.has_value()) return;
+    device.check_here(*exclude, "exclude");
+    filter.exclude = static_cast<const int64_t*>(exclude->const_data_ptr());
+    filter.num_excluded = exclude->size(1);
+  }
 
-// Draws with replacement for rows. Borrows from the tensors.
+  int64_t samples;
+  bool filtered;  // not every draw will do
+  cuda::RowFilter filter;
+  const int64_t* key = nullptr;
+};
+
+// Draws for rows, a chunk at a time. Borrows from the tensors of the arguments.
 class RowDrawer {
  public:
-  RowDrawer(const OnDevice& device, const Tensor& key, int64_t kind, int64_t num_classes,
+  RowDrawer(const OnDevice& device, int64_t kind, int64_t num_classes,
             const std::optional<Tensor>& table, const std::optional<Tensor>& probability_bits)
-      : proposal_(make(device, kind, num_classes, table, probability_bits)) {
-    check_int64(key, "key");
-    device.check_here(key, "key");
-    key_ = static_cast<const int64_t*>(key.const_data_ptr());
-  }
+      : proposal_(make(device, kind, num_classes, table, probability_bits)) {}
 
   uint64_t num_classes() const {
     return std::visit([](const auto& proposal) { return cuda::num_classes(proposal); }, proposal_);
   }
 
-  // See cuda::draw_rows.
-  void draw(int64_t first_row, int64_t rows, int64_t samples, int64_t* ids, float* log_count,
-            cudaStream_t stream) const {
-    std::visit(
-        [&](const auto& proposal) {
-          check_launch(
-              cuda::draw_rows(proposal, key_, first_row, rows, samples, ids, log_count, stream),
-              "draw_rows");
-        },
-        proposal_);
+  // To be called before the first draw: of chunks of up to `most_rows` rows.
+  void prepare(const OnDevice& device, const RowDraws& draws, int64_t most_rows) {
+    draws_ = draws;
+    if (!draws.filtered) return;
+    blocks_ = cuda::filtered_rows_blocks(draws.filter, draws.samples, most_rows, kTableBytes);
+    tables_ = device.empty({cuda::filtered_rows_bytes(draws.filter, draws.samples, blocks_)},
+                           ScalarType::Byte);
   }
 
-  // log n of any ids.
-  void log_counts(const int64_t* ids, int64_t count, int64_t samples, float* out,
-                  cudaStream_t stream) const {
-    const LogCount counts = log_count_with_replacement(static_cast<uint64_t>(samples));
+  // Of `rows` rows from first_row on, to `out`, whose pointers are to the first of them.
+  void draw(int64_t first_row, int64_t rows, const cuda::RowOutputs& out,
+            cudaStream_t stream) const {
+    const RowDraws& d = *draws_;
     std::visit(
         [&](const auto& proposal) {
+          if (d.filtered) {
+            cuda::RowFilter filter = d.filter;
+            filter.exclude += first_row * filter.num_excluded;
+            check_launch(
+                cuda::draw_filtered_rows(proposal, d.key, filter, first_row, rows, d.samples, out,
+                                         tables_->data_ptr(), blocks_, stream),
+                "draw_filtered_rows");
+            return;
+          }
+          if (out.ids != nullptr) {
+            check_launch(cuda::draw_rows(proposal, d.key, first_row, rows, d.samples, out.ids,
+                                         out.log_count, stream),
+                         "draw_rows");
+          }
+          const LogCount counts = log_count_with_replacement(static_cast<uint64_t>(d.samples));
           check_launch(
-              cuda::log_expected_counts(proposal, counts, nullptr, ids, count, out, stream),
+              cuda::log_expected_counts(proposal, counts, nullptr, out.targets,
+                                        rows * out.num_targets, out.target_log_count, stream),
               "log_expected_counts");
         },
         proposal_);
   }
 
  private:
+  static constexpr int64_t kTableBytes = int64_t{32} << 20;
+
   using Proposal =
       std::variant<cuda::UniformProposal, cuda::LogUniformProposal, cuda::WeightedProposal>;
 
@@ -82,7 +126,9 @@ class RowDrawer {
   }
 
   Proposal proposal_;
-  const int64_t* key_ = nullptr;
+  std::optional<RowDraws> draws_;
+  std::optional<Tensor> tables_;
+  int64_t blocks_ = 0;
 };
 
 }  // namespace ssc::ops

@@ -93,7 +93,8 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad,"
       " bool tf32=False) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias,"
       " Tensor grad_rows)");
-  // The same where every row has samples of its own, ids and log_expected_count [B, S].
+  // The same where every row has samples of its own: ids, log_expected_count [B, S]. On a GPU a
+  // sparse gradient has N = min(C, B S) rows.
   m.def(
       "per_row_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
       " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
@@ -103,8 +104,8 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
       " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
-  // And for the samples that sample_rows gives, which are drawn as they are needed; corrected:
-  // log n is subtracted.
+  // And for the samples that sample_rows gives, which are drawn as they are needed; corrected: log
+  // n is subtracted.
   m.def(
       "keyed_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
       " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"

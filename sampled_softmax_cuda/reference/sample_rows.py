@@ -85,7 +85,10 @@ def _race(
     exclude: Tensor | None,
     left: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The classes of the smallest E_k / q_k [B, S], and what stands for the number of draws [B]."""
+    """The classes of the smallest E_k / q_k [B, S], and what stands for the number of draws [B].
+
+    Both are -1 in a row that has not S classes left.
+    """
     classes = torch.arange(proposal.num_classes, device=key.device)
     bits = philox_bits(key, 0, proposal.num_classes, stream)
     u = (((bits >> 12) & (2**52 - 1)).to(torch.float64) + 0.5) * 2.0**-52
@@ -93,7 +96,9 @@ def _race(
     time = time.masked_fill(_excluded(classes.expand_as(bits), exclude), torch.inf)
     time, order = time.sort(dim=1, stable=True)
     draws = (time[:, num_samples - 1] * left).clamp(max=2.0**62).ceil().to(torch.int64)
-    return order[:, :num_samples], draws.clamp(min=num_samples)
+    short = time[:, num_samples - 1] == torch.inf
+    ids = order[:, :num_samples].masked_fill(short[:, None], -1)
+    return ids, torch.where(short, -1, draws.clamp(min=num_samples))
 
 
 def _log_counts(
@@ -107,7 +112,8 @@ def _log_counts(
     valid = (ids >= 0) & (ids < proposal.num_classes)
     q = proposal.probability(torch.where(valid, ids, 0)) / left[:, None]
     count = log_expected_count(q.clamp(max=1.0), num_samples, tries)
-    return torch.where(valid, count, 0.0).to(torch.float32)
+    count = torch.where(valid, count, 0.0).to(torch.float32)
+    return count.masked_fill(left.isnan()[:, None], torch.nan)
 
 
 def draw_rows(
@@ -183,6 +189,8 @@ def sample_rows(
         if keep_ids or observed:
             ids, draws = draw_rows(proposal, key, rows, num_samples, method, some)
         t = draws.to(torch.float64)[:, None] if observed else tries
+        if method == Method.RACE and (keep_ids or observed):
+            left = torch.where(draws < 0, torch.nan, left)  # no count is a number then
         if not keep_ids:
             ids, draws = ids[:, :0], draws[:0]
         counts = _log_counts(proposal, ids, num_samples, t, left)

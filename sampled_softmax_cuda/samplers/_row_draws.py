@@ -60,7 +60,7 @@ def draw_rows(
             needed = 1 if replacement else num_samples
             _checks.check_left(name, proposal, exclude, sampler.num_drawable, needed)
 
-    if not _rows.drawn_by_kernels(key, "sample_rows", plan.method, exclude):
+    if not _rows.drawn_by_kernels(key, "sample_rows", plan.method):
         check_left()
     try:
         ids, _, log_count, target_log_count = _rows.sample_rows(

@@ -50,10 +50,9 @@ def proposal_of(arguments: ProposalArguments) -> Proposal:
     return LogUniform(arguments.num_classes)
 
 
-def drawn_by_kernels(key: Tensor, operator: str, method: Method, exclude: Tensor | None) -> bool:
-    """Whether `operator` has a kernel that draws so: those of a GPU draw with replacement only."""
-    simple = method == Method.WITH_REPLACEMENT and exclude is None
-    return native_for(key.device, operator) and (simple or on_cpu(key))
+def drawn_by_kernels(key: Tensor, operator: str, method: Method) -> bool:
+    """Whether `operator` has a kernel that draws so: those of a GPU run no race for every row."""
+    return native_for(key.device, operator) and (method != Method.RACE or on_cpu(key))
 
 
 def sample_rows(
@@ -68,7 +67,7 @@ def sample_rows(
 ) -> Drawn:
     """Ids of rows, with log expected counts; see `reference.sample_rows.sample_rows`."""
     rest = (num_samples, int(method), tries, exclude, keep_ids)
-    if not drawn_by_kernels(key, "sample_rows", method, exclude):
+    if not drawn_by_kernels(key, "sample_rows", method):
         return reference.sample_rows(proposal_of(proposal), key, target, *rest)
     drawn: Drawn = torch.ops.sampled_softmax.sample_rows(key, target, *proposal, *rest)
     return drawn
