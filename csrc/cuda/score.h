@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   }
   using T = typename Tile::Element;
   T* const stages = dynamic_shared<T>();
-  __shared__ typename E::Shared shared;
+  __shared__ __align__(16) typename E::Shared shared;  // pairs of doubles are written at once
   const LossProblem<T>& p = a.problem;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kM;
   // Split y takes whole tiles of samples.
