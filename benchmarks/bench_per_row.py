@@ -28,7 +28,7 @@ from harness import Case, Row, environment, measure, parser, print_rows, rows_fr
 from roof import Roof, load_roof
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda._per_row import per_row_loss
+from sampled_softmax_cuda._negatives import negatives_loss
 from sampled_softmax_cuda.samplers.keyed import KeyedSamples
 
 DISTANCES = (16, 32)  # rows that the bare gather prefetches ahead
@@ -56,7 +56,7 @@ class Problem:
     def loss(self, samples: Samples, sparse_grad: bool = False) -> torch.Tensor:
         options = (1.0, 0.0, True, False, sparse_grad)
         parameters = (self.input, self.weight, None, self.target_logit)
-        return per_row_loss(*parameters, self.target[:, None], None, samples, *options)[0]
+        return negatives_loss(*parameters, self.target[:, None], None, samples, *options)[0]
 
     def step(self, samples: Samples, sparse_grad: bool) -> None:
         self.loss(samples, sparse_grad).mean().backward()

@@ -1,10 +1,12 @@
-"""Speed of the draws: ids per second of each sampler, beside what PyTorch and NumPy offer.
+"""Speed of the draws: each sampler beside those of PyTorch, NumPy, SciPy and TensorFlow.
 
-Two tables. The first is a training step's draw, S of C classes with everything that the loss needs
-(ids and the log expected counts of samples and targets), against `torch.multinomial` and NumPy's
-`Generator.choice` on the same probabilities, which give ids alone. The second is the throughput of
-long draws on one thread and on all of them, as a share of what Philox alone gives. Byte model of a
-draw: 8 bytes written per id; the weighted sampler also reads one random entry of its table.
+For every sampler a training step's draw, S of C classes with everything that the loss needs (ids
+and the log expected counts of samples and targets), with and without replacement, against what
+offers the same (sample_peers.py; TensorFlow's candidate samplers where it is installed); `ratio` is
+relative to ours. Then: building the alias table of 10^7 weights; a StreamingSampler's update; and
+the throughput of long draws on one thread and on all of them, as a share of what Philox alone
+gives. Byte model of a draw: 8 bytes written per id; the weighted sampler also reads one random
+entry of its table. Of a build: 8 bytes read and 16 written per class, three times over.
 
     python benchmarks/bench_sample.py
     python benchmarks/bench_sample.py --classes 100000 --samples 1024
@@ -12,11 +14,10 @@ draw: 8 bytes written per id; the weighted sampler also reads one random entry o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy
+import sample_peers
 import torch
 from harness import (
     Case,
@@ -44,71 +45,96 @@ TABLE = (
     "p10_ms",
     "p90_ms",
     "ratio",
-    "ids_per_us",
+    "items_per_us",
     "share_of_roof",
     "failure",
 )
 
 
-def zipf_weights(classes: int) -> torch.Tensor:
-    """The log-uniform probabilities as float64 weights [C]."""
-    ids = torch.arange(classes, dtype=torch.float64)
-    return torch.log1p(1.0 / (ids + 1)) / math.log1p(classes)
-
-
-def samplers(classes: int) -> dict[str, Any]:
+def basic_samplers(classes: int) -> dict[str, ssc.Sampler]:
     return {
         "uniform": ssc.UniformSampler(classes),
         "log-uniform": ssc.LogUniformSampler(classes),
-        "weighted": ssc.WeightedSampler(zipf_weights(classes)),
+        "weighted": ssc.WeightedSampler(sample_peers.zipf_weights(classes)),
     }
 
 
-def our_draws(classes: int, samples: int, batch: int, replacement: bool) -> list[Case]:
-    """`sampler.sample` whole, as a training step calls it, for the three samplers."""
+def samplers(classes: int, samples: int) -> dict[str, ssc.Sampler]:
+    """Every sampler; the ones that learn do so in each draw."""
+    basic = basic_samplers(classes)
+    streaming = ssc.StreamingSampler(classes, update_on_sample=True)
+    return {
+        **basic,
+        "streaming": streaming,
+        "mixed": ssc.MixedSampler([basic["uniform"], basic["weighted"]]),
+        "in-batch": ssc.InBatchSampler(),
+        "queue": ssc.QueueSampler(samples),
+    }
+
+
+def peers(
+    name: str, classes: int, samples: int, target: torch.Tensor, replacement: bool, threads: int
+) -> list[Case]:
+    """What offers the same as our sampler `name`."""
+    cases: list[Case] = []
+    if name in ("uniform", "log-uniform", "weighted"):
+        make = {
+            "uniform": sample_peers.uniform,
+            "log-uniform": sample_peers.log_uniform,
+            "weighted": sample_peers.weighted,
+        }[name]
+        cases = make(classes, samples, replacement)
+    elif name == "mixed" and replacement:
+        cases = sample_peers.mixed(classes, samples, target)
+    elif name == "in-batch" and replacement:
+        cases = sample_peers.in_batch(target)
+    if name in ("uniform", "log-uniform", "weighted", "streaming"):
+        cases += sample_peers.tensorflow(name, classes, samples, target, replacement, threads)
+    return cases
+
+
+def step_draws(
+    classes: int, samples: int, batch: int, replacement: bool, threads: int
+) -> list[tuple[str, list[Case]]]:
+    """`sampler.sample` whole, as a training step calls it, and its peers, by sampler."""
     target = zipf_targets(batch, classes)
 
-    def draw(sampler: Any) -> Callable[[], object]:
+    def draw(sampler: ssc.Sampler) -> Callable[[], object]:
         return lambda: sampler.sample(target, samples, replacement=replacement)
 
     return [
-        Case(f"ours: {name}", draw(sampler), role="ours")
-        for name, sampler in samplers(classes).items()
+        (
+            name,
+            [
+                Case(f"ours: {name}", draw(sampler), role="ours"),
+                *peers(name, classes, samples, target, replacement, threads),
+            ],
+        )
+        for name, sampler in samplers(classes, samples).items()
     ]
 
 
-def peer_draws(classes: int, samples: int, replacement: bool) -> list[Case]:
-    """The same number of ids by the means at hand; NumPy's uniform draw has a path of its own."""
-    weights = zipf_weights(classes)
-    weights32 = weights.float()
-    p = weights.numpy() / weights.numpy().sum()
-    generator = numpy.random.default_rng(0)
-    scale = math.log1p(classes)
-    cases = [
-        Case(
-            "torch.multinomial",
-            lambda: torch.multinomial(weights32, samples, replacement=replacement),
-            max_repetitions=7,
-        ),
-        Case(
-            "numpy choice, weighted",
-            lambda: generator.choice(classes, samples, replace=replacement, p=p),
-            max_repetitions=7,
-        ),
-        Case(
-            "numpy choice, uniform",
-            lambda: generator.choice(classes, samples, replace=replacement),
-            max_repetitions=7,
-        ),
+def builds(classes: int) -> list[Case]:
+    """A WeightedSampler from float64 weights, and new weights for one that is there."""
+    weights = sample_peers.zipf_weights(classes) * torch.rand(classes, dtype=torch.float64)
+    sampler = ssc.WeightedSampler(weights)
+    return [
+        Case("ours: WeightedSampler(weights)", lambda: ssc.WeightedSampler(weights), role="ours"),
+        Case("ours: update(weights)", lambda: sampler.update(weights), role="ours"),
+        *sample_peers.build(weights),
     ]
-    if replacement:
-        cases += [
-            Case("torch.randint (uniform)", lambda: torch.randint(classes, (samples,))),
-            Case(
-                "torch.rand, expm1 (log-uniform)",
-                lambda: torch.expm1(torch.rand(samples, dtype=torch.float64) * scale).long(),
-            ),
-        ]
+
+
+def updates(classes: int, batch: int) -> list[Case]:
+    """What a StreamingSampler's `update` costs per batch, building its table included."""
+    target = zipf_targets(batch, classes)
+    cases = []
+    for mode in ("counts", "interval"):
+        sampler = ssc.StreamingSampler(classes, mode=mode)
+        cases.append(Case(f"ours: {mode}", lambda s=sampler: s.update(target), role="ours"))
+    counts = torch.ones(classes, dtype=torch.int64)
+    ones = torch.ones_like(target)
+    cases.append(Case("torch index_add_ alone", lambda: counts.index_add_(0, target, ones)))
     return cases
 
 
@@ -120,8 +146,8 @@ def long_draws(
     kind = "philox_" + roof.kind_for(isa_in_use()) if roof else None
     target = torch.zeros(1, dtype=torch.int64)
     cases = []
-    for count in threads:
-        for name, sampler in samplers(classes).items():
+    for count in reversed(threads):
+        for name, sampler in basic_samplers(classes).items():
 
             def draw(sampler: Any = sampler) -> object:
                 return sampler.sample(target, samples, replacement=True)
@@ -144,31 +170,29 @@ def long_draws(
 
 
 def run_table(
-    title: str,
-    cases: list[Case],
-    config: Row,
-    repetitions: int,
-    roof: Roof | None,
-    base: str = "",
+    title: str, cases: list[Case], config: Row, repetitions: int, roof: Roof | None
 ) -> list[Row]:
-    """Measures, adds ids per microsecond (millions per second), prints. The ratios are relative to
-    the case named `base`."""
-    rows = rows_from(measure(cases, repetitions, roof), {"table": title, **config}, base)
+    """Measures, adds items per microsecond (millions per second), prints. Ratios are relative to
+    the first case."""
+    rows = rows_from(measure(cases, repetitions, roof), {"table": title, **config}, cases[0].name)
     for row in rows:
         if row["median_ms"] == "":
             continue
         row["isa"] = isa_in_use() if row["role"] == "ours" else ""
-        row["ids_per_us"] = float(f"{config['samples'] / row['median_ms'] / 1e3:.4g}")
+        row["items_per_us"] = float(f"{config['items'] / row['median_ms'] / 1e3:.4g}")
     print_rows(title, rows, TABLE)
     return rows
 
 
 def draw_bars(axes: Any, rows: list[Row]) -> None:
-    """Milliseconds of a step's draw with replacement."""
-    shown = [row for row in rows if row["table"] == rows[0]["table"] and row["median_ms"] != ""]
-    shown.sort(key=lambda row: -row["median_ms"])
-    draw_times(axes, [(row["case"], row["median_ms"], row["role"] == "ours") for row in shown])
-    axes.set_title(rows[0]["table"], fontsize=10)
+    """Milliseconds of a step's draw with replacement, each sampler beside its peers."""
+    shown = [r for r in rows if r["sampler"] and r["replacement"] is True and r["median_ms"] != ""]
+    bars = []
+    for row in reversed(shown):
+        label = row["case"] if row["role"] == "ours" else f"{row['sampler']}: {row['case']}"
+        bars.append((label, row["median_ms"], row["role"] == "ours"))
+    draw_times(axes, bars)
+    axes.set_title(f"A step's draw: {shown[0]['samples']} of {shown[0]['classes']}", fontsize=10)
 
 
 def main() -> None:
@@ -176,30 +200,43 @@ def main() -> None:
     options.add_argument("--classes", type=int, default=1_000_000, help="C")
     options.add_argument("--samples", type=int, default=8192, help="S of a step's draw")
     options.add_argument("--batch", type=int, default=512, help="targets of a step")
+    options.add_argument(
+        "--build", type=int, default=10_000_000, help="C of the alias tables built"
+    )
     options.add_argument("--long", type=int, default=1 << 18, help="ids of a long draw")
     args = options.parse_args()
-    classes, samples, length = args.classes, args.samples, args.long
+    classes, samples, length, table = args.classes, args.samples, args.long, args.build
     if args.quick:
-        classes, samples, length = 1000, 64, 4096
+        classes, samples, length, table = 1000, 64, 4096, 5000
     torch.set_num_threads(args.threads)
     repetitions = args.repetitions or (2 if args.quick else 21)
     roof = load_roof()
     rows: list[Row] = []
     for replacement in (True, False):
         kind = "with" if replacement else "without"
-        cases = our_draws(classes, samples, args.batch, replacement)
-        cases += peer_draws(classes, samples, replacement)
-        config = {"classes": classes, "samples": samples, "replacement": replacement}
-        title = f"A step's draw: {samples} of {classes}, {kind} replacement"
-        rows += run_table(title, cases, config, repetitions, roof, base="ours: weighted")
-    threads = tuple(sorted({1, args.threads}))
-    config = {"classes": classes, "samples": length, "replacement": True}
-    title = f"Throughput: {length} of {classes}, with replacement"
-    cases = long_draws(classes, length, threads, roof)
-    rows += run_table(title, cases, config, repetitions, roof)
+        for name, cases in step_draws(classes, samples, args.batch, replacement, args.threads):
+            config: Row = {"sampler": name, "classes": classes, "samples": samples}
+            config |= {"replacement": replacement, "items": samples}
+            title = f"A step's draw, {name}: {samples} of {classes}, {kind} replacement"
+            rows += run_table(title, cases, config, repetitions, roof)
+    for title, cases, config in (
+        (f"A table of {table} weights", builds(table), {"classes": table, "items": table}),
+        (
+            f"An update with {args.batch} targets of {classes}",
+            updates(classes, args.batch),
+            {"classes": classes, "items": args.batch},
+        ),
+        (
+            f"Throughput: {length} of {classes}, with replacement",
+            long_draws(classes, length, tuple(sorted({1, args.threads})), roof),
+            {"classes": classes, "samples": length, "items": length},
+        ),
+    ):
+        common = {"sampler": "", "samples": "", "replacement": ""}
+        rows += run_table(title, cases, {**common, **config}, repetitions, roof)
     constants = environment()
     write_csv(args.output / "bench_sample.csv", [{**row, **constants} for row in rows])
-    plot(args.output / "bench_sample.png", lambda axes: draw_bars(axes, rows))
+    plot(args.output / "bench_sample.png", lambda axes: draw_bars(axes, rows), size=(8, 8))
 
 
 if __name__ == "__main__":

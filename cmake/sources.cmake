@@ -59,6 +59,7 @@ set(SSC_CUDA_OPS_SOURCES
     csrc/ops/exact_cuda.cpp
     csrc/ops/info_cuda.cpp
     csrc/ops/loss_cuda.cpp
+    csrc/ops/negatives_cuda.cpp
     csrc/ops/per_row_cuda.cpp
     csrc/ops/sample_cuda.cpp
     csrc/ops/sample_rows_cuda.cpp
@@ -94,6 +95,7 @@ set(SSC_SIMT_KERNELS
     tests/simt/barriers.cu
     tests/simt/basics.cu
     tests/simt/bind_loss.cu
+    tests/simt/bind_negatives.cu
     tests/simt/bind_per_row.cu
     tests/simt/bind_sample.cu
     tests/simt/bind_step.cu
@@ -108,6 +110,7 @@ set(SSC_SIMT_KERNELS
 set(SSC_SIMT_OPS_SOURCES
     csrc/ops/exact_cuda.cpp
     csrc/ops/loss_cuda.cpp
+    csrc/ops/negatives_cuda.cpp
     csrc/ops/per_row_cuda.cpp
     csrc/ops/sample_cuda.cpp
     csrc/ops/sample_rows_cuda.cpp
@@ -124,6 +127,8 @@ set(SSC_CUDA_SOURCES
     csrc/cuda/grads.cu
     csrc/cuda/loss_and_grads.cu
     csrc/cuda/loss_rows.cu
+    csrc/cuda/negative_loss.cu
+    csrc/cuda/negatives.cu
     csrc/cuda/per_row_grads.cu
     csrc/cuda/per_row_score.cu
     csrc/cuda/products.cu
@@ -133,6 +138,7 @@ set(SSC_CUDA_SOURCES
     csrc/cuda/sample_distinct.cu
     csrc/cuda/sample_race.cu
     csrc/cuda/score.cu
+    csrc/cuda/score_negatives.cu
 )
 
 # csrc/cuda: what g++ can't compile because it uses CUB.

@@ -4,21 +4,27 @@
     loss = ssc.sampled_softmax_loss(hidden, weight, target, samples, bias=bias, sparse_grad=True)
 
 or `ssc.SampledSoftmaxLoss`, a module that owns the class weights, samples in training and computes
-the exact cross entropy in eval mode. `ssc.cntk` has CNTK's functions under their own names,
-`ssc.reference` everything in plain PyTorch, and `ssc.build_info()` says what runs here.
+the exact cross entropy in eval mode. `ssc.cntk` and `ssc.tf` have CNTK's and TensorFlow's functions
+under their own names, `ssc.reference` has everything in plain PyTorch, and `ssc.build_info()` says
+what runs here.
 """
 
 from . import _ops as _ops  # registers what PyTorch needs to know of the compiled operators
-from . import cntk, reference, samplers
+from . import cntk, reference, samplers, tf
 from ._info import build_info, version
+from .diagnose import Diagnosis, diagnose
 from .functional import SampledSoftmaxDetails, sampled_softmax_loss
 from .memory import prefer_huge_pages
 from .modules import SampledSoftmaxLoss
 from .samplers import (
+    InBatchSampler,
     KeyedSamples,
     LogUniformSampler,
+    MixedSampler,
+    QueueSampler,
     Sampler,
     Samples,
+    StreamingSampler,
     UniformSampler,
     WeightedSampler,
     mask_samples,
@@ -27,20 +33,27 @@ from .samplers import (
 __version__ = version()
 
 __all__ = [
+    "Diagnosis",
+    "InBatchSampler",
     "KeyedSamples",
     "LogUniformSampler",
+    "MixedSampler",
+    "QueueSampler",
     "SampledSoftmaxDetails",
     "SampledSoftmaxLoss",
     "Sampler",
     "Samples",
+    "StreamingSampler",
     "UniformSampler",
     "WeightedSampler",
     "__version__",
     "build_info",
     "cntk",
+    "diagnose",
     "mask_samples",
     "prefer_huge_pages",
     "reference",
     "sampled_softmax_loss",
     "samplers",
+    "tf",
 ]

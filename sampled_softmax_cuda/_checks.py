@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from ._load import on_cpu
-from .samplers.base import Samples
+from .samplers.keyed import KeyedSamples
+from .samplers.samples import Samples
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CORRECTIONS = ("both", "negatives", "none", "reweighted")
@@ -151,15 +152,40 @@ def check_targets(fn: str, target: Any, input: Tensor) -> None:
     check_device(fn, "target", target, input)
 
 
-def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor) -> None:
+def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor, num_classes: int) -> None:
     """samples is a Samples: ids [S], or [*, S] for input [*, D], with log counts of their shape or
-    None; and log counts of the target's shape or None."""
-    if not isinstance(samples, Samples):
+    None; or KeyedSamples for rows [*] and C classes. Log counts have the target's shape or None."""
+    if isinstance(samples, KeyedSamples):
+        if samples.shape != tuple(input.shape[:-1]):
+            raise ValueError(
+                f"{fn}: samples must be drawn for the rows {list(input.shape[:-1])} of input"
+                f" {list(input.shape)}, got some for {list(samples.shape)}"
+            )
+        if samples.proposal.num_classes > num_classes:
+            raise ValueError(
+                f"{fn}: samples must be drawn from at most C={num_classes} classes, got"
+                f" {samples.proposal.num_classes}"
+            )
+        check_device(fn, "samples.key", samples.key, input)
+    elif isinstance(samples, Samples):
+        _check_ids_and_counts(fn, samples.ids, samples.log_expected_count, input)
+    else:
         raise TypeError(
-            f"{fn}: samples must be a Samples(ids, log_expected_count, target_log_expected_count),"
-            f" got {_describe(samples)}"
+            f"{fn}: samples must be a Samples(ids, log_expected_count, target_log_expected_count)"
+            f" or KeyedSamples, got {_describe(samples)}"
         )
-    ids, log_count, target_log_count = samples
+    target_log_count = samples.target_log_expected_count
+    if target_log_count is not None:
+        check_float(fn, "samples.target_log_expected_count", target_log_count)
+        if target_log_count.shape != target.shape:
+            raise ValueError(
+                f"{fn}: samples.target_log_expected_count must be {list(target.shape)} to match"
+                f" target, got {list(target_log_count.shape)}"
+            )
+        check_device(fn, "samples.target_log_expected_count", target_log_count, input)
+
+
+def _check_ids_and_counts(fn: str, ids: Any, log_count: Any, input: Tensor) -> None:
     check_int64(fn, "samples.ids", ids)
     if ids.dim() != 1 and ids.shape[:-1] != input.shape[:-1]:
         raise ValueError(
@@ -177,14 +203,6 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor) -> None:
                 f" got {list(log_count.shape)}"
             )
         check_device(fn, "samples.log_expected_count", log_count, input)
-    if target_log_count is not None:
-        check_float(fn, "samples.target_log_expected_count", target_log_count)
-        if target_log_count.shape != target.shape:
-            raise ValueError(
-                f"{fn}: samples.target_log_expected_count must be {list(target.shape)} to match"
-                f" target, got {list(target_log_count.shape)}"
-            )
-        check_device(fn, "samples.target_log_expected_count", target_log_count, input)
 
 
 def check_sample_weight(fn: str, sample_weight: Any, input: Tensor) -> None:
@@ -198,19 +216,24 @@ def check_sample_weight(fn: str, sample_weight: Any, input: Tensor) -> None:
     check_device(fn, "sample_weight", sample_weight, input)
 
 
+def may_read(values: Tensor) -> bool:
+    """Whether a check may look at values: on the CPU, and on CUDA with SSC_CHECK_TARGETS=1 only,
+    since that waits for the device. Not under torch.compile: there the kernels guard memory
+    (RuntimeError on the CPU).
+    """
+    if torch.compiler.is_compiling() or values.is_meta or isinstance(values, FakeTensor):
+        return False
+    return on_cpu(values) or os.environ.get("SSC_CHECK_TARGETS", "0") not in ("", "0")
+
+
 def check_id_range(
     fn: str, name: str, ids: Tensor, num_classes: int, ignore_index: int | None = None
 ) -> None:
     """IndexError for the first id outside [0, C) that is not `ignore_index`.
 
-    Looks at values on the CPU only; on CUDA only with SSC_CHECK_TARGETS=1, since that waits for
-    the device. Not under torch.compile: there the kernels guard memory (RuntimeError on the CPU).
+    Looks at values only where `may_read` allows it.
     """
-    if torch.compiler.is_compiling() or ids.numel() == 0:
-        return
-    if ids.is_meta or isinstance(ids, FakeTensor):
-        return
-    if not on_cpu(ids) and os.environ.get("SSC_CHECK_TARGETS", "0") in ("", "0"):
+    if ids.numel() == 0 or not may_read(ids):
         return
     first, last = (int(end) for end in torch.aminmax(ids))
     if first >= 0 and last < num_classes:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import _checks
 from .reference.composed import LOSSES, LossOptions
-from .samplers.base import Samples
+from .samplers.keyed import KeyedSamples
+from .samplers.samples import Samples
 
 
 def _check_number(fn: str, name: str, value: Any, low: float, high: float) -> None:
@@ -68,7 +69,7 @@ def check_options(
     o: LossOptions,
     target: Tensor,
     input: Tensor,
-    samples: Samples,
+    samples: Samples | KeyedSamples,
     exclude: Any,
 ) -> None:
     """All options, with the target, the samples and the excluded classes that they meet."""
@@ -78,7 +79,7 @@ def check_options(
             _refuse(fn, "a target [*, T]", "loss='gbce'", "beta is that of a single positive")
         if o.correction == "reweighted":
             _refuse(fn, "a target [*, T]", "correction='reweighted'", "it weighs a single class")
-    if samples.ids.dim() > 1:
+    if not samples.shared:
         for option, on in (("cosine", o.cosine), ("label_smoothing", o.label_smoothing != 0)):
             if on:
                 reason = "it would gather the rows of all B * S samples; share them by the batch"

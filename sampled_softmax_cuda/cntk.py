@@ -134,7 +134,11 @@ def random_sample_inclusion_frequency(
 
 
 def _class_ids(fn: str, target: Any, hidden: Tensor, num_classes: int) -> Tensor:
-    """Class ids [*] from ids, or from one-hot rows [*, C] that are dense, sparse COO or CSR."""
+    """Class ids [*] from ids, or from one-hot rows [*, C] that are dense, sparse COO or CSR.
+
+    On CUDA a row that is not one-hot becomes class -1, whose loss is NaN, without waiting for the
+    device. Of sparse rows only those wait that are not coalesced, or hold zeros.
+    """
     if not isinstance(target, Tensor):
         raise TypeError(f"{fn}: target_vector must be a Tensor, got {type(target).__name__}")
     leading = hidden.shape[:-1]
@@ -146,23 +150,34 @@ def _class_ids(fn: str, target: Any, hidden: Tensor, num_classes: int) -> Tensor
             f" {[*leading, num_classes]}, got {list(target.shape)}"
         )
     if target.layout == torch.strided:
-        one_hot = (target != 0).sum(dim=-1) == 1
         values, ids = target.max(dim=-1)
-        valid = bool((one_hot & (values == 1)).all())
+        valid = ((target != 0).sum(dim=-1) == 1) & (values == 1)
     else:
         rows = target.to_sparse(layout=torch.sparse_coo).coalesce()
-        kept = rows.values() != 0
-        index, values = rows.indices()[:, kept], rows.values()[kept]
-        count = leading.numel()
-        flat = torch.zeros(index.shape[1], dtype=torch.int64, device=target.device)
-        for size, position in zip(leading, index[:-1], strict=True):
-            flat = flat * size + position
-        valid = index.shape[1] == count and bool((values == 1).all())
-        valid = valid and bool((flat == torch.arange(count, device=target.device)).all())
-        ids = index[-1].reshape(leading) if valid else index[-1]
-    if not valid:
+        ids, valid = _sparse_ids(rows, leading)
+    if _checks.may_read(valid) and not bool(valid.all()):
         raise ValueError(f"{fn}: target_vector must be one-hot: a single 1 in every row")
-    return ids
+    return torch.where(valid, ids, -1)
+
+
+def _sparse_ids(rows: Tensor, leading: torch.Size) -> tuple[Tensor, Tensor]:
+    """The ids [*] of coalesced rows [*, C], and whether each row [*] is one-hot."""
+    index, values = rows.indices(), rows.values()
+    count = leading.numel()
+    if values.shape[0] != count:  # zeros, perhaps
+        kept = values != 0
+        index, values = index[:, kept], values[kept]
+    if values.shape[0] != count:
+        none = torch.zeros(leading, dtype=torch.int64, device=rows.device)
+        return none, none.to(torch.bool)
+    flat = torch.zeros(count, dtype=torch.int64, device=rows.device)
+    for size, position in zip(leading, index[:-1], strict=True):
+        flat = flat * size + position
+    # Sorted, and as many as there are rows: where the i-th is in row i, and nothing else is.
+    in_row = torch.zeros_like(flat).index_add_(0, flat, torch.ones_like(flat))
+    row = torch.arange(count, device=rows.device)
+    valid = (flat == row) & (in_row == 1) & (values == 1)
+    return index[-1].reshape(leading), valid.reshape(leading)
 
 
 def cross_entropy_with_sampled_softmax_and_embedding(
@@ -184,12 +199,14 @@ def cross_entropy_with_sampled_softmax_and_embedding(
 
     Args:
         hidden_vector: [B, hidden_dim], or any leading shape.
-        target_vector: [B] int64 class ids, or one-hot [B, num_classes], dense or sparse.
+        target_vector: [B] int64 class ids, or one-hot [B, num_classes], dense or sparse. On CUDA
+            nothing waits for the device, unless they are sparse and not coalesced, or hold zeros.
         num_classes: C.
         hidden_dim: D.
         num_samples: S, classes drawn per call and shared by the rows.
         sampling_weights: [C] or [1, C], not negative, of any sum; or a WeightedSampler, which
-            saves building its table, O(C), at every call.
+            saves building its table, O(C) on the CPU, at every call. Without duplicates its first
+            call waits for the ten draws that inclusion frequencies are estimated from.
         allow_duplicates: draw with replacement (default) or distinct classes.
         weight: [C, D].
         bias: [C, 1] as in CNTK, or [C].
@@ -199,7 +216,8 @@ def cross_entropy_with_sampled_softmax_and_embedding(
         z and the cross entropy are differentiable. Sampled targets are not removed.
 
     Raises:
-        ValueError, TypeError, IndexError: as `random_sample` and `sampled_softmax_loss`.
+        ValueError, TypeError, IndexError: as `random_sample` and `sampled_softmax_loss`. Rows that
+            are not one-hot: ValueError on the CPU, NaN in that row on CUDA.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc

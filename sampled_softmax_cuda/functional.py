@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
@@ -11,8 +12,9 @@ from . import _checks, reference
 from ._autograd import Arguments, ordered_sum, rows_loss, total_loss, wants_gradient
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._load import on_cpu
+from ._negatives import negatives_loss
 from ._option_checks import check_options
-from .reference.composed import LossOptions
+from .reference.composed import LossOptions, count_of_samples
 from .reference.loss import (
     SampledSoftmaxDetails,
     compute_dtype,
@@ -20,7 +22,8 @@ from .reference.loss import (
     reweighted,
     row_scale,
 )
-from .samplers.base import Samples
+from .samplers.keyed import KeyedSamples
+from .samplers.samples import Samples
 
 __all__ = ["SampledSoftmaxDetails", "sampled_softmax_loss"]
 
@@ -32,7 +35,7 @@ def sampled_softmax_loss(
     input: Tensor,
     weight: Tensor,
     target: Tensor,
-    samples: Samples,
+    samples: Samples | KeyedSamples,
     *,
     bias: Tensor | None = ...,
     temperature: float = ...,
@@ -59,7 +62,7 @@ def sampled_softmax_loss(
     input: Tensor,
     weight: Tensor,
     target: Tensor,
-    samples: Samples,
+    samples: Samples | KeyedSamples,
     *,
     bias: Tensor | None = ...,
     temperature: float = ...,
@@ -85,7 +88,7 @@ def sampled_softmax_loss(
     input: Tensor,
     weight: Tensor,
     target: Tensor,
-    samples: Samples,
+    samples: Samples | KeyedSamples,
     *,
     bias: Tensor | None = None,
     temperature: float = 1.0,
@@ -124,9 +127,11 @@ def sampled_softmax_loss(
         target: [*] int64, the true class of each row, or [*, T], T true classes that share the
             label, 1/T each (TensorFlow's num_true). Entries that are `ignore_index` are padding.
         samples: `Samples(ids [S], log_expected_count [S], target_log_expected_count)`, from a
-            sampler or made by hand, the last of the target's shape. A count of None means n = 1, a
-            log count of +inf leaves the sample out. Ids may repeat. No gradient flows through the
-            counts.
+            sampler or made by hand, the last of the target's shape. Ids and counts [*, S] give each
+            row its own, and `KeyedSamples` (`Sampler.sample_keyed`) too, drawn by the kernels and
+            never stored. A count of None means n = 1, a log count of +inf leaves the sample out.
+            Ids may repeat; their counts must agree for the sigmoid losses. No gradient flows
+            through the counts.
         bias: [C] or None (the default).
         temperature: divides the logits before the correction; positive. Default 1.
         correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow
@@ -191,7 +196,7 @@ def sampled_softmax_loss(
     """
     _checks.check_parameters(_NAME, input, weight, bias)
     _checks.check_targets(_NAME, target, input)
-    _checks.check_samples(_NAME, samples, target, input)
+    _checks.check_samples(_NAME, samples, target, input, weight.shape[0])
     if sample_weight is not None:
         _checks.check_sample_weight(_NAME, sample_weight, input)
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
@@ -209,40 +214,22 @@ def sampled_softmax_loss(
         calibration,
     )
     check_options(_NAME, options, target, input, samples, exclude)
-    one = reference.single_target(target, input)
-    fused = options.plain and one and exclude is None and samples.ids.dim() == 1
-    native = fused and kernels_take("loss_and_grads", input, weight, bias, *samples[1:])
-    if not (native and on_cpu(input)):  # the CPU's kernels look at every id themselves
+    plain = reference.is_plain(options, target, input, samples, exclude)
+    given = samples.materialize() if plain else None
+    fused = given is not None and kernels_take("loss_and_grads", input, weight, bias, *given[1:])
+    if not (fused and on_cpu(input)):  # there the kernels look at every id themselves
         _check_ids(target, samples, weight, ignore_index)
-    if not native:
-        return reference.sampled_softmax_loss(
-            input,
-            weight,
-            target,
-            samples,
-            bias=bias,
-            temperature=temperature,
-            correction=correction,
-            remove_accidental_hits=remove_accidental_hits,
-            ignore_index=ignore_index,
-            sample_weight=sample_weight,
-            reduction=reduction,
-            sparse_grad=sparse_grad,
-            return_details=return_details,
-            loss=loss,
-            softcap=softcap,
-            cosine=cosine,
-            margin=margin,
-            angular_margin=angular_margin,
-            label_smoothing=label_smoothing,
-            calibration=calibration,
-            exclude=exclude,
+    if given is None or not fused:
+        loss_rows, *details = reference.option_rows(
+            input, weight, bias, target, samples, exclude, options, sparse_grad, negatives_loss
         )
+        result = _reduce(loss_rows, target, input, ignore_index, sample_weight, reduction)
+        return _finish(result, details, input, weight, bias, return_details)
     arguments = Arguments(
         *as_kernels_take(input, weight, bias),
         target if target.dim() == 1 else target.reshape(-1),
-        samples.ids,
-        _log_count(options.count_of_samples(samples.log_expected_count)),
+        given.ids,
+        _log_count(count_of_samples(given.log_expected_count, options.corrects_samples)),
         _log_count(samples.target_log_expected_count) if options.corrects_targets else None,
         1.0 / temperature,
         remove_accidental_hits,
@@ -274,18 +261,51 @@ def sampled_softmax_loss(
         # The kernels look at every id before anything else; here it gets the message for users.
         _check_ids(target, samples, weight, ignore_index)
         raise
+    return _finish(result, rows[1:], input, weight, bias, return_details)
+
+
+def _reduce(
+    loss: Tensor,
+    target: Tensor,
+    input: Tensor,
+    ignore_index: int,
+    sample_weight: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    """Losses [B] as the result asked for, before its last rounding."""
+    row_weight = None if sample_weight is None else sample_weight.reshape(-1)
+    if reduction == "none":
+        loss = loss if row_weight is None else loss * row_weight
+        return loss.reshape(input.shape[:-1])
+    counted = reference.counted_rows(target, input, ignore_index).reshape(-1)
+    return ordered_sum(loss * row_scale(counted, row_weight, reduction, loss.dtype))
+
+
+def _finish(
+    result: Tensor,
+    details: Sequence[Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    return_details: bool,
+) -> Tensor | tuple[Tensor, SampledSoftmaxDetails]:
+    """The result in its dtype, with lse, target logit and error [*] where they are wanted."""
     dtype = result_dtype(input, weight, bias)
     if result.dtype != dtype:
         result = result.to(dtype)
-    if return_details:
-        return result, SampledSoftmaxDetails(*(row.reshape(shape) for row in rows[1:]))
-    return result
+    if not return_details:
+        return result
+    shape = input.shape[:-1]
+    return result, SampledSoftmaxDetails(*(row.reshape(shape) for row in details))
 
 
-def _check_ids(target: Tensor, samples: Samples, weight: Tensor, ignore_index: int) -> None:
+def _check_ids(
+    target: Tensor, samples: Samples | KeyedSamples, weight: Tensor, ignore_index: int
+) -> None:
     num_classes = weight.shape[0]
     _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
-    _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
+    if isinstance(samples, Samples):
+        _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
 
 
 def _log_count(log_count: Tensor | None) -> Tensor | None:

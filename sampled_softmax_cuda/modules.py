@@ -12,6 +12,7 @@ from .exact import TopK
 from .functional import sampled_softmax_loss
 from .memory import prefer_huge_pages
 from .samplers import LogUniformSampler, Sampler, UniformSampler, WeightedSampler
+from .samplers.composed import ANY_CLASSES
 
 __all__ = ["SampledSoftmaxLoss"]
 
@@ -21,7 +22,7 @@ _NAME = "SampledSoftmaxLoss"
 def _make_sampler(sampler: object, num_classes: int) -> Sampler:
     """A Sampler over `num_classes` from a name, a vector of weights, or a Sampler."""
     if isinstance(sampler, Sampler):
-        if sampler.num_classes != num_classes:
+        if sampler.num_classes not in (num_classes, ANY_CLASSES):
             raise ValueError(
                 f"{_NAME}: sampler must draw from num_classes={num_classes} classes,"
                 f" got one over {sampler.num_classes}"

@@ -222,7 +222,9 @@ def nonzero_rows(grad: torch.Tensor) -> torch.Tensor:
     grad = grad.coalesce()
     kept = grad.values().reshape(grad._nnz(), -1).any(dim=1)
     indices, values = grad.indices()[:, kept], grad.values()[kept]
-    return torch.sparse_coo_tensor(indices, values, grad.shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(
+        indices, values, grad.shape, is_coalesced=True, check_invariants=True
+    )
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])

@@ -87,16 +87,45 @@ def test_bench_loss_states_the_share_on_executed_work(tmp_path: Path) -> None:
 def test_bench_sample(tmp_path: Path) -> None:
     _, rows = run_script("bench_sample", output=tmp_path)
     check_rows(rows)
-    ours = [row for row in rows if row["role"] == "ours"]
-    assert {row["case"] for row in ours} == {
-        "ours: uniform",
-        "ours: log-uniform",
-        "ours: weighted",
+    assert {row["sampler"] for row in rows} - {""} == {
+        "uniform",
+        "log-uniform",
+        "weighted",
+        "streaming",
+        "mixed",
+        "in-batch",
+        "queue",
     }
     for row in rows:
         assert not row["failure"]
-        ids_per_us = float(row["samples"]) / float(row["median_ms"]) / 1e3
-        assert float(row["ids_per_us"]) == pytest.approx(ids_per_us, rel=1e-2)
+        items_per_us = float(row["items"]) / float(row["median_ms"]) / 1e3
+        assert float(row["items_per_us"]) == pytest.approx(items_per_us, rel=1e-2)
+    # Each peer stands beside the sampler that offers the same.
+    tables: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        tables.setdefault(row["table"], []).append(row)
+    for table in tables.values():
+        assert table[0]["role"] == "ours"
+        assert float(table[0]["ratio"]) == 1
+    for case, sampler in (("torch.multinomial", "weighted"), ("torch.randint", "uniform")):
+        (row,) = (r for r in rows if r["case"] == case and r["replacement"] == "True")
+        assert row["sampler"] == sampler
+    builds = [row["case"] for row in tables["A table of 5000 weights"]]
+    assert "ours: WeightedSampler(weights)" in builds and "numpy cumsum" in builds
+
+
+def test_plot_samplers_finds_who_is_biased(tmp_path: Path) -> None:
+    """The bias of each proposal, and its standard error, from 200 draws with fixed keys."""
+    _, rows = run_script("plot_samplers", output=tmp_path)
+    assert (tmp_path / "plot_samplers.png").stat().st_size > 10_000
+    for row in rows:
+        bias, error = float(row["bias"]), float(row["standard_error"])
+        assert float(row["deviation"]) == pytest.approx(error * 200**0.5, rel=1e-3)
+        if "own counts" in row["proposal"]:  # classes that are not there stand for nothing
+            assert bias < -5 * error
+        else:
+            assert abs(bias) < 4 * error
+    assert float(rows[0]["deviation"]) > 3 * float(rows[1]["deviation"])  # uniform, log-uniform
 
 
 def test_bench_memory(tmp_path: Path) -> None:

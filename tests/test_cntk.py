@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda import testing
 
 cntk = ssc.cntk
 C, D, S = 60, 7, 25
@@ -32,16 +33,16 @@ def by_hand(
 
 @pytest.mark.parametrize("allow_duplicates", [True, False])
 @pytest.mark.parametrize("row_vector", [True, False])
-def test_the_three_results(either: str, row_vector: bool, allow_duplicates: bool) -> None:
+def test_the_three_results(device: str, row_vector: bool, allow_duplicates: bool) -> None:
     weights = 100 * torch.rand(C) + 1
     loss_fn = cntk.CrossEntropyWithSampledSoftmax(
         C, D, S, weights[None] if row_vector else weights, allow_duplicates
     )
     torch.nn.init.normal_(loss_fn.bias)
     h, target = torch.randn(30, D, requires_grad=True), torch.randint(C, (30,))
-    state = torch.get_rng_state()
+    torch.manual_seed(4)
     z, cross_entropy, error = loss_fn(h, target)
-    torch.set_rng_state(state)
+    torch.manual_seed(4)
     ids = loss_fn.sampler.sample(target, S, replacement=allow_duplicates).ids
     assert allow_duplicates or ids.unique().numel() == S
     n = cntk.random_sample_inclusion_frequency(weights, S, allow_duplicates)
@@ -58,7 +59,7 @@ def test_the_three_results(either: str, row_vector: bool, allow_duplicates: bool
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sampled_target_counts_twice(either: str) -> None:
+def test_a_sampled_target_counts_twice(device: str) -> None:
     """Where the only class drawn is the target, the loss is log 2 and nothing beats the target."""
     weights = torch.tensor([0.0, 5.0, 0.0])
     _, cross_entropy, error = cntk.cross_entropy_with_sampled_softmax_and_embedding(
@@ -86,7 +87,7 @@ def test_initialisation_is_cntks() -> None:
 
 
 @pytest.mark.parametrize("layout", ["dense", "dense float64", "coo", "csr"])
-def test_one_hot_targets(either: str, layout: str) -> None:
+def test_one_hot_targets(device: str, layout: str) -> None:
     loss_fn = cntk.CrossEntropyWithSampledSoftmax(C, D, S, torch.ones(C))
     h, target = torch.randn(9, D), torch.randint(C, (9,))
     one_hot = F.one_hot(target, C).float()
@@ -96,9 +97,9 @@ def test_one_hot_targets(either: str, layout: str) -> None:
         "coo": one_hot.to_sparse(),
         "csr": one_hot.to_sparse_csr(),
     }
-    state = torch.get_rng_state()
+    torch.manual_seed(4)
     expected = loss_fn(h, target)
-    torch.set_rng_state(state)
+    torch.manual_seed(4)
     for a, b in zip(loss_fn(h, vectors[layout]), expected, strict=True):
         assert torch.equal(a, b)
 
@@ -247,3 +248,72 @@ def test_it_learns_with_either_kind_of_draw(either: str) -> None:
 def test_repr() -> None:
     text = repr(cntk.CrossEntropyWithSampledSoftmax(C, D, S, torch.ones(C), False))
     assert "num_classes=60, hidden_dim=7, num_samples=25, allow_duplicates=False" in text
+
+
+@pytest.mark.parametrize(
+    ("weights", "num_samples", "allow_duplicates", "expected", "tolerance"),
+    [
+        ([42.0] * 4, 1, True, [1 / 4] * 4, 1e-4),
+        ([42.0] * 4, 13, True, [13 / 4] * 4, 1e-4),
+        ([1.0, 2.0, 3.0], 42, True, [7.0, 14.0, 21.0], 1e-4),
+        ([100.0] * 100 + [10.0] * 100 + [0.1] * 100, 200, False, [1.0] * 200 + [0.0] * 100, 0.1),
+    ],
+    ids=str,
+)
+def test_inclusion_frequencies_of_cntks_own_tests(
+    either: str,
+    weights: list[float],
+    num_samples: int,
+    allow_duplicates: bool,
+    expected: list[float],
+    tolerance: float,
+) -> None:
+    """The cases, with their tolerances, of CNTK 2.7's ops/tests/random_sample_test.py."""
+    n = cntk.random_sample_inclusion_frequency(torch.tensor(weights), num_samples, allow_duplicates)
+    torch.testing.assert_close(n, torch.tensor(expected), rtol=0, atol=tolerance)
+
+
+def test_samples_of_cntks_own_tests(either: str) -> None:
+    """The same file's: relative frequencies of ten draws of 1000, and a draw of all that can be."""
+    weights = torch.tensor([1.0, 3.0, 5.0, 1.0])
+    drawn = torch.cat([cntk.random_sample(weights, 1000, True) for _ in range(10)])
+    frequency = drawn.bincount(minlength=4) / 10_000
+    torch.testing.assert_close(frequency, weights / 10, rtol=0, atol=0.03)
+    ids = cntk.random_sample(torch.tensor([1.0, 3.0, 50.0, 1.0, 0.0]), 4, False)
+    assert sorted(ids.tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "nan_rows"),
+    [
+        ([(1, 1, 0.5)], [1]),
+        ([(1, 1, 0.0), (0, 2, 1.0)], [0, 1]),  # as many ones as rows, two in the first
+        ([(2, 7, 1.0)], [2]),
+    ],
+)
+def test_a_row_that_is_not_one_hot_is_nan_where_nobody_may_look(
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: list[tuple[int, int, float]],
+    nan_rows: list[int],
+    sparse: bool,
+) -> None:
+    """As on CUDA, where a check would wait: other rows keep their class, or are NaN as well."""
+    monkeypatch.setattr(cntk._checks, "may_read", lambda values: False)
+    loss_fn = cntk.CrossEntropyWithSampledSoftmax(C, D, S, torch.ones(C))
+    h, target = torch.randn(4, D), torch.tensor([3, 1, 4, 1])
+    one_hot = F.one_hot(target, C).float()
+    results = []
+    with testing.use_backend("reference"):
+        for changes in ([], wrong):
+            for row, k, value in changes:
+                one_hot[row, k] = value
+            torch.manual_seed(1)
+            results.append(loss_fn(h, one_hot.to_sparse() if sparse else one_hot)[1])
+    right, loss = results
+    torch.manual_seed(1)
+    torch.testing.assert_close(right, loss_fn(h, target).cross_entropy_on_samples)
+    nan = loss.isnan()
+    assert nan[nan_rows].all()
+    assert torch.equal(loss[~nan], right[~nan])
+    assert sparse or nan.nonzero()[:, 0].tolist() == nan_rows

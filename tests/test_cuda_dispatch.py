@@ -22,7 +22,7 @@ from sampled_softmax_cuda.reference.sample import Method
 from sampled_softmax_cuda.samplers import _ops
 
 B, D, C, S = 6, 8, 100, 20
-OPERATORS = {"loss_rows", "loss_and_grads", "sample_uniform", "log_count_uniform"}
+OPERATORS = {"loss_rows", "loss_and_grads", "logits", "sample_uniform", "log_count_uniform"}
 
 
 class Recorder(TorchDispatchMode):
@@ -223,3 +223,42 @@ def check_gradients(
         if sparse:  # a class may be there several times, so optimizers have to add up
             assert not grad.is_coalesced()
             assert grad._values().shape[0] == S + B
+
+
+@pytest.mark.parametrize("layout", ["ids", "one-hot"])
+def test_cntks_loss(record: Recorder, layout: str) -> None:
+    """Parameters and sampler on the GPU: draws, loss and logits are operators, nothing waits."""
+    empty = torch.empty(C, dtype=torch.int64, device="cuda")
+    sampler = ssc.WeightedSampler.__new__(ssc.WeightedSampler)
+    ssc.Sampler.__init__(sampler)
+    sampler.num_classes = sampler.num_drawable = C
+    sampler.register_buffer("table", empty)
+    sampler.register_buffer("probability_bits", empty)
+    h, weight, bias = parameters()
+    labels = target() if layout == "ids" else torch.empty(B, C, device="cuda")
+    z, cross_entropy, error = ssc.cntk.cross_entropy_with_sampled_softmax_and_embedding(
+        h, labels, C, D, S, sampler, True, weight=weight, bias=bias.unsqueeze(1)
+    )
+    assert z.shape == (B, C)
+    assert cross_entropy.shape == error.shape == (B,)
+    assert z.is_cuda and cross_entropy.is_cuda and error.is_cuda
+    assert record.names == ["sample_alias", "loss_rows", "logits"]
+
+
+@pytest.fixture
+def planned() -> None:
+    """How to draw unique classes is found out once, on the CPU, by real numbers."""
+    ssc.tf.log_uniform_candidate_sampler([[0]], 1, S, True, C)
+
+
+def test_tensorflows_losses(planned: None, record: Recorder) -> None:
+    """A draw of unique classes, their counts and the loss of a single label, without waiting."""
+    h, weight, bias = parameters()
+    labels = target().unsqueeze(1)
+    loss = ssc.tf.sampled_softmax_loss(weight, bias, labels, h, S, C)
+    assert loss.shape == (B,)
+    counts = ["log_count_log_uniform"] * 2  # should the draw have taken no more tries than samples
+    assert record.names == ["sample_log_uniform", *counts, "loss_rows"]
+    values = ssc.tf.uniform_candidate_sampler(labels, 1, S, False, C)
+    assert all(value.is_cuda for value in values)
+    assert record.names[4:] == ["sample_uniform"]

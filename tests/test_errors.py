@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda import _checks, exact
+from sampled_softmax_cuda import _checks, _load, exact
 
 B, D, C, S = 32, 768, 1000, 16
 
@@ -275,22 +275,15 @@ def test_positions_are_named_in_any_shape(either: str, name: str) -> None:
         )
 
 
-class OnCuda(torch.Tensor):
-    """Numbers of the CPU that say they are on a GPU."""
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return torch.device("cuda")
-
-
-def test_values_on_cuda_are_looked_at_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = with_value(B, 4, C).as_subclass(OnCuda)
-    for value in ("0", ""):
-        monkeypatch.setenv("SSC_CHECK_TARGETS", value)
-        _checks.check_id_range("f", "target", target, C, -100)
-    monkeypatch.setenv("SSC_CHECK_TARGETS", "1")
-    with pytest.raises(IndexError, match=r"f: target must be .* got 1000 at \[4\]"):
-        _checks.check_id_range("f", "target", target, C, -100)
+def test_values_on_a_gpu_are_looked_at_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = with_value(B, 4, C)
+    with _load.as_on_a_gpu(frozenset()):
+        for value in ("0", ""):
+            monkeypatch.setenv("SSC_CHECK_TARGETS", value)
+            _checks.check_id_range("f", "target", target, C, -100)
+        monkeypatch.setenv("SSC_CHECK_TARGETS", "1")
+        with pytest.raises(IndexError, match=r"f: target must be .* got 1000 at \[4\]"):
+            _checks.check_id_range("f", "target", target, C, -100)
 
 
 def test_the_operators_protect_memory(native: None) -> None:

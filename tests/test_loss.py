@@ -231,7 +231,10 @@ def test_non_contiguous_arguments(backend: str) -> None:
     expected = problem.loss(reduction="none").detach()
     for weight in (w, wide[:, :16]):
         loss = ssc.sampled_softmax_loss(h, weight, target, samples, bias=b, reduction="none")
-        assert torch.equal(loss, expected)
+        if backend == "reference":  # torch's own matmul rounds as the layout has it
+            torch.testing.assert_close(loss, expected)
+        else:
+            assert torch.equal(loss, expected)
 
 
 def test_ids_beyond_32_bits(backend: str) -> None:

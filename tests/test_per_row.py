@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda._per_row import per_row_loss
+from sampled_softmax_cuda._negatives import negatives_loss
 from sampled_softmax_cuda.reference.per_row import per_row_rows as reference_rows
 from sampled_softmax_cuda.testing import SHAPES, assert_close_to_truth
 
@@ -23,7 +23,7 @@ NAMES = ("input", "weight", "bias", "target_logit")
 
 @dataclass(frozen=True)
 class Rows:
-    """Arguments of `per_row_loss`, and what the losses [B] are multiplied with."""
+    """Arguments of `negatives_loss`, and what the losses [B] are multiplied with."""
 
     parameters: tuple[Tensor, Tensor, Tensor | None, Tensor]
     hits: Tensor
@@ -48,10 +48,10 @@ class Rows:
         return replace(self, parameters=tuple(leaves), leaves=there)  # type: ignore[arg-type]
 
     def run(self) -> list[Tensor]:
-        """Loss and peak of `per_row_loss`, and the gradients of the leaves."""
+        """Loss and peak of `negatives_loss`, and the gradients of the leaves."""
         p = self.fresh()
         options = (p.inv_temperature, p.softcap, p.remove_hits, p.sigmoid, p.sparse_grad)
-        loss, peak = per_row_loss(
+        loss, peak = negatives_loss(
             *p.parameters, p.hits, p.counted, p.samples, *options, p.corrected
         )
         return p.with_gradients(loss, peak)
@@ -295,7 +295,7 @@ def test_ids_past_2_to_the_31(native: None) -> None:
     r = torch.zeros(2)
     hits = torch.full((2, 0), -1)
     args = (hits, None, ssc.Samples(ids, None, None), 1.0, 0.0, True, False, True)
-    loss, _ = per_row_loss(h, weight, None, r, *args)
+    loss, _ = negatives_loss(h, weight, None, r, *args)
     torch.testing.assert_close(loss, torch.log1p(2 * torch.tensor([1.5, 1.5]).exp()))
     loss.sum().backward()
     grad = weight.grad
@@ -335,7 +335,7 @@ def test_an_update_before_the_backward_pass_is_an_error(native: None) -> None:
     sampler = ssc.WeightedSampler(torch.ones(9))
     keyed = sampler.sample_keyed(torch.tensor([1, 2, 3]), 5)
     options = (1.0, 0.0, True, False, False)
-    loss, _ = per_row_loss(*base.parameters, base.hits, None, keyed, *options)
+    loss, _ = negatives_loss(*base.parameters, base.hits, None, keyed, *options)
     sampler.update(torch.arange(9.0))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.sum().backward()
@@ -344,7 +344,7 @@ def test_an_update_before_the_backward_pass_is_an_error(native: None) -> None:
 def test_double_backward_is_refused(native: None) -> None:
     base = make_rows(3, 4, 9, 5).fresh()
     options = (1.0, 0.0, True, False, False)
-    loss, _ = per_row_loss(*base.parameters, base.hits, None, base.samples, *options)
+    loss, _ = negatives_loss(*base.parameters, base.hits, None, base.samples, *options)
     with pytest.raises(RuntimeError, match="double backward"):
         torch.autograd.grad(loss.sum(), base.leaves[0], create_graph=True)
 
@@ -358,7 +358,7 @@ def test_compiled(native: None, keyed: bool) -> None:
 
     def loss_of(h: Tensor, w: Tensor, b: Tensor, r: Tensor) -> Tensor:
         options = (1.0, 0.0, True, False, False)
-        return (per_row_loss(h, w, b, r, base.hits, base.counted, samples, *options)[0]).sum()
+        return (negatives_loss(h, w, b, r, base.hits, base.counted, samples, *options)[0]).sum()
 
     results = []
     for function in (loss_of, torch.compile(loss_of, fullgraph=True, backend="aot_eager")):

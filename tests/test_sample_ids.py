@@ -194,13 +194,21 @@ def test_the_alias_table_sums_back_to_the_weights(device: str, weights: torch.Te
     assert abs(implied.sum() - 1) < 1e-12
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 3, 64, 1000, 4097])
+# The last has several of the chunks that threads take.
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 64, 1000, 4097, 70_001])
 def test_both_builders_give_the_same_table(native: None, num_classes: int) -> None:
     q = torch.rand(num_classes, dtype=torch.float64) ** 4
     q[::7] = 0
     q[-1] = 1
     q /= q.sum()
-    assert torch.equal(_ops.build_alias_table(q), reference.build_alias_table(q))
+    expected = reference.build_alias_table(q)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(_ops.build_alias_table(q), expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_more_classes_than_torch_multinomial_takes(native: None) -> None:

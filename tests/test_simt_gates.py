@@ -9,30 +9,49 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import simt_negatives
 import torch
 from gpu_model import matmul_traffic
 from simt_bench import Bench, require
-from simt_loss import PATHS, accumulator, loss_and_grads, make_problem
+from simt_loss import PATHS, Path, accumulator, loss_and_grads, make_problem
 
 BATCH, DIM, SAMPLES = 136, 144, 272  # several tiles of 64 and 128 each way, rows of whole sectors
 
 
-@pytest.fixture(scope="module", params=PATHS, ids=str)
+def plain_step(bench: Bench, path: Path) -> None:
+    dtype = path.dtype
+    p = make_problem(BATCH, DIM, SAMPLES, 1000, dtype, bias=False)
+    p.target[1] = 0  # every row counts: those that don't are not read
+    k = torch.ones(BATCH, dtype=accumulator(dtype))
+    loss_and_grads(bench, p, k, path=path, multiprocessors=1)
+
+
+def negatives_step(bench: Bench, path: Path) -> None:
+    p = simt_negatives.make_problem(BATCH, DIM, SAMPLES, 1000, 2, path.dtype)
+    p.input[1] = 0.0
+    p = p._replace(bias=None, counted=None)
+    k = torch.ones(BATCH, dtype=accumulator(path.dtype))
+    simt_negatives.run(bench, p, simt_negatives.Options(), k, multiprocessors=1)
+
+
+STEPS = [(plain_step, path) for path in PATHS] + [
+    (negatives_step, Path(dtype)) for dtype in (torch.float32, torch.bfloat16)
+]
+
+
+@pytest.fixture(scope="module", params=STEPS, ids=lambda step: f"{step[0].__name__}-{step[1]}")
 def counted(
     request: pytest.FixtureRequest,
 ) -> tuple[list[dict[str, Any]], torch.dtype, int]:
     """Statistics of a step's matmuls, its dtype, the side of its tiles."""
     require("checked")
-    dtype = request.param.dtype
+    step, path = request.param
     bench = Bench("checked", statistics=True)
-    p = make_problem(BATCH, DIM, SAMPLES, 1000, dtype, bias=False)
-    p.target[1] = 0  # every row counts: those that don't are not read
-    k = torch.ones(BATCH, dtype=accumulator(dtype))
-    loss_and_grads(bench, p, k, path=request.param, multiprocessors=1)
+    step(bench, path)
     matmuls = [
         line for line in bench.statistics() if "score_kernel" in line["kernel"] or is_product(line)
     ]
-    return matmuls, dtype, 64 if dtype == torch.float64 else 128
+    return matmuls, path.dtype, 64 if path.dtype == torch.float64 else 128
 
 
 def is_product(line: dict[str, Any]) -> bool:

@@ -50,6 +50,23 @@ def test_arguments_that_would_read_elsewhere_are_refused() -> None:
         ops.loss_and_grads(*arguments(), torch.ones(B, dtype=torch.float64), False, False)
     with pytest.raises(RuntimeError, match=r"are not within \[0, C=50\)"):
         ops.logits(h, weight, bias, 0, C + 1, 0.7)
+    counted = torch.ones(B, dtype=torch.bool)
+    hits, target_logit = torch.full((B, 2), -1), torch.zeros(B)
+    for changed, message in [
+        ({3: target_logit[1:]}, r"target_logit must have shape \[9\]"),
+        ({3: target_logit.double()}, "target_logit must have the row outputs' dtype"),
+        ({4: hits[1:]}, r"hits must be \[B, K\]"),
+        ({4: hits.to(torch.int32)}, "hits must be int64"),
+        ({5: counted[1:]}, r"counted must have shape \[9\]"),
+        ({5: counted.to(torch.uint8)}, "counted must be bool"),
+        ({6: ids[:0], 7: None}, "ids must not be empty"),
+        ({7: torch.zeros(S + 1)}, r"log_expected_count must have shape \[33\]"),
+    ]:
+        a = [h, weight, bias, target_logit, hits, counted, ids, None, 1.0, 0.0, True, False]
+        for index, value in changed.items():
+            a[index] = value
+        with pytest.raises(RuntimeError, match=message):
+            ops.negative_rows(*a)
     for method in (1, 2):
         with pytest.raises(RuntimeError, match="must not exceed the number of classes"):
             ops.sample_uniform(key(1), target, C, C + 1, method, None)

@@ -160,7 +160,7 @@ def steps(capability: str, rehearse: bool) -> list[Step]:
 
 def gpu_tests() -> list[str]:
     """The tests that have a case named "cuda": those of numbers, one file per stage, and a few."""
-    stages = ("sample_counts", "sample_ids", "loss", "backward", "exact", "bad_numbers")
+    stages = ("sample_counts", "sample_ids", "loss", "options", "backward", "exact", "bad_numbers")
     return [f"tests/test_{name}.py" for name in (*stages, "modules", "autocast", "device")]
 
 

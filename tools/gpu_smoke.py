@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from typing import Any
 
 import torch
 
@@ -22,6 +23,11 @@ TOLERANCE = {
     torch.bfloat16: 4e-2,
     torch.float16: 1e-2,
 }
+# Each way through the kernels of general negatives.
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"loss": "nce"},
+    {"softcap": 5.0, "remove_accidental_hits": False},
+)
 
 
 def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -36,7 +42,12 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def check_step(
-    device: str, dtype: torch.dtype, shape: tuple[int, int, int, int], sparse: bool, distinct: bool
+    device: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    sparse: bool,
+    distinct: bool,
+    options: dict[str, Any],
 ) -> float:
     """The largest relative error of the loss and its three gradients."""
     batch, width, num_samples, classes = shape
@@ -49,8 +60,9 @@ def check_step(
     sampler = ssc.LogUniformSampler(classes)
     samples = sampler.sample(target, num_samples, replacement=not distinct)
     leaves = [h, weight, bias]
-    ours = ssc.sampled_softmax_loss(h, weight, target, samples, bias=bias, sparse_grad=sparse)
-    theirs = reference.sampled_softmax_loss(h, weight, target, samples, bias=bias)
+    arguments = (h, weight, target, samples)
+    ours = ssc.sampled_softmax_loss(*arguments, bias=bias, sparse_grad=sparse, **options)
+    theirs = reference.sampled_softmax_loss(*arguments, bias=bias, **options)
     pairs = [(ours, theirs)]
     pairs += zip(gradients(ours, leaves), gradients(theirs, leaves), strict=True)
     return max(distance(a.detach(), b.detach()) for a, b in pairs)
@@ -77,11 +89,13 @@ def main() -> None:
     device = options.parse_args().device
     torch.manual_seed(0)
     failures = []
-    cases = list(itertools.product(TOLERANCE, SHAPES, (False, True), (False, True)))
-    for dtype, shape, sparse, distinct in cases:
-        error = check_step(device, dtype, shape, sparse, distinct)
+    both = (False, True)
+    cases = list(itertools.product(TOLERANCE, SHAPES, both, both, ({},)))
+    cases += itertools.product(TOLERANCE, SHAPES, (False,), (False,), OPTIONS)
+    for dtype, *case in cases:
+        error = check_step(device, dtype, *case)
         if not error <= TOLERANCE[dtype]:
-            failures.append(f"{dtype} {shape} sparse={sparse} distinct={distinct}: {error:.2e}")
+            failures.append(f"{dtype}, shape, sparse, distinct, options {case}: {error:.2e}")
     for dtype, tolerance in TOLERANCE.items():
         error = check_evaluation(device, dtype)
         if not error <= tolerance:

@@ -20,6 +20,7 @@ SOURCES = (
     "draw_filtered_rows",
     "draw_rows",
     "grads",
+    "negatives",
     "per_row_grads",
     "per_row_score",
     "products",
@@ -29,6 +30,7 @@ SOURCES = (
     "sample_distinct",
     "sample_race",
     "score",
+    "score_negatives",
 )
 ARCHITECTURES = (75, 80, 90, 120)
 
@@ -89,7 +91,7 @@ def demangle(symbols: list[str]) -> list[str]:
     for name, values in enumerators.items():
         for number, value in enumerate(values):
             short = short.replace(f"({name}){number}", value)
-    short = short.replace("__half", "float16")
+    short = short.replace("__half", "float16").replace("> >", ">>")
     return [line[: line.index("(")] for line in short.splitlines()]
 
 

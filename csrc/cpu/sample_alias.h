@@ -3,10 +3,15 @@
 
 #include <cstdint>
 
+#include "csrc/cpu/parallel.h"
+#include "csrc/cpu/workspace.h"
+
 namespace ssc {
 
 // probabilities [num_classes]: float64, at least one positive, none negative, summing to 1 up to
-// rounding. entries [num_classes]. O(num_classes) time and 8 bytes of scratch per class.
-void build_alias_table(const double* probabilities, uint64_t num_classes, uint64_t* entries);
+// rounding. entries [num_classes]: the same for any number of threads. O(num_classes) work and 8
+// bytes of scratch per class.
+void build_alias_table(const double* probabilities, uint64_t num_classes, uint64_t* entries,
+                       Workspace& workspace, const ParallelFor& parallel_for);
 
 }  // namespace ssc

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kElementThreads)
   const bool counts = target != p.ignore_index;
   const bool valid = counts && static_cast<uint64_t>(target) < static_cast<uint64_t>(p.classes);
   const A kappa = *a.chunk.kappa;
-  const A coefficient = a.chunk.target_coefficient[row];
+  const A coefficient = valid ? a.chunk.target_coefficient[row] : A(0);
   for (int64_t d = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; d < p.dim;
        d += static_cast<int64_t>(gridDim.y) * kElementThreads) {
     A sum = 0;
@@ -142,12 +142,6 @@ __global__ void __launch_bounds__(kElementThreads)
     sum += row < 0 ? g.sample_sums[entry] : g.target_coefficient[row];
   }
   g.grad_bias[out] = to_storage<T>(kappa * sum);
-}
-
-// Blocks along a row of n elements.
-unsigned row_blocks(int64_t n) {
-  const int64_t blocks = ceil_div(n, 4 * kElementThreads);
-  return static_cast<unsigned>(blocks < 64 ? (blocks > 0 ? blocks : 1) : 64);
 }
 
 }  // namespace

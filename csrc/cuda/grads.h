@@ -71,7 +71,7 @@ struct ClassGrads {
 
   const int64_t* classes;       // [entries], sorted; targets that are ignore_index add nothing
   const int64_t* order;         // [entries]
-  int64_t entries;              // S + B
+  int64_t entries;              // S + B; S where no target is a class
   const A* sample_rows;         // [S][D] of weight_products
   const A* sample_sums;         // [S] of bias_products; null without bias
   const A* target_coefficient;  // [B]

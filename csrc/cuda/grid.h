@@ -18,6 +18,12 @@ constexpr unsigned element_blocks(int64_t elements) {
   return static_cast<unsigned>(blocks < kMost ? blocks : kMost);
 }
 
+// Blocks along a row of n elements.
+constexpr unsigned row_blocks(int64_t n) {
+  const int64_t blocks = ceil_div(n, 4 * kElementThreads);
+  return static_cast<unsigned>(blocks < 64 ? (blocks > 0 ? blocks : 1) : 64);
+}
+
 // More than 48 KiB of shared memory has to be asked for, static memory counted in.
 template <class Kernel>
 cudaError_t allow_shared(Kernel kernel, int dynamic_bytes, int static_bytes) {

@@ -2,6 +2,7 @@
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/loss.h"
 #include "csrc/cuda/number.h"
+#include "csrc/cuda/row_loss.h"
 
 namespace ssc::cuda {
 namespace {
@@ -65,21 +66,9 @@ __global__ void __launch_bounds__(kElementThreads) finish_rows_kernel(
     all = merge_lse(all, part, [](A x) { return row_exp(x); });
     beaten |= parts.beaten[split * p.batch + row] != 0;
   }
-  // log(exp z_t + Σ) − z_t from the side where nothing cancels. An infinite z_t gives NaN, as any
-  // other infinite logit does.
-  const A logit = out.target_logit[row];
-  const A above = all.max - logit;
-  A loss, lse;
-  if (above <= 0) {
-    loss = row_log1p(all.sum * row_exp(above)) + (logit - logit);
-    lse = logit + loss;
-  } else {  // NaN too
-    const A log_sum = row_log(all.sum + row_exp(-above));
-    loss = above + log_sum;
-    lse = all.max + log_sum;
-  }
-  out.loss[row] = loss;
-  out.lse[row] = lse;
+  const RowLoss<A> merged = row_loss(all, out.target_logit[row]);
+  out.loss[row] = merged.loss;
+  out.lse[row] = merged.lse;
   out.error[row] = beaten ? A(1) : A(0);
 }
 

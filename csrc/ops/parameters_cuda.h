@@ -93,6 +93,22 @@ struct Parameters {
     return contiguous_vector(t, size, name);
   }
 
+  // [size] log counts in float32, contiguous.
+  std::optional<Tensor> counts(const std::optional<Tensor>& t, int64_t size,
+                               const char* name) const {
+    if (!t.has_value()) return std::nullopt;
+    device.check_here(*t, name);
+    return contiguous_vector(torch::stable::to(*t, ScalarType::Float), size, name);
+  }
+
+  // [B] numbers of the row outputs' dtype, contiguous.
+  Tensor row_numbers(const Tensor& t, const char* name) const {
+    device.check_here(t, name);
+    const Tensor numbers = contiguous_vector(t, batch, name);
+    STD_TORCH_CHECK(numbers.scalar_type() == row_dtype, name, " must have the row outputs' dtype");
+    return numbers;
+  }
+
   OnDevice device;
   Tensor input, weight;
   std::optional<Tensor> bias;

@@ -100,9 +100,11 @@ Tensor alias_table(Tensor probabilities) {
                   "probabilities must be a contiguous float64 tensor [C], C > 0");
   const Tensor table = empty_like_ids(probabilities, ScalarType::Long);
   advise_huge_pages(table.data_ptr(), static_cast<size_t>(table.numel()) * sizeof(int64_t));
+  Workspace workspace;
   build_alias_table(static_cast<const double*>(probabilities.const_data_ptr()),
                     static_cast<uint64_t>(probabilities.numel()),
-                    static_cast<uint64_t*>(table.mutable_data_ptr()));
+                    static_cast<uint64_t*>(table.mutable_data_ptr()), workspace,
+                    torch_parallel_for());
   return table;
 }
 

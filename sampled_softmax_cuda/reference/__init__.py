@@ -7,9 +7,10 @@ library is not built, with SSC_BACKEND=reference, and on devices without kernels
 from .exact import exact_loss_rows, logits
 from .functional import (
     counted_rows,
+    is_plain,
     option_rows,
+    reference_negatives,
     sampled_softmax_loss,
-    shared_negatives,
     single_target,
 )
 from .loss import SampledSoftmaxDetails, loss_rows
@@ -19,11 +20,12 @@ __all__ = [
     "SampledSoftmaxDetails",
     "counted_rows",
     "exact_loss_rows",
+    "is_plain",
     "logits",
     "loss_rows",
     "negative_rows",
     "option_rows",
+    "reference_negatives",
     "sampled_softmax_loss",
-    "shared_negatives",
     "single_target",
 ]

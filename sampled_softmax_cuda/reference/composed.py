@@ -28,13 +28,14 @@ from .loss import compute_dtype, gather_rows, reweighted
 from .negatives import cap, softplus
 
 if TYPE_CHECKING:
-    from ..samplers.base import Samples
+    from ..samplers.keyed import KeyedSamples
+    from ..samplers.samples import Samples
 
 LOSSES = ("softmax", "nce", "negative_sampling", "gbce")
 
 NegativesLoss = Callable[..., tuple[Tensor, Tensor]]
 """(input, weight, bias, target_logit, hits, counted, samples, inv_temperature, softcap,
-remove_hits, sigmoid, sparse_grad) -> loss [B], peak [B]"""
+remove_hits, sigmoid, sparse_grad, corrected) -> loss [B], peak [B]"""
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,13 @@ class LossOptions:
         """Whether log n is subtracted from the targets' logits."""
         return self.correction == "both" and self.loss in ("softmax", "nce")
 
-    def count_of_samples(self, log_expected_count: Tensor | None) -> Tensor | None:
-        """What is subtracted from the samples' logits. An infinite count leaves a sample out,
-        whether or not counts correct anything."""
-        if log_expected_count is None or self.corrects_samples:
-            return log_expected_count
-        infinite = log_expected_count == torch.inf
-        return torch.where(infinite, log_expected_count, 0.0)
+
+def count_of_samples(log_expected_count: Tensor | None, corrected: bool) -> Tensor | None:
+    """What is subtracted from the samples' logits. An infinite count leaves a sample out, whether
+    or not counts correct anything."""
+    if log_expected_count is None or corrected:
+        return log_expected_count
+    return torch.where(log_expected_count == torch.inf, log_expected_count, 0.0)
 
 
 def gbce_beta(num_samples: int, num_classes: int, calibration: float) -> float:
@@ -206,7 +207,7 @@ def composed_rows(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    samples: Samples,
+    samples: Samples | KeyedSamples,
     exclude: Tensor | None,
     o: LossOptions,
     sparse_grad: bool,
@@ -238,16 +239,15 @@ def composed_rows(
     bad = (there & ~in_range).any(dim=1)
     safe = torch.where(there & in_range, target, 0)
     h = torch.where(counted[:, None], input, 0)
-    log_count = o.count_of_samples(samples.log_expected_count)
     own = torch.where(there, target, -1)
     if o.cosine:
         h = F.normalize(h.to(dtype), dim=-1)
-        c = _unit_rows(weight, bias, samples.ids, safe, exclude, dtype, sparse_grad)
+        shared = samples.materialize()
+        c = _unit_rows(weight, bias, shared.ids, safe, exclude, dtype, sparse_grad)
         weight, bias, safe, exclude = c.weight, c.bias, c.target, c.exclude
-        samples = samples._replace(ids=c.ids)
+        samples = shared._replace(ids=c.ids)
         own = torch.where(there & in_range, safe, -1)
         sparse_grad = False  # the rows' own way back is sparse
-    samples = samples._replace(log_expected_count=log_count)
     hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
 
     z = _target_logits(h.to(dtype), weight, bias, safe, o, sparse_grad)
@@ -276,12 +276,13 @@ def composed_rows(
         o.remove_accidental_hits,
         sigmoid,
         sparse_grad,
+        o.corrects_samples,
     )
     if sigmoid:
         lse = torch.maximum(z_max, peak)
         if o.loss == "gbce":
-            beta = gbce_beta(samples.ids.shape[-1], num_classes, o.calibration)
-            loss = (beta * softplus(-z[:, 0]) + loss) / (1 + samples.ids.shape[-1])
+            beta = gbce_beta(samples.num_samples, num_classes, o.calibration)
+            loss = (beta * softplus(-z[:, 0]) + loss) / (1 + samples.num_samples)
         else:
             share = 1.0 / num_true[:, None]
             loss = loss + torch.where(there, softplus(z) - z * share, 0).sum(dim=1)
@@ -292,8 +293,10 @@ def composed_rows(
         if o.correction == "reweighted":
             loss = reweighted(loss)
         if o.label_smoothing > 0.0:
+            shared = samples.materialize()
+            log_count = count_of_samples(shared.log_expected_count, o.corrects_samples)
             mean = _smoothed(
-                h.to(dtype), weight, bias, samples.ids, log_count, o.temperature, sparse_grad
+                h.to(dtype), weight, bias, shared.ids, log_count, o.temperature, sparse_grad
             )
             z_mean = torch.where(there, z, 0).sum(dim=1) / num_true
             loss = loss + o.label_smoothing * (z_mean - mean)

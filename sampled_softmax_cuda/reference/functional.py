@@ -6,35 +6,68 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .composed import LossOptions, NegativesLoss, composed_rows
+from .composed import LossOptions, NegativesLoss, composed_rows, count_of_samples
 from .loss import SampledSoftmaxDetails, loss_rows, result_dtype, reweighted, row_scale
 from .negatives import negative_rows
+from .per_row import per_row_rows
 
 if TYPE_CHECKING:
-    from ..samplers.base import Samples
+    from ..samplers.keyed import KeyedSamples
+    from ..samplers.samples import Samples
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 """Loss, lse, target logit and error, each [B]."""
 
 
-def shared_negatives(
+def reference_negatives(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target_logit: Tensor,
     hits: Tensor,
     counted: Tensor | None,
-    samples: Samples,
-    *rest: Any,
+    samples: Samples | KeyedSamples,
+    inv_temperature: float,
+    softcap: float,
+    remove_hits: bool,
+    sigmoid: bool,
+    sparse_grad: bool,
+    corrected: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`negative_rows` of `Samples`, as `composed_rows` calls it."""
-    tensors = (samples.ids, samples.log_expected_count)
-    return negative_rows(input, weight, bias, target_logit, hits, counted, *tensors, *rest)
+    """What `composed_rows` asks of the negatives, in plain PyTorch."""
+    given = flat_samples(samples.materialize())
+    rows = negative_rows if given.shared else per_row_rows
+    return rows(
+        input,
+        weight,
+        bias,
+        target_logit,
+        hits,
+        counted,
+        given.ids,
+        count_of_samples(given.log_expected_count, corrected),
+        inv_temperature,
+        softcap,
+        remove_hits,
+        sigmoid,
+        sparse_grad,
+    )
 
 
 def single_target(target: Tensor, input: Tensor) -> bool:
     """Whether each row has one true class: target [*] or [*, 1]."""
     return target.dim() < input.dim() or target.shape[-1] == 1
+
+
+def is_plain(
+    options: LossOptions,
+    target: Tensor,
+    input: Tensor,
+    samples: Samples | KeyedSamples,
+    exclude: Tensor | None,
+) -> bool:
+    """Whether it is the plain softmax of one true class and of samples that all rows share."""
+    return options.plain and exclude is None and single_target(target, input) and samples.shared
 
 
 def flat_samples(samples: Samples) -> Samples:
@@ -51,11 +84,11 @@ def option_rows(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    samples: Samples,
+    samples: Samples | KeyedSamples,
     exclude: Tensor | None,
     options: LossOptions,
     sparse_grad: bool,
-    negatives: NegativesLoss = shared_negatives,
+    negatives: NegativesLoss = reference_negatives,
 ) -> Rows:
     """The rows [B] of a loss with any options, composed with `negatives`.
 
@@ -68,7 +101,7 @@ def option_rows(
         weight,
         bias,
         target.reshape(num_rows, 1 if target.dim() < input.dim() else target.shape[-1]),
-        flat_samples(samples),
+        samples,
         None if exclude is None else exclude.reshape(num_rows, exclude.shape[-1]),
         options,
         sparse_grad,
@@ -86,7 +119,7 @@ def sampled_softmax_loss(
     input: Tensor,
     weight: Tensor,
     target: Tensor,
-    samples: Samples,
+    samples: Samples | KeyedSamples,
     *,
     bias: Tensor | None = None,
     ignore_index: int = -100,
@@ -111,15 +144,16 @@ def sampled_softmax_loss(
     """
     o = LossOptions(ignore_index=ignore_index, **options)
     shape = input.shape[:-1]
-    if o.plain and single_target(target, input) and exclude is None and samples.ids.dim() == 1:
+    if is_plain(o, target, input, samples, exclude):
+        shared = samples.materialize()
         target_log_count = samples.target_log_expected_count
         loss, *details = loss_rows(
             input.reshape(-1, input.shape[-1]),
             weight,
             bias,
             target.reshape(-1),
-            samples.ids,
-            o.count_of_samples(samples.log_expected_count),
+            shared.ids,
+            count_of_samples(shared.log_expected_count, o.corrects_samples),
             None
             if target_log_count is None or not o.corrects_targets
             else target_log_count.reshape(-1),

@@ -44,6 +44,9 @@ _EXP2_POLYNOMIAL = (
     0.04332169878499655,
 )
 
+# Classes among which an alias table's rounding errors are carried on (csrc/cpu/sample_alias.cpp).
+_ALIAS_CHUNK = 1 << 14
+
 
 class Method(IntEnum):
     """How samples are drawn: what `method` means to the operators."""
@@ -167,8 +170,9 @@ def _integer_weights(q: list[float], bucket: int) -> list[int]:
     """Probabilities in units of which a bucket has `bucket`, and all of them C * bucket."""
     scale = float(len(q)) * float(bucket)
     weights = [0] * len(q)
-    carry = 0.0
     for k, probability in enumerate(q):
+        if k % _ALIAS_CHUNK == 0:
+            carry = 0.0
         if probability == 0.0:
             continue
         wanted = probability * scale + carry

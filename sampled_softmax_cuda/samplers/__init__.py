@@ -3,14 +3,21 @@
 from .base import Sampler, Samples
 from .keyed import KeyedSamples, mask_samples
 from .log_uniform import LogUniformSampler
+from .mixed import MixedSampler
+from .pool import InBatchSampler, QueueSampler
+from .streaming import StreamingSampler
 from .uniform import UniformSampler
 from .weighted import WeightedSampler
 
 __all__ = [
+    "InBatchSampler",
     "KeyedSamples",
     "LogUniformSampler",
+    "MixedSampler",
+    "QueueSampler",
     "Sampler",
     "Samples",
+    "StreamingSampler",
     "UniformSampler",
     "WeightedSampler",
     "mask_samples",

@@ -195,7 +195,7 @@ class Sampler(nn.Module, ABC):
         self._check_num_samples("draw", num_samples, replacement, "observed")
         plan = self._plan(num_samples, replacement, "observed")
         ids, num_draws, _, _ = _ops.sample(
-            self._proposal(), key.contiguous(), key[:0], num_samples, *plan
+            self._proposal(), key.contiguous(), key.new_empty(0), num_samples, *plan
         )
         return ids, num_draws
 

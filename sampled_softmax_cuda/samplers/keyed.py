@@ -38,6 +38,11 @@ class KeyedSamples(NamedTuple):
     target_log_expected_count: Tensor | None
     """float32 of the target's shape, log n of each target; None means n = 1."""
 
+    @property
+    def shared(self) -> bool:
+        """False: every row has its own."""
+        return False
+
     def materialize(self) -> Samples:
         """The same negatives with their ids [*, S] and log expected counts [*, S].
 

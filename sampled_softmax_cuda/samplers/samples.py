@@ -22,3 +22,17 @@ class Samples(NamedTuple):
     contributes nothing."""
     target_log_expected_count: Tensor | None
     """float32 of the target's shape, log n of each target; None means n = 1."""
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return self.ids.shape[-1]
+
+    @property
+    def shared(self) -> bool:
+        """Whether all rows share the samples."""
+        return self.ids.dim() == 1
+
+    def materialize(self) -> Samples:
+        """These samples, whose ids are there already; see `KeyedSamples`."""
+        return self

@@ -32,11 +32,16 @@ struct Weighted {
   std::vector<double> probabilities;
   std::vector<uint64_t> entries;
 
-  explicit Weighted(std::vector<double> weights)
+  explicit Weighted(std::vector<double> weights,
+                    const ssc::ParallelFor& parallel_for = ssc::serial())
       : probabilities(std::move(weights)), entries(probabilities.size()) {
-    const double sum = std::accumulate(probabilities.begin(), probabilities.end(), 0.0);
+    // What is missing from a sum of 1 goes to one class: there must be little of it.
+    const auto sum =
+        static_cast<double>(std::accumulate(probabilities.begin(), probabilities.end(), 0.0L));
     for (double& p : probabilities) p /= sum;
-    ssc::build_alias_table(probabilities.data(), probabilities.size(), entries.data());
+    ssc::Workspace workspace;
+    ssc::build_alias_table(probabilities.data(), probabilities.size(), entries.data(), workspace,
+                           parallel_for);
   }
   Proposal proposal() const {
     return {ProposalKind::weighted,
@@ -219,6 +224,38 @@ TEST(the_alias_table_implies_the_weights) {
       if (weights[k] == 0) CHECK_EQ(implied[k], 0.0);
       if (weights[k] > 0) CHECK(implied[k] > 0.0);
     }
+  }
+}
+
+TEST(the_alias_table_does_not_depend_on_threads) {
+  // Chunks of 2^14 classes: many of them, one and a bit, and weights whose small and large classes
+  // lie together, far apart, or are of one kind only but for a class.
+  std::vector<std::vector<double>> cases = {zipf(16385, 1.0), zipf(200003, 0.75)};
+  std::vector<double> mixed(150001), falling(mixed.size(), 0.1), flat(mixed.size(), 1.0);
+  std::mt19937_64 random(3);
+  for (double& w : mixed) w = static_cast<double>(random() % 5);
+  for (size_t k = 0; k < falling.size() / 3; ++k) falling[falling.size() - 1 - k] = 1.0;
+  flat[70000] = 0.25;  // lacks what thousands of classes have to spare
+  cases.insert(cases.end(), {mixed, falling, flat, std::vector<double>(40000, 1.0)});
+  for (const std::vector<double>& weights : cases) {
+    const Weighted one(weights), many(weights, threads());
+    CHECK(one.entries == many.entries);
+    const std::vector<double> implied = many.implied();
+    for (size_t k = 0; k < weights.size(); ++k) {
+      CHECK_CLOSE(implied[k], many.probabilities[k], 2.3e-16, 1e-12);  // one class: 2^-52 of all
+    }
+  }
+}
+
+TEST(the_alias_table_of_what_are_no_probabilities_stays_within_its_classes) {
+  ssc::Workspace workspace;
+  for (const double scale : {0.0, 1e-3, 0.5, 1.5}) {
+    std::vector<double> wrong = zipf(40000, 1.0);
+    for (double& p : wrong) p *= scale / 11.0;
+    std::vector<uint64_t> entries(wrong.size());
+    ssc::build_alias_table(wrong.data(), wrong.size(), entries.data(), workspace, threads());
+    const uint64_t mask = (uint64_t{1} << ssc::alias_bits(entries.size())) - 1;
+    for (const uint64_t entry : entries) CHECK((entry & mask) < entries.size());
   }
 }
 

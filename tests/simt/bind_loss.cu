@@ -62,8 +62,9 @@ cudaError_t grads(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results,
                   int multiprocessors, int64_t chunk_rows, void* workspace, cudaStream_t stream) {
   WorkspaceLayout layout = workspace_layout<T>(batch, dim, samples, multiprocessors);
   if (chunk_rows > 0) layout.chunk_rows = std::min(layout.chunk_rows, chunk_rows);
-  const LossGradients<T> gradients = {row_scale, grad_input,  dim, sorted,    order,
-                                      sparse,    grad_weight, dim, grad_bias, grad_classes};
+  const LossGradients<T> gradients = {row_scale, grad_input,      dim,         sorted,
+                                      order,     samples + batch, sparse,      grad_weight,
+                                      dim,       grad_bias,       grad_classes};
   return loss_and_grads(SSC_PROBLEM, row_results<T>(results, batch), gradients, layout, workspace,
                         matmul_path<T>(major, tf32), stream);
 }

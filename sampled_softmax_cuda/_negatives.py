@@ -1,6 +1,8 @@
-"""Losses against negatives of single rows: the operators as PyTorch sees them, and their autograd.
+"""The negatives' share of a loss: the operators as PyTorch sees them, and their autograd.
 
-The ids of `KeyedSamples` are drawn by the kernels, anew in the backward pass.
+One operator for samples that all rows share (negative_rows), one for samples of each row's own
+(per_row_rows), and one that draws those from a key, anew in the backward pass (keyed_rows); each
+has a partner for the gradients.
 """
 
 from __future__ import annotations
@@ -13,19 +15,21 @@ import torch
 from torch import Tensor
 
 from ._autograd import refuse_double_backward
-from ._dispatch import as_kernels_take, kernels_take
+from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._load import library_loaded, on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
+from .reference.functional import reference_negatives
 from .reference.loss import compute_dtype
-from .reference.per_row import per_row_rows as reference_rows
 from .samplers._rows import drawn_by_kernels
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
 
 _Value = Tensor | float | int | bool | None
 
+_KINDS = ("negative", "per_row", "keyed")
 
-def per_row_loss(
+
+def negatives_loss(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -40,13 +44,13 @@ def per_row_loss(
     sparse_grad: bool,
     corrected: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The negatives' part of a loss, and the largest logit of a negative that is no hit, both [B].
+    """The negatives' loss, and the largest logit of a negative that is no hit, both [B].
 
     Differentiable in input, weight, bias and target_logit. The arguments are those of
-    `reference.per_row.per_row_rows`, checked already, but for
+    `reference.negatives.negative_rows`, checked already, but for
 
     Args:
-        samples: ids and log expected counts [*, S] of B rows in all, or a key for them.
+        samples: ids and log expected counts, [S] or [B, S], or a key for those of B rows.
         corrected: whether log n is subtracted; a sample masked by +inf stays masked if not.
     """
     scalars = (inv_temperature, softcap, remove_hits, sigmoid)
@@ -54,46 +58,50 @@ def per_row_loss(
         samples.key, "keyed_rows", samples.method
     ):
         samples = samples.materialize()
-    keyed = isinstance(samples, KeyedSamples)
-    count = None if isinstance(samples, KeyedSamples) else samples.log_expected_count
-    native = kernels_take("keyed_rows" if keyed else "per_row_rows", input, weight, bias, count)
+    kind = "keyed"
+    counts: tuple[Tensor | None, ...] = ()
+    if isinstance(samples, Samples):
+        kind = "negative" if samples.ids.dim() == 1 else "per_row"
+        counts = (samples.log_expected_count,)
+    if not kernels_take(f"{kind}_rows", input, weight, bias, *counts):
+        parameters = (input, weight, bias, target_logit)
+        return reference_negatives(
+            *parameters, hits, counted, samples, *scalars, sparse_grad, corrected
+        )
     source: tuple[_Value, ...]
-    if isinstance(samples, KeyedSamples) and native:
+    if isinstance(samples, KeyedSamples):
         drawn = (samples.num_samples, int(samples.method), samples.tries, samples.exclude)
         source = (samples.key, *samples.proposal, *drawn, corrected)
     else:
-        given = samples.materialize() if isinstance(samples, KeyedSamples) else samples
-        ids, count = _given(given, corrected)
-        if not native:
-            return reference_rows(
-                input, weight, bias, target_logit, hits, counted, ids, count, *scalars, sparse_grad
-            )
-        source = (ids, count)
+        source = _given(samples, corrected)
     input, weight, bias = as_kernels_take(input, weight, bias)
     rest: tuple[_Value, ...] = (hits, counted, *source, *scalars)
     parameters = (input, weight, bias, target_logit)
+    tf32 = (products_in_tf32(weight),) if kind == "negative" else ()
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters)
     if not wanted:
-        return _forward(keyed, (*parameters, *rest))
-    apply = _in_graph if torch.compiler.is_compiling() else _apply
-    result: tuple[Tensor, Tensor] = apply(parameters, rest, keyed, sparse_grad)
+        result: tuple[Tensor, Tensor] = _forward(kind, (*parameters, *rest), tf32)
+    else:
+        apply = _in_graph if torch.compiler.is_compiling() else _apply
+        result = apply(parameters, rest, kind, sparse_grad, tf32)
     return result
 
 
 def _given(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | None]:
-    """Ids and log expected counts [B, S]; those that only mask if not corrected."""
+    """Ids and log expected counts [S] or [B, S]; those that only mask if not corrected."""
     ids, count, _ = samples
-    ids = ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1])
+    if ids.dim() > 2:
+        ids = ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1])
     if count is None:
         return ids, None
     count = count.detach().reshape(ids.shape)
+    if count.dtype not in (torch.float32, torch.float64):
+        count = count.to(torch.float32)
     return ids, count if corrected else torch.where(count == torch.inf, count, 0)
 
 
-def _forward(keyed: bool, arguments: Sequence[_Value]) -> tuple[Tensor, Tensor]:
-    ops = torch.ops.sampled_softmax
-    result: tuple[Tensor, Tensor] = (ops.keyed_rows if keyed else ops.per_row_rows)(*arguments)
-    return result
+def _forward(kind: str, arguments: Sequence[_Value], tf32: tuple[bool, ...]) -> Any:
+    return getattr(torch.ops.sampled_softmax, f"{kind}_rows")(*arguments, *tf32)
 
 
 def _is_sigmoid(rest: Sequence[_Value]) -> bool:
@@ -101,12 +109,13 @@ def _is_sigmoid(rest: Sequence[_Value]) -> bool:
 
 
 def _backward(
-    keyed: bool,
+    kind: str,
     parameters: tuple[Tensor, Tensor, Tensor | None, Tensor],
     rest: Sequence[_Value],
     loss: Tensor,
     grad: Tensor,
     sparse_grad: bool,
+    tf32: tuple[bool, ...],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of input, weight, bias and target_logit; None for those that nobody asked for."""
@@ -118,9 +127,10 @@ def _backward(
         result[3] = torch.where(loss == 0, 0, row_scale * torch.expm1(-loss))
     if not any(wanted[:3]):
         return result
-    ops = torch.ops.sampled_softmax
-    operator = ops.keyed_grads if keyed else ops.per_row_grads
-    grad_input, grad_weight, grad_bias, rows = operator(*parameters, *rest, row_scale, sparse_grad)
+    operator = getattr(torch.ops.sampled_softmax, f"{kind}_grads")
+    grad_input, grad_weight, grad_bias, rows = operator(
+        *parameters, *rest, row_scale, sparse_grad, *tf32
+    )
     coalesced = on_cpu(rows)
     if wanted[0]:
         result[0] = grad_input
@@ -153,8 +163,8 @@ def _saved(ctx: Any) -> tuple[Any, list[_Value], Tensor]:
     return (input, weight, bias, target_logit), rest, loss
 
 
-class _PerRow(torch.autograd.Function):
-    """The operators per_row_rows or keyed_rows; `rest` are their arguments from hits on."""
+class _Negatives(torch.autograd.Function):
+    """The operators of a kind; `rest` are their arguments from hits on, but for tf32."""
 
     @staticmethod
     def forward(
@@ -164,13 +174,14 @@ class _PerRow(torch.autograd.Function):
         bias: Tensor | None,
         target_logit: Tensor,
         rest: tuple[_Value, ...],
-        keyed: bool,
+        kind: str,
         sparse_grad: bool,
+        tf32: tuple[bool, ...],
     ) -> tuple[Tensor, Tensor]:
         parameters = (input, weight, bias, target_logit)
-        loss, peak = _forward(keyed, (*parameters, *rest))
+        loss, peak = _forward(kind, (*parameters, *rest), tf32)
         _save(ctx, parameters, rest, loss)
-        ctx.keyed, ctx.sparse_grad = keyed, sparse_grad
+        ctx.kind, ctx.sparse_grad, ctx.tf32 = kind, sparse_grad, tf32
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(peak)
         return loss, peak
@@ -178,20 +189,20 @@ class _PerRow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         if grads[0] is None:
-            return (None,) * 7
+            return (None,) * 8
         parameters, rest, loss = _saved(ctx)
-        wanted = ctx.needs_input_grad[:4]
-        result = _backward(ctx.keyed, parameters, rest, loss, grads[0], ctx.sparse_grad, wanted)
-        return (*result, None, None, None)
+        how = (ctx.sparse_grad, ctx.tf32, ctx.needs_input_grad[:4])
+        return (*_backward(ctx.kind, parameters, rest, loss, grads[0], *how), *(None,) * 4)
 
 
 def _apply(
     parameters: tuple[Tensor, Tensor, Tensor | None, Tensor],
     rest: tuple[_Value, ...],
-    keyed: bool,
+    kind: str,
     sparse_grad: bool,
+    tf32: tuple[bool, ...],
 ) -> Any:
-    return _PerRow.apply(*parameters, rest, keyed, sparse_grad)  # type: ignore[no-untyped-call]
+    return _Negatives.apply(*parameters, rest, kind, sparse_grad, tf32)  # type: ignore[no-untyped-call]
 
 
 # One node of the graph, whose inside only AOTAutograd traces.
@@ -211,13 +222,14 @@ def _empty_grads(
     weight: Tensor,
     bias: Tensor | None,
     sparse_grad: bool,
-    num_samples: int,
+    most_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`most_rows`: of a sparse gradient, which on a GPU has as many."""
     size: int | torch.SymInt = weight.shape[0]
     if sparse_grad and on_cpu(input):
         size = torch.library.get_ctx().new_dynamic_size()
     elif sparse_grad:
-        size = min(weight.shape[0], input.shape[0] * num_samples)
+        size = most_rows
     bias_like = weight if bias is None else bias
     return (
         torch.empty_like(input, memory_format=torch.contiguous_format),
@@ -227,7 +239,7 @@ def _empty_grads(
     )
 
 
-def _fake_per_row_grads(
+def _fake_grads(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -237,7 +249,8 @@ def _fake_per_row_grads(
     ids: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty_grads(input, weight, bias, rest[-1], ids.shape[1])
+    most = ids.shape[0] if ids.dim() == 1 else min(weight.shape[0], ids.numel())
+    return _empty_grads(input, weight, bias, rest[6], most)
 
 
 def _fake_keyed_grads(
@@ -256,36 +269,40 @@ def _fake_keyed_grads(
     num_samples: int,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty_grads(input, weight, bias, rest[-1], num_samples)
+    most = min(weight.shape[0], input.shape[0] * num_samples)
+    return _empty_grads(input, weight, bias, rest[-1], most)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _save(ctx, inputs[:4], inputs[4:], output[0])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
+def _setup(kind: str) -> Any:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        end = len(inputs) - (kind == "negative")
+        _save(ctx, inputs[:4], inputs[4:end], output[0])
+        ctx.tf32 = inputs[end:]
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    return setup
 
 
-def _op_backward(keyed: bool) -> Any:
+def _op_backward(kind: str) -> Any:
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        rest_count = len(ctx.others)
+        rest_count = len(ctx.others) + len(ctx.tf32)
         if grads[0] is None:
             return (None,) * (4 + rest_count)
         parameters, rest, loss = _saved(ctx)
-        wanted = ctx.needs_input_grad[:4]
-        result = _backward(keyed, parameters, rest, loss, grads[0], False, wanted)
-        return (*result, *(None,) * rest_count)
+        how = (False, ctx.tf32, ctx.needs_input_grad[:4])
+        return (*_backward(kind, parameters, rest, loss, grads[0], *how), *(None,) * rest_count)
 
     return backward
 
 
 def _register() -> None:
-    fakes: dict[str, Any] = {"per_row": _fake_per_row_grads, "keyed": _fake_keyed_grads}
-    for name, fake_grads in fakes.items():
-        rows, grads = f"sampled_softmax::{name}_rows", f"sampled_softmax::{name}_grads"
+    for kind in _KINDS:
+        rows = f"sampled_softmax::{kind}_rows"
         torch.library.register_fake(rows, _fake_rows)
-        torch.library.register_fake(grads, fake_grads)
-        backward = _op_backward(name == "keyed")
-        torch.library.register_autograd(rows, backward, setup_context=_setup)
+        fake_grads = _fake_keyed_grads if kind == "keyed" else _fake_grads
+        torch.library.register_fake(f"sampled_softmax::{kind}_grads", fake_grads)
+        torch.library.register_autograd(rows, _op_backward(kind), setup_context=_setup(kind))
 
 
 if library_loaded():

@@ -1,0 +1,172 @@
+"""What the samplers share whose ids do not come from one stream of independent draws.
+
+A pool (the batch, a queue) or a mixture: their draw is ids together with a function that gives the
+expected count of *any* class in that very draw, so that mixtures can add up the counts of parts.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from . import _ops
+from .base import Sampler, Samples
+
+ANY_CLASSES = 2**63 - 1
+"""`num_classes` of a sampler that was not told how many there are and takes any id."""
+
+# More than any share needs, so that sums of shares stay integers that torch can count with.
+UNLIMITED = 2**62
+
+
+class Draw(NamedTuple):
+    """One draw, before the loss knows of it."""
+
+    ids: Tensor
+    """[S] int64; masked entries hold some id of the same draw."""
+    masked: Tensor | None
+    """[S] bool, the entries that count for nothing; None: every entry counts."""
+    log_count: Callable[[Tensor], Tensor]
+    """ids of any shape in [0, num_classes) to log n of each; -inf for a class that cannot come."""
+
+
+class Learner(nn.Module):
+    """A sampler that changes with the targets it sees."""
+
+    update_on_sample: bool
+    """Whether `sample` in training mode ends with `update(target)`."""
+
+    @abstractmethod
+    def update(self, target: Tensor) -> None:
+        """Take account of a batch's targets."""
+
+
+def check_ignore_index(name: str, ignore_index: object) -> None:
+    """TypeError unless ignore_index is an int."""
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise TypeError(f"{name}: ignore_index must be an int, got {type(ignore_index).__name__}")
+
+
+def learn(sampler: nn.Module, target: Tensor) -> None:
+    """Update every sampler in `sampler` that asked for it, once each."""
+    for module in sampler.modules():
+        if isinstance(module, Learner) and module.update_on_sample and module.training:
+            module.update(target)
+
+
+def begin_draw(
+    sampler: Sampler,
+    target: Tensor,
+    num_samples: int,
+    replacement: bool,
+    inclusion: str,
+    generator: torch.Generator | None,
+) -> Draw:
+    """A draw of any sampler; the arguments have been checked."""
+    if isinstance(sampler, ComposedSampler):
+        return sampler._begin_draw(target, num_samples, replacement, inclusion, generator)
+    proposal = sampler._proposal()
+    plan = sampler._plan(num_samples, replacement, inclusion)
+    key = new_key(target, generator)
+    ids, num_draws, _, _ = _ops.sample(proposal, key, key[:0], num_samples, *plan)
+    tries = plan.tries
+    if not replacement and tries is None:
+        tries = num_draws.to(torch.float64)
+    return Draw(ids, None, lambda k: _ops.log_counts(proposal, k, num_samples, tries))
+
+
+def new_key(target: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A key on the target's device, from PyTorch's random state."""
+    return torch.randint(2**63 - 1, (2,), device=target.device, generator=generator)
+
+
+def capacity(sampler: Sampler, target: Tensor, replacement: bool) -> int:
+    """The most samples that a sampler can give for this target."""
+    if isinstance(sampler, ComposedSampler):
+        return sampler._capacity(target, replacement)
+    return UNLIMITED if replacement else sampler.num_drawable
+
+
+class ComposedSampler(Sampler):
+    """The base of pools and mixtures. Negatives are shared by the batch."""
+
+    @abstractmethod
+    def _begin_draw(
+        self,
+        target: Tensor,
+        num_samples: int,
+        replacement: bool,
+        inclusion: str,
+        generator: torch.Generator | None,
+    ) -> Draw:
+        """At most num_samples ids, and how often each class was to be expected among them."""
+
+    @abstractmethod
+    def _capacity(self, target: Tensor, replacement: bool) -> int:
+        """The most samples that can be had for this target."""
+
+    def sample(
+        self,
+        target: Tensor,
+        num_samples: int,
+        *,
+        replacement: bool = True,
+        inclusion: str = "expected",
+        per_row: bool = False,
+        exclude: Tensor | None = None,
+        num_true: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Samples:
+        """Draw classes shared by the batch; see the class and `Sampler.sample`.
+
+        Entries of the result that stand for no class (padding, repeats that `replacement=False`
+        leaves out) have log_expected_count = +inf, with which a sample adds nothing to the loss.
+        A class that is there although its probability says it can't be counts as n = 1.
+
+        Raises:
+            ValueError, TypeError: as `Sampler.sample`; per_row=True, exclude and num_true, which
+                are about single rows.
+        """
+        for argument, given in (
+            ("per_row=True", per_row),
+            ("exclude", exclude is not None),
+            ("num_true", num_true is not None),
+        ):
+            if given:
+                self._refuse(".sample", argument)
+        self._check_ids("sample", "target", target)
+        self._check_num_samples("sample", num_samples, replacement, inclusion)
+        draw = self._begin_draw(target, num_samples, replacement, inclusion, generator)
+        num_ids = draw.ids.shape[0]
+        known = (target >= 0) & (target < self.num_classes)
+        some = draw.ids[0]  # stands for an ignored target, which might be no class at all
+        ids = torch.cat((draw.ids, torch.where(known, target, some).reshape(-1)))
+        log_count = draw.log_count(ids).to(torch.float32)
+        log_count = torch.where(log_count == -torch.inf, 0.0, log_count)
+        sample_count, target_count = log_count[:num_ids], log_count[num_ids:].view(target.shape)
+        if draw.masked is not None:
+            sample_count = sample_count.masked_fill(draw.masked, torch.inf)
+        learn(self, target)
+        return Samples(draw.ids, sample_count, torch.where(known, target_count, 0.0))
+
+    def draw(
+        self, key: Tensor, num_samples: int, *, replacement: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Not available: ValueError."""
+        self._refuse(".draw", "a draw from a key alone")
+
+    def _proposal(self) -> _ops.Proposal:
+        self._refuse("", "a draw for each row, or from a key alone,")
+
+    def _solve_tries(self, num_samples: int) -> float:
+        self._refuse("", "a draw for each row, or from a key alone,")
+
+    def _refuse(self, method: str, what: str) -> NoReturn:
+        raise ValueError(
+            f"{self._name}{method}: {what} is not possible: its ids do not come from one stream of"
+            " independent draws; use sample(), which shares the ids among all rows"
+        )

@@ -1,0 +1,263 @@
+"""TensorFlow's candidate samplers that need no table: uniform, log-uniform, all classes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..samplers import LogUniformSampler, Sampler, Samples, UniformSampler, _ops
+from ._seeds import draw_key
+
+
+class SampledValues(NamedTuple):
+    """What a candidate sampler returns, and what the losses take as `sampled_values`."""
+
+    sampled_candidates: Tensor
+    """[S] int64 class ids."""
+    true_expected_count: Tensor
+    """[B, T] float32, how often each true class is expected among the samples."""
+    sampled_expected_count: Tensor
+    """[S] float32, the same for the samples."""
+
+
+def class_ids(fn: str, name: str, ids: Any, device: torch.device | None = None) -> Tensor:
+    """int64 ids from a tensor, an array or a list of int32 or int64.
+
+    Args:
+        device: where ids that are not a tensor go.
+    """
+    tensor = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device=device)
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{fn}: {name} must be int32 or int64, got {tensor.dtype}")
+    return tensor.to(torch.int64)
+
+
+def true_class_ids(
+    fn: str, name: str, ids: Any, num_true: int, device: torch.device | None = None
+) -> Tensor:
+    """True classes as int64 [B, num_true]."""
+    _checks.check_positive_int(fn, "num_true", num_true)
+    tensor = class_ids(fn, name, ids, device)
+    if tensor.dim() != 2 or tensor.shape[1] != num_true:
+        raise ValueError(f"{fn}: {name} must be [B, num_true={num_true}], got {list(tensor.shape)}")
+    return tensor
+
+
+def check_sizes(fn: str, num_sampled: Any, unique: Any, range_max: Any, drawable: int) -> None:
+    """num_sampled fits into the classes that can be drawn."""
+    _checks.check_positive_int(fn, "num_sampled", num_sampled)
+    if not isinstance(unique, (bool, int)):
+        raise TypeError(f"{fn}: unique must be a bool, got {type(unique).__name__}")
+    if unique and num_sampled > drawable:
+        raise ValueError(
+            f"{fn}: num_sampled must be at most {drawable}, the number of classes of"
+            f" range_max={range_max} that can be drawn, when unique=True; got {num_sampled}"
+        )
+
+
+def expected_count(q: Tensor, num_sampled: int, num_tries: Tensor) -> Tensor:
+    """TensorFlow's expected count of classes of probability q, float32.
+
+    S q if the sample took S tries, also where its classes are unique; else 1 - (1 - q)^tries.
+
+    Args:
+        q: float64 of any shape.
+        num_sampled: S.
+        num_tries: int64 [].
+    """
+    seen = -torch.expm1(num_tries * torch.log1p(-q))
+    return torch.where(num_tries == num_sampled, num_sampled * q, seen).to(torch.float32)
+
+
+def draw(
+    fn: str,
+    sampler: Sampler,
+    true_classes: Any,
+    num_true: int,
+    num_sampled: int,
+    unique: bool,
+    seed: int | None,
+    device: torch.device | None = None,
+) -> Samples:
+    """A draw from a sampler, with the logarithms of TensorFlow's counts, as of `expected_count`."""
+    truth = true_class_ids(fn, "true_classes", true_classes, num_true, device)
+    num_classes = sampler.num_classes
+    check_sizes(fn, num_sampled, unique, num_classes, sampler.num_drawable)
+    _checks.check_id_range(fn, "true_classes", truth, num_classes)
+    key = draw_key(fn, seed, (num_true, num_sampled, bool(unique), num_classes), truth.device)
+    proposal = sampler._proposal()
+    plan = sampler._plan(num_sampled, not unique, "observed")
+    truth = truth.contiguous()
+    ids, num_tries, *log_counts = _ops.sample(proposal, key, truth, num_sampled, *plan)
+    # Where the number of tries may be looked at, most draws need no other counts.
+    if unique and not (_checks.may_read(num_tries) and int(num_tries) > num_sampled):
+        plain = (_ops.log_counts(proposal, k, num_sampled, None) for k in (ids, truth))
+        log_counts = [
+            torch.where(num_tries == num_sampled, first, other)
+            for first, other in zip(plain, log_counts, strict=True)
+        ]
+    return Samples(ids, *log_counts)
+
+
+def sampled_values(samples: Samples) -> SampledValues:
+    """The counts themselves."""
+    ids, log_count, true_log_count = samples
+    assert log_count is not None and true_log_count is not None
+    return SampledValues(ids, true_log_count.exp(), log_count.exp())
+
+
+# Samplers by kind and size, kept because they find out only once how to draw unique classes.
+_samplers: dict[tuple[str, int], Sampler] = {}
+_KINDS: dict[str, type[UniformSampler | LogUniformSampler]] = {
+    "uniform": UniformSampler,
+    "log_uniform": LogUniformSampler,
+}
+
+
+# A module can't be made in a graph: torch.compile runs this while it traces, before it looks at the
+# samplers that the graph will depend on.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _keep(kind: str, range_max: int) -> bool:
+    if (kind, range_max) not in _samplers:
+        _samplers[kind, range_max] = _KINDS[kind](range_max)
+    return True
+
+
+def _shared(kind: str, range_max: int) -> Sampler:
+    _keep(kind, range_max)
+    return _samplers[kind, range_max]
+
+
+def uniform_candidate_sampler(
+    true_classes: Any,
+    num_true: int,
+    num_sampled: int,
+    unique: bool,
+    range_max: int,
+    seed: int | None = None,
+    name: str | None = None,
+) -> SampledValues:
+    """`tf.random.uniform_candidate_sampler`: every class with probability 1 / range_max.
+
+    Args:
+        true_classes: [B, num_true] int64 or int32, a tensor, an array or lists: the classes whose
+            expected counts are wanted; they are not left out of the sample. Its device, if it is a
+            tensor, is where the results are; else the CPU.
+        num_true: T, at least 1.
+        num_sampled: S, at least 1, and at most range_max if unique.
+        unique: distinct classes if True; independent draws if False.
+        range_max: C, the number of classes.
+        seed: names a stream of draws, whose next one this is; None (default) draws from torch's
+            default generator.
+        name: ignored.
+
+    Returns:
+        `SampledValues(sampled_candidates [S] int64, true_expected_count [B, T] float32,
+        sampled_expected_count [S] float32)`. A class of probability q is expected S q times with
+        duplicates, and with t tries -expm1(t log1p(-q)) times without, as in TensorFlow, where t is
+        the number of tries of this very draw; S q again if that was S.
+
+    Raises:
+        ValueError: true_classes not [B, num_true], sizes below 1, S above C with unique=True, a
+            seed under torch.compile. TypeError: ids or sizes that are not integers. IndexError: a
+            true class outside [0, range_max), on the CPU.
+
+    Example:
+        >>> import sampled_softmax_cuda as ssc
+        >>> ids, true_count, count = ssc.tf.uniform_candidate_sampler([[1, 2]], 2, 4, False, 8)
+        >>> ids.shape, true_count, count
+        (torch.Size([4]), tensor([[0.5000, 0.5000]]), tensor([0.5000, 0.5000, 0.5000, 0.5000]))
+    """
+    fn = "uniform_candidate_sampler"
+    _checks.check_positive_int(fn, "range_max", range_max)
+    sampler = _shared("uniform", range_max)
+    samples = draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
+    return sampled_values(samples)
+
+
+def log_uniform_candidate_sampler(
+    true_classes: Any,
+    num_true: int,
+    num_sampled: int,
+    unique: bool,
+    range_max: int,
+    seed: int | None = None,
+    name: str | None = None,
+) -> SampledValues:
+    """`tf.random.log_uniform_candidate_sampler`: q = log((k + 2) / (k + 1)) / log(range_max + 1).
+
+    For classes sorted by falling frequency.
+
+    Args:
+        true_classes, num_true, num_sampled, unique, range_max, seed, name: as in
+            `uniform_candidate_sampler`.
+
+    Returns:
+        `SampledValues`, as there.
+
+    Raises:
+        ValueError, TypeError, IndexError: as there.
+
+    Example:
+        >>> import sampled_softmax_cuda as ssc
+        >>> ids, true_count, _ = ssc.tf.log_uniform_candidate_sampler([[0, 1]], 2, 3, False, 3)
+        >>> true_count
+        tensor([[1.5000, 0.8774]])
+    """
+    samples = draw_log_uniform(true_classes, num_true, num_sampled, unique, range_max, seed)
+    return sampled_values(samples)
+
+
+def draw_log_uniform(
+    true_classes: Any,
+    num_true: int,
+    num_sampled: int,
+    unique: bool,
+    range_max: int,
+    seed: int | None,
+) -> Samples:
+    """`log_uniform_candidate_sampler` with the logarithms of its counts."""
+    fn = "log_uniform_candidate_sampler"
+    _checks.check_positive_int(fn, "range_max", range_max)
+    sampler = _shared("log_uniform", range_max)
+    return draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
+
+
+def all_candidate_sampler(
+    true_classes: Any,
+    num_true: int,
+    num_sampled: int,
+    unique: bool,
+    seed: int | None = None,
+    name: str | None = None,
+) -> SampledValues:
+    """`tf.random.all_candidate_sampler`: the classes 0 .. num_sampled - 1, each expected once.
+
+    With it, and with accidental hits removed, `sampled_softmax_loss` is the full cross entropy.
+
+    Args:
+        true_classes, num_true: as in `uniform_candidate_sampler`.
+        num_sampled: C, the number of classes.
+        unique, seed, name: ignored.
+
+    Returns:
+        `SampledValues`; all counts are 1.
+
+    Raises:
+        ValueError, TypeError, IndexError: as `uniform_candidate_sampler`.
+
+    Example:
+        >>> import sampled_softmax_cuda as ssc
+        >>> ssc.tf.all_candidate_sampler([[1]], 1, 3, True)[0]
+        tensor([0, 1, 2])
+    """
+    fn = "all_candidate_sampler"
+    truth = true_class_ids(fn, "true_classes", true_classes, num_true)
+    _checks.check_positive_int(fn, "num_sampled", num_sampled)
+    _checks.check_id_range(fn, "true_classes", truth, num_sampled)
+    ids = torch.arange(num_sampled, device=truth.device)
+    counts = (torch.ones_like(k, dtype=torch.float32) for k in (truth, ids))
+    return SampledValues(ids, *counts)
