@@ -28,18 +28,24 @@ def _refuse(fn: str, option: str, other: str, reason: str) -> None:
     raise ValueError(f"{fn}: {option} does not go with {other}: {reason}")
 
 
-def check_option_values(fn: str, o: LossOptions) -> None:
-    """Every option by itself, and those that the module has too against each other."""
+def check_softcap(fn: str, softcap: Any) -> None:
+    """softcap is None or a positive number."""
+    if softcap is None:
+        return
+    _check_number(fn, "softcap", softcap, 0.0, math.inf)
+    if softcap == 0:
+        raise ValueError(f"{fn}: softcap must be positive, or None for no cap, got 0")
+
+
+def check_option_values(fn: str, o: LossOptions, *, shared: bool) -> None:
+    """Every option by itself and against the others, for samples that rows share or don't."""
     _checks.check_temperature(fn, o.temperature)
     _checks.check_choice(fn, "correction", o.correction, _checks.CORRECTIONS)
     _checks.check_ignore_index(fn, o.ignore_index)
     if o.plain:
         return
     _checks.check_choice(fn, "loss", o.loss, LOSSES)
-    if o.softcap is not None:
-        _check_number(fn, "softcap", o.softcap, 0.0, math.inf)
-        if o.softcap == 0:
-            raise ValueError(f"{fn}: softcap must be positive, or None for no cap, got 0")
+    check_softcap(fn, o.softcap)
     _check_number(fn, "margin", o.margin, 0.0, math.inf)
     _check_number(fn, "angular_margin", o.angular_margin, 0.0, math.pi)
     _check_number(fn, "label_smoothing", o.label_smoothing, 0.0, 1.0)
@@ -53,6 +59,11 @@ def check_option_values(fn: str, o: LossOptions) -> None:
         )
     if o.loss != "softmax" and o.correction == "reweighted":
         _refuse(fn, "correction='reweighted'", f"loss={o.loss!r}", "it weighs the softmax's rows")
+    if not shared:
+        for option, on in (("cosine", o.cosine), ("label_smoothing", o.label_smoothing != 0)):
+            if on:
+                reason = "it would gather the rows of all B * S samples; share them by the batch"
+                _refuse(fn, option, "samples per row", reason)
     if o.angular_margin != 0 and not o.cosine:
         _refuse(fn, "angular_margin", "cosine=False", "there is no angle without unit vectors")
     if o.label_smoothing != 0:
@@ -73,17 +84,12 @@ def check_options(
     exclude: Any,
 ) -> None:
     """All options, with the target, the samples and the excluded classes that they meet."""
-    check_option_values(fn, o)
+    check_option_values(fn, o, shared=samples.shared)
     if target.dim() == input.dim() and target.shape[-1] > 1:
         if o.loss == "gbce":
             _refuse(fn, "a target [*, T]", "loss='gbce'", "beta is that of a single positive")
         if o.correction == "reweighted":
             _refuse(fn, "a target [*, T]", "correction='reweighted'", "it weighs a single class")
-    if not samples.shared:
-        for option, on in (("cosine", o.cosine), ("label_smoothing", o.label_smoothing != 0)):
-            if on:
-                reason = "it would gather the rows of all B * S samples; share them by the batch"
-                _refuse(fn, option, "samples per row", reason)
     if exclude is None:
         return
     _checks.check_int64(fn, "exclude", exclude)

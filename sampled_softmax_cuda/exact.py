@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import _checks, reference
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
+from ._option_checks import check_softcap
 from .reference.exact import chunk_classes
 from .reference.loss import compute_dtype, result_dtype, row_scale
+from .reference.negatives import cap
 
 # An ignore_index that no class id and no sensible target has.
 _IGNORE_NOTHING = torch.iinfo(torch.int64).min
@@ -36,9 +39,13 @@ def _loss_rows(
     target: Tensor,
     temperature: float,
     ignore_index: int,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The exact loss and logsumexp of each row [B] of input [*, D]."""
-    if kernels_take("exact_loss_rows", input, weight, bias):
+    """The exact loss and logsumexp of each row [B] of input [*, D].
+
+    Capped logits have no kernel: PyTorch's matmuls serve them, in chunks of classes.
+    """
+    if softcap is None and kernels_take("exact_loss_rows", input, weight, bias):
         matrices = as_kernels_take(input, weight, bias)
         rest = (1.0 / temperature, ignore_index, products_in_tf32(weight))
         rows: tuple[Tensor, Tensor] = torch.ops.sampled_softmax.exact_loss_rows(
@@ -46,18 +53,37 @@ def _loss_rows(
         )
         return rows
     h = input.reshape(-1, input.shape[-1])
-    return reference.exact_loss_rows(h, weight, bias, target, 1.0 / temperature, ignore_index)
+    options = (1.0 / temperature, ignore_index, softcap or 0.0)
+    return reference.exact_loss_rows(h, weight, bias, target, *options)
 
 
 def _logits(
-    h: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, temperature: float
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    begin: int,
+    end: int,
+    temperature: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """Logits [B, end - begin] of h [B, D], in float32 (float64 for float64)."""
     if kernels_take("logits", h, weight, bias):
         rest = (begin, end, 1.0 / temperature, products_in_tf32(weight))
         z: Tensor = torch.ops.sampled_softmax.logits(*as_kernels_take(h, weight, bias), *rest)
-        return z
-    return reference.logits(h, weight, bias, begin, end, 1.0 / temperature)
+        return cap(z, softcap or 0.0)
+    return reference.logits(h, weight, bias, begin, end, 1.0 / temperature, softcap or 0.0)
+
+
+def _checked_operands(
+    fn: str, input: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, cosine: bool
+) -> tuple[Tensor, Tensor]:
+    """input and weight, with rows of norm 1 for cosines: a copy of all C rows."""
+    _checks.check_parameters(fn, input, weight, bias)
+    check_softcap(fn, softcap)
+    if not cosine:
+        return input, weight
+    dtype = compute_dtype(input)
+    return F.normalize(input.to(dtype), dim=-1), F.normalize(weight.to(dtype), dim=-1)
 
 
 def exact_cross_entropy(
@@ -69,6 +95,8 @@ def exact_cross_entropy(
     temperature: float = 1.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    softcap: float | None = None,
+    cosine: bool = False,
 ) -> Tensor:
     """`F.cross_entropy(F.linear(input, weight, bias) / temperature, target)` without logits [*, C].
 
@@ -78,6 +106,8 @@ def exact_cross_entropy(
         target: [*] int64.
         bias: [C] or None.
         temperature: divides the logits.
+        softcap, cosine: as in `sampled_softmax_loss`; capped logits take PyTorch's matmuls, and
+            cosines a copy of weight.
         ignore_index: rows with this target give loss 0 and do not count.
         reduction: "mean" (0 if no row counts), "sum" or "none".
 
@@ -95,15 +125,15 @@ def exact_cross_entropy(
         tensor(2.0794)
     """
     fn = "exact_cross_entropy"
-    _checks.check_parameters(fn, input, weight, bias)
+    dtype = result_dtype(input, weight, bias)
+    input, weight = _checked_operands(fn, input, weight, bias, softcap, cosine)
     _checks.check_target(fn, target, input)
     _checks.check_temperature(fn, temperature)
     _checks.check_ignore_index(fn, ignore_index)
     _checks.check_choice(fn, "reduction", reduction, _checks.REDUCTIONS)
     _checks.check_id_range(fn, "target", target, weight.shape[0], ignore_index)
     flat = target.reshape(-1)
-    loss, _ = _loss_rows(input, weight, bias, flat, temperature, ignore_index)
-    dtype = result_dtype(input, weight, bias)
+    loss, _ = _loss_rows(input, weight, bias, flat, temperature, ignore_index, softcap)
     if reduction == "none":
         return loss.reshape(target.shape).to(dtype)
     scale = row_scale(flat != ignore_index, None, reduction, loss.dtype)
@@ -111,11 +141,18 @@ def exact_cross_entropy(
 
 
 def logits(
-    input: Tensor, weight: Tensor, *, bias: Tensor | None = None, temperature: float = 1.0
+    input: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    cosine: bool = False,
 ) -> Tensor:
     """(input · weightᵀ + bias) / temperature over all classes, [*, C]; differentiable once.
 
-    float32 (float64 for float64 input), whatever the dtype of the parameters.
+    float32 (float64 for float64 input), whatever the dtype of the parameters. softcap and cosine
+    are those of `sampled_softmax_loss`.
 
     Example:
         >>> import torch
@@ -123,10 +160,11 @@ def logits(
         >>> logits(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=2.0)
         tensor([[1.5000, 3.5000]])
     """
-    _checks.check_parameters("logits", input, weight, bias)
+    input, weight = _checked_operands("logits", input, weight, bias, softcap, cosine)
     _checks.check_temperature("logits", temperature)
     num_classes = weight.shape[0]
-    z = _logits(input.reshape(-1, input.shape[-1]), weight, bias, 0, num_classes, temperature)
+    h = input.reshape(-1, input.shape[-1])
+    z = _logits(h, weight, bias, 0, num_classes, temperature, softcap)
     return z.reshape(*input.shape[:-1], num_classes)
 
 
@@ -137,6 +175,8 @@ def log_prob(
     *,
     bias: Tensor | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    cosine: bool = False,
 ) -> Tensor:
     """Exact log probability of classes `ids` under the softmax over all classes.
 
@@ -146,6 +186,7 @@ def log_prob(
         ids: int64, [*] for one class per row or [*, K] for several.
         bias: [C] or None.
         temperature: divides the logits.
+        softcap, cosine: as in `exact_cross_entropy`.
 
     Returns:
         Log probabilities of the shape of ids, float32 (float64 for float64 input); differentiable.
@@ -158,7 +199,7 @@ def log_prob(
                 [0.1250, 0.1250]])
     """
     fn = "log_prob"
-    _checks.check_parameters(fn, input, weight, bias)
+    input, weight = _checked_operands(fn, input, weight, bias, softcap, cosine)
     _checks.check_int64(fn, "ids", ids)
     _checks.check_temperature(fn, temperature)
     leading = input.shape[:-1]
@@ -174,13 +215,13 @@ def log_prob(
     if columns.shape[1] == 0:
         return h.new_zeros(ids.shape, dtype=compute_dtype(input))
     first = columns[:, 0].contiguous()
-    loss, _ = _loss_rows(input, weight, bias, first, temperature, _IGNORE_NOTHING)
+    loss, _ = _loss_rows(input, weight, bias, first, temperature, _IGNORE_NOTHING, softcap)
     if columns.shape[1] == 1:
         return (-loss).reshape(ids.shape)
     z = (h[:, None, :].to(loss.dtype) * weight[columns].to(loss.dtype)).sum(dim=-1)
     if bias is not None:
         z = z + bias[columns].to(loss.dtype)
-    z = z / temperature
+    z = cap(z / temperature, softcap or 0.0)
     return (z - z[:, :1] - loss[:, None]).reshape(ids.shape)
 
 
@@ -192,6 +233,8 @@ def topk(
     *,
     bias: Tensor | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    cosine: bool = False,
 ) -> TopK:
     """The k classes with the largest logits, in chunks of classes; no gradient.
 
@@ -203,6 +246,7 @@ def topk(
         k: 1 to C.
         bias: [C] or None.
         temperature: divides the logits.
+        softcap, cosine: as in `logits`.
 
     Returns:
         `TopK(values [*, k], indices [*, k])`, sorted by falling value.
@@ -214,7 +258,7 @@ def topk(
         tensor([1, 2])
     """
     fn = "topk"
-    _checks.check_parameters(fn, input, weight, bias)
+    input, weight = _checked_operands(fn, input, weight, bias, softcap, cosine)
     _checks.check_positive_int(fn, "k", k)
     _checks.check_temperature(fn, temperature)
     num_classes = weight.shape[0]
@@ -226,7 +270,7 @@ def topk(
     indices = torch.empty(values.shape, dtype=torch.int64, device=h.device)
     for begin in range(0, num_classes, chunk):
         end = min(begin + chunk, num_classes)
-        z = _logits(h, weight, bias, begin, end, temperature)
+        z = _logits(h, weight, bias, begin, end, temperature, softcap)
         best = z.topk(min(k, end - begin), dim=1)
         values = torch.cat((values, best.values), dim=1)
         indices = torch.cat((indices, best.indices + begin), dim=1)

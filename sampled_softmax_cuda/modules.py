@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks, exact
+from ._option_checks import check_option_values
 from .exact import TopK
 from .functional import sampled_softmax_loss
 from .memory import prefer_huge_pages
-from .samplers import LogUniformSampler, Sampler, UniformSampler, WeightedSampler
+from .reference.composed import LossOptions
+from .samplers import (
+    KeyedSamples,
+    LogUniformSampler,
+    Sampler,
+    Samples,
+    UniformSampler,
+    WeightedSampler,
+)
 from .samplers.composed import ANY_CLASSES
 
 __all__ = ["SampledSoftmaxLoss"]
@@ -65,15 +75,20 @@ class SampledSoftmaxLoss(nn.Module):
             Sampler, or a vector [C] of non-negative weights.
         bias: whether classes have a bias. Default True.
         replacement: draw with replacement (default), or distinct classes.
-        per_row: not available; negatives are shared by the batch.
+        per_row: give every row S negatives of its own, drawn by the kernels and never stored.
+            Default False: the batch shares them, which costs far less.
         temperature: divides the logits, in training and evaluation. Default 1.
-        correction, remove_accidental_hits, ignore_index, reduction, sparse_grad: as in
-            `sampled_softmax_loss`. The sampled loss only: correction, hits; the gradients of the
-            exact loss are dense, whatever sparse_grad says.
+        correction, remove_accidental_hits, ignore_index, reduction, sparse_grad, loss, margin,
+            angular_margin, label_smoothing, calibration: as in `sampled_softmax_loss`. They are the
+            sampled loss's alone, but for ignore_index and reduction; the gradients of the exact
+            loss are dense, whatever sparse_grad says.
+        softcap, cosine: as there, in training and in evaluation; `cosine` there divides all rows of
+            weight by their norms, in a copy.
         device, dtype: of the parameters.
 
     Shapes:
-        input [*, D], target [*] int64; the loss is a scalar, or [*] with reduction="none".
+        input [*, D], target [*] int64, or in training [*, T]; the loss is a scalar, or [*] with
+        reduction="none".
 
     Raises:
         ValueError, TypeError: arguments that do not fit, with their name and value.
@@ -111,6 +126,13 @@ class SampledSoftmaxLoss(nn.Module):
         ignore_index: int = -100,
         reduction: str = "mean",
         sparse_grad: bool = False,
+        loss: str = "softmax",
+        softcap: float | None = None,
+        cosine: bool = False,
+        margin: float = 0.0,
+        angular_margin: float = 0.0,
+        label_smoothing: float = 0.0,
+        calibration: float = 0.75,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -121,20 +143,26 @@ class SampledSoftmaxLoss(nn.Module):
             ("num_samples", num_samples),
         ):
             _checks.check_positive_int(_NAME, name, value)
-        if per_row:
-            raise ValueError(
-                f"{_NAME}: per_row must be False: negatives are shared by the batch;"
-                " for fresh negatives per row, call the module on parts of the batch"
-            )
         if not replacement and num_samples > num_classes:
             raise ValueError(
                 f"{_NAME}: num_samples must be at most num_classes={num_classes} without"
                 f" replacement, got {num_samples}"
             )
-        _checks.check_temperature(_NAME, temperature)
-        _checks.check_choice(_NAME, "correction", correction, _checks.CORRECTIONS)
         _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
-        _checks.check_ignore_index(_NAME, ignore_index)
+        options = LossOptions(
+            loss,
+            temperature,
+            correction,
+            remove_accidental_hits,
+            ignore_index,
+            softcap,
+            cosine,
+            margin,
+            angular_margin,
+            label_smoothing,
+            calibration,
+        )
+        check_option_values(_NAME, options, shared=not per_row)
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
             raise TypeError(
                 f"{_NAME}: dtype must be float32, bfloat16, float16 or float64, got {dtype}"
@@ -143,12 +171,20 @@ class SampledSoftmaxLoss(nn.Module):
         self.num_classes = num_classes
         self.num_samples = num_samples
         self.replacement = replacement
+        self.per_row = per_row
         self.temperature = temperature
         self.correction = correction
         self.remove_accidental_hits = remove_accidental_hits
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.sparse_grad = sparse_grad
+        self.loss = loss
+        self.softcap = softcap
+        self.cosine = cosine
+        self.margin = margin
+        self.angular_margin = angular_margin
+        self.label_smoothing = label_smoothing
+        self.calibration = calibration
         self.sampler = _make_sampler(sampler, num_classes).to(device=device)
         self.weight = nn.Parameter(
             prefer_huge_pages(torch.empty((num_classes, in_features), device=device, dtype=dtype))
@@ -166,12 +202,15 @@ class SampledSoftmaxLoss(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tensor:
         """The sampled loss in training mode, the exact one in eval mode.
 
         Args:
             input: [*, D].
-            target: [*] int64; rows equal to `ignore_index` do not count.
+            target: [*] int64; rows equal to `ignore_index` do not count. In training also [*, T].
+            exclude: [*, E] int64, classes that are no negatives of the row, such as seen items;
+                negative values are padding. With `per_row` others are drawn in their place, else
+                they are left out. Training only: the exact loss is over all classes.
 
         Returns:
             A scalar, or [*] with reduction="none"; dtype as in `sampled_softmax_loss`.
@@ -182,36 +221,59 @@ class SampledSoftmaxLoss(nn.Module):
                 self.weight,
                 target,
                 bias=self.bias,
-                temperature=self.temperature,
                 ignore_index=self.ignore_index,
                 reduction=self.reduction,
+                **self._logit_options(),
             )
-        samples = self.sampler.sample(target, self.num_samples, replacement=self.replacement)
-        return sampled_softmax_loss(
+        samples: Samples | KeyedSamples
+        if self.per_row:
+            num_true = target.shape[-1] if target.dim() == input.dim() else None
+            samples = self.sampler.sample_keyed(
+                target,
+                self.num_samples,
+                replacement=self.replacement,
+                exclude=exclude,
+                num_true=num_true,
+            )
+            exclude = None
+        else:
+            samples = self.sampler.sample(target, self.num_samples, replacement=self.replacement)
+        loss: Tensor = sampled_softmax_loss(
             input,
             self.weight,
             target,
             samples,
             bias=self.bias,
-            temperature=self.temperature,
             correction=self.correction,
             remove_accidental_hits=self.remove_accidental_hits,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             sparse_grad=self.sparse_grad,
+            loss=self.loss,
+            margin=self.margin,
+            angular_margin=self.angular_margin,
+            label_smoothing=self.label_smoothing,
+            calibration=self.calibration,
+            exclude=exclude,
+            **self._logit_options(),
         )
+        return loss
+
+    def _logit_options(self) -> dict[str, Any]:
+        """What makes logits of products, in training and in evaluation."""
+        return {"temperature": self.temperature, "softcap": self.softcap, "cosine": self.cosine}
 
     def logits(self, input: Tensor) -> Tensor:
-        """(input · weightᵀ + bias) / temperature, [*, C]; see `sampled_softmax_cuda.exact`."""
-        return exact.logits(input, self.weight, bias=self.bias, temperature=self.temperature)
+        """The logits of all classes, [*, C], float32; see `sampled_softmax_cuda.exact`."""
+        return exact.logits(input, self.weight, bias=self.bias, **self._logit_options())
 
     def log_prob(self, input: Tensor, ids: Tensor) -> Tensor:
         """Exact log probability of the classes ids, [*] or [*, K], without logits [*, C]."""
-        return exact.log_prob(input, self.weight, ids, bias=self.bias, temperature=self.temperature)
+        return exact.log_prob(input, self.weight, ids, bias=self.bias, **self._logit_options())
 
     def topk(self, input: Tensor, k: int) -> TopK:
         """The k classes with the largest logits: values and indices [*, k], without [*, C]."""
-        return exact.topk(input, self.weight, k, bias=self.bias, temperature=self.temperature)
+        return exact.topk(input, self.weight, k, bias=self.bias, **self._logit_options())
 
     def extra_repr(self) -> str:
         """The sizes, and every option that differs from its default."""
@@ -223,12 +285,20 @@ class SampledSoftmaxLoss(nn.Module):
         ]
         defaults = {
             "replacement": True,
+            "per_row": False,
             "temperature": 1.0,
             "correction": "both",
             "remove_accidental_hits": True,
             "ignore_index": -100,
             "reduction": "mean",
             "sparse_grad": False,
+            "loss": "softmax",
+            "softcap": None,
+            "cosine": False,
+            "margin": 0.0,
+            "angular_margin": 0.0,
+            "label_smoothing": 0.0,
+            "calibration": 0.75,
         }
         for name, default in defaults.items():
             value = getattr(self, name)

@@ -315,7 +315,9 @@ def test_the_operators_protect_memory(native: None) -> None:
             ValueError,
             "num_samples must be at most num_classes=50 without replacement, got 60",
         ),
-        ({"per_row": True}, ValueError, "per_row must be False"),
+        ({"per_row": True, "cosine": True}, ValueError, "cosine does not go with samples per row"),
+        ({"softcap": -1.0}, ValueError, "softcap must be in"),
+        ({"loss": "hinge"}, ValueError, "loss must be one of"),
         ({"sampler": "zipf"}, ValueError, "sampler must be 'uniform', 'log_uniform'.*got 'zipf'"),
         ({"sampler": 3}, TypeError, "sampler must be a str, a Sampler or a Tensor, got int"),
         (

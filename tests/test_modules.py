@@ -188,3 +188,60 @@ def test_it_learns(device: str, sparse_grad: bool) -> None:
         module(h, target).backward()
         optimizer.step()
     assert float(module.eval()(h, target).detach()) < 0.3 * start
+
+
+@pytest.mark.parametrize(
+    "options", [{"softcap": 2.0}, {"cosine": True, "temperature": 0.1}], ids=str
+)
+def test_exact_loss_of_capped_logits_and_cosines(device: str, options: dict[str, Any]) -> None:
+    """Everything that eval mode gives, from logits over all classes."""
+    module = make(dtype=torch.float64, loss="softmax", **options).eval()
+    h, target = torch.randn(6, D, dtype=torch.float64, requires_grad=True), torch.randint(C, (6,))
+    w = module.weight
+    if "cosine" in options:
+        z = F.linear(F.normalize(h, dim=-1), F.normalize(w, dim=-1), module.bias) / 0.1
+    else:
+        z = 2 * torch.tanh(F.linear(h, w, module.bias) / 2)
+    torch.testing.assert_close(module.logits(h), z)
+    torch.testing.assert_close(
+        module.log_prob(h, target[:, None]), z.log_softmax(1).gather(1, target[:, None])
+    )
+    best = module.topk(h, 3)
+    torch.testing.assert_close(best.values, z.topk(3).values)
+    assert torch.equal(best.indices, z.topk(3).indices)
+    expected = F.cross_entropy(z, target)
+    loss = module(h, target)
+    torch.testing.assert_close(loss, expected)
+    ours = torch.autograd.grad(loss, (h, *module.parameters()))
+    for a, b in zip(ours, torch.autograd.grad(expected, (h, *module.parameters())), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_rows_with_negatives_of_their_own(device: str, replacement: bool) -> None:
+    """The function on the sampler's own draws, with several targets and seen classes."""
+    module = make(per_row=True, replacement=replacement, loss="nce", sparse_grad=True)
+    h, target = torch.randn(3, 2, D, requires_grad=True), torch.randint(C, (3, 2, 4))
+    exclude = torch.randint(-1, C, (3, 2, 5))
+    torch.manual_seed(1)
+    loss = module(h, target, exclude)
+    torch.manual_seed(1)
+    samples = module.sampler.sample(
+        target, 40, per_row=True, replacement=replacement, exclude=exclude, num_true=4
+    )
+    assert samples.ids.shape == (3, 2, 40)
+    assert not (samples.ids[..., None] == exclude[:, :, None]).any()
+    expected = ssc.sampled_softmax_loss(
+        h, module.weight, target, samples, bias=module.bias, loss="nce"
+    )
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    (grad,) = torch.autograd.grad(expected, module.weight)
+    torch.testing.assert_close(module.weight.grad.to_dense(), grad)
+
+
+def test_shared_negatives_leave_seen_classes_out(device: str) -> None:
+    module = make(sampler="uniform", reduction="none")
+    h, target = batch(5)
+    everything = torch.arange(C).expand(5, C)
+    assert torch.equal(module(h, target, everything), torch.zeros(5))

@@ -1,7 +1,7 @@
 // The way from z to E and its row sums with a link (loss_leaf.h): logits may be capped, a row may
 // have any number of hits, and the sum is that of exp(x − log n − reference), or of softplus(x −
 // log n). E is what the gradients multiply: the derivative of the sum's term by the logit x.
-#include "csrc/cpu/activations.h"
+#include "csrc/cpu/links.h"
 #include "csrc/cpu/score_tile.h"
 
 namespace ssc::SSC_ISA {
@@ -48,7 +48,7 @@ struct Linked {
         Vec<T> x = z[i][half] * inv_temperature + load(tile.adjust + first + half * L);
         slope[i][half] = splat(T(1));
         if (softcap > 0) {
-          const Vec<T> t = hyperbolic_tangent<T>(x / softcap);
+          const Vec<T> t = tanh_of<T>(x / softcap);
           x = t * softcap;
           slope[i][half] = T(1) - t * t;
         }
@@ -68,8 +68,9 @@ struct Linked {
       for (int half = 0; half < 2; ++half) {
         if constexpr (kSigmoid) {
           const Vec<T> count = load(tile.copies + first + half * L);
-          term[half] = softplus<T>(z[i][half]) * count;
-          e[half] = sigmoid<T>(z[i][half]) * count;
+          const Softplus<T> link = softplus_of<T>(z[i][half]);
+          term[half] = link.value * count;
+          e[half] = link.slope * count;
         } else {
           term[half] = e[half] = exp_in_range<T>(z[i][half]);
         }

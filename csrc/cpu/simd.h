@@ -228,11 +228,16 @@ constexpr T kExpFloor = sizeof(T) == 4 ? T(-60) : T(-600);
 template <class T>
 constexpr T kExpCeiling = sizeof(T) == 4 ? T(40) : T(400);
 
-// exp(x) for x <= kExpCeiling, 0 below kExpFloor, NaN for NaN; within 2 ulp. Cody-Waite reduction
-// x = n ln2 + r, |r| <= ln2 / 2, and the Taylor polynomial of exp(r), whose next term is below
-// half an ulp there (r^8 / 8! < 2^-27 in float, r^14 / 14! < 2^-57 in double).
+// exp(x) = 2^n (1 + r · tail), |r| <= ln2 / 2, for x <= kExpCeiling: Cody-Waite reduction x = n ln2
+// + r, and the Taylor polynomial of (exp(r) − 1) / r, whose next term is below half an ulp there
+// (r^8 / 8! < 2^-27 in float, r^14 / 14! < 2^-57 in double).
 template <class T>
-SSC_INLINE Vec<T> exp_in_range(Vec<T> x) {
+struct ExpParts {
+  Vec<T> r, tail;
+  Vec<T> shifted;  // n in its low bits
+};
+template <class T>
+SSC_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   constexpr bool is_float = sizeof(T) == 4;
   constexpr T kLog2e = T(1.4426950408889634074);
   constexpr T kLn2High = is_float ? T(0x1.62e4p-1) : T(0x1.62e42fefa0000p-1);
@@ -259,16 +264,27 @@ SSC_INLINE Vec<T> exp_in_range(Vec<T> x) {
   p = p * r + T(1.0 / 6);
   p = p * r + T(0.5);
   p = p * r + T(1);
-  p = p * r + T(1);
-  // The low bits of `shifted` hold n: add it to the exponent field. Unsigned: far below the floor
-  // the sum wraps, and is not used.
-  if constexpr (is_float) {
+  return {r, p, shifted};
+}
+
+// v · 2^n: adds n, the low bits of `shifted`, to the exponent field. Unsigned: far below the floor
+// the sum wraps, and is not used.
+template <class T>
+SSC_INLINE Vec<T> scale_by_power(Vec<T> v, Vec<T> shifted) {
+  if constexpr (sizeof(T) == 4) {
     typedef uint32_t Int __attribute__((vector_size(kVectorBytes)));
-    p = (Vec<T>)((Int)p + ((Int)shifted << 23));
+    return (Vec<T>)((Int)v + ((Int)shifted << 23));
   } else {
     typedef uint64_t Int __attribute__((vector_size(kVectorBytes)));
-    p = (Vec<T>)((Int)p + ((Int)shifted << 52));
+    return (Vec<T>)((Int)v + ((Int)shifted << 52));
   }
+}
+
+// exp(x) for x <= kExpCeiling, 0 below kExpFloor, NaN for NaN; within 2 ulp.
+template <class T>
+SSC_INLINE Vec<T> exp_in_range(Vec<T> x) {
+  const ExpParts<T> e = exp_parts<T>(x);
+  const Vec<T> p = scale_by_power<T>(e.tail * e.r + T(1), e.shifted);
   return x < kExpFloor<T> ? Vec<T>{} : p;
 }
 

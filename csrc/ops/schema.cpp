@@ -104,8 +104,8 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
       " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad)"
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
-  // And for the samples that sample_rows gives, which are drawn as they are needed; corrected:
-  // log n is subtracted.
+  // And for the samples that sample_rows gives, which are drawn as they are needed; corrected: log
+  // n is subtracted.
   m.def(
       "keyed_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
       " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .loss import compute_dtype, matmul
+from .negatives import cap
 
 # Classes per chunk are chosen so that a chunk of logits takes about this many elements.
 CHUNK_ELEMENTS = 1 << 22
@@ -26,12 +27,18 @@ def chunk_classes(num_rows: int, num_classes: int) -> int:
 
 
 def _logits(
-    h: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, inv_temperature: float
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    begin: int,
+    end: int,
+    inv_temperature: float,
+    softcap: float,
 ) -> Tensor:
     z = matmul(h, weight[begin:end].to(h.dtype).T)
     if bias is not None:
         z = z + bias[begin:end].to(h.dtype)
-    return z * inv_temperature
+    return cap(z * inv_temperature, softcap)
 
 
 def logits(
@@ -41,20 +48,27 @@ def logits(
     begin: int,
     end: int,
     inv_temperature: float,
+    softcap: float = 0.0,
 ) -> Tensor:
-    """(input · weight[begin:end]ᵀ + bias[begin:end]) * inv_temperature, [B, end - begin].
+    """(input · weight[begin:end]ᵀ + bias[begin:end]) * inv_temperature, [B, end - begin], capped.
 
     float32 (float64 for float64 input); differentiable.
     """
     h = input.to(compute_dtype(input))
-    return _logits(h, weight, bias, begin, end, inv_temperature)
+    return _logits(h, weight, bias, begin, end, inv_temperature, softcap)
 
 
 def _chunk_lse(
-    h: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, inv_temperature: float
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    begin: int,
+    end: int,
+    inv_temperature: float,
+    softcap: float,
 ) -> Tensor:
     """Logsumexp over the classes of one chunk; NaN, as in F.cross_entropy, if a logit is inf."""
-    z = _logits(h, weight, bias, begin, end, inv_temperature)
+    z = _logits(h, weight, bias, begin, end, inv_temperature, softcap)
     largest = z.amax(dim=-1, keepdim=True)
     # A chunk of classes that are all switched off by a bias of -inf adds nothing.
     largest = torch.where(largest == -torch.inf, 0, largest)
@@ -68,14 +82,17 @@ def _chunk_share(
     begin: int,
     end: int,
     inv_temperature: float,
+    softcap: float,
     lse: Tensor,
 ) -> Tensor:
     """The probability of one chunk's classes together, for a known logsumexp over all classes."""
-    z = _logits(h, weight, bias, begin, end, inv_temperature)
+    z = _logits(h, weight, bias, begin, end, inv_temperature, softcap)
     return (z - lse[:, None]).exp().sum(dim=-1)
 
 
-def _streamed_lse(h: Tensor, weight: Tensor, bias: Tensor | None, inv_temperature: float) -> Tensor:
+def _streamed_lse(
+    h: Tensor, weight: Tensor, bias: Tensor | None, inv_temperature: float, softcap: float
+) -> Tensor:
     """Logsumexp over all classes, [B]. Where a gradient is wanted, a second sweep provides it.
 
     That sweep adds log(sum of probabilities) = log 1, whose derivative is that of the logsumexp,
@@ -85,13 +102,13 @@ def _streamed_lse(h: Tensor, weight: Tensor, bias: Tensor | None, inv_temperatur
     chunk = chunk_classes(h.shape[0], num_classes)
     ranges = [(b, min(b + chunk, num_classes)) for b in range(0, num_classes, chunk)]
     with torch.no_grad():
-        parts = [_chunk_lse(h, weight, bias, *r, inv_temperature) for r in ranges]
+        parts = [_chunk_lse(h, weight, bias, *r, inv_temperature, softcap) for r in ranges]
         lse = torch.stack(parts).logsumexp(dim=0)
     if not torch.is_grad_enabled():
         return lse
     total = torch.zeros_like(lse)
     for begin, end in ranges:
-        arguments = (h, weight, bias, begin, end, inv_temperature, lse)
+        arguments = (h, weight, bias, begin, end, inv_temperature, softcap, lse)
         total = total + checkpoint(_chunk_share, *arguments, use_reentrant=False)
     return lse + total.log()
 
@@ -103,6 +120,7 @@ def exact_loss_rows(
     target: Tensor,
     inv_temperature: float,
     ignore_index: int,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy over all classes and logsumexp, each [B]; differentiable, never [B, C].
 
@@ -115,9 +133,10 @@ def exact_loss_rows(
     row_target = torch.where(counted & in_range, target, 0)
     h = torch.where(counted[:, None], input, 0).to(dtype)
 
-    lse = _streamed_lse(h, weight, bias, inv_temperature)
+    lse = _streamed_lse(h, weight, bias, inv_temperature, softcap)
     z_target = (h * weight[row_target].to(dtype)).sum(dim=-1)
     if bias is not None:
         z_target = z_target + bias[row_target].to(dtype)
-    loss = (lse - z_target * inv_temperature).masked_fill(counted & ~in_range, torch.nan)
+    z_target = cap(z_target * inv_temperature, softcap)
+    loss = (lse - z_target).masked_fill(counted & ~in_range, torch.nan)
     return torch.where(counted, loss, 0), torch.where(counted, lse, 0)

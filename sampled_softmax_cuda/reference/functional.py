@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -74,7 +75,7 @@ def flat_samples(samples: Samples) -> Samples:
     """Samples of rows [*] as samples of rows [B]; those shared by all rows as they are."""
     ids, log_count, target_log_count = samples
     if ids.dim() > 1:
-        ids = ids.reshape(-1, ids.shape[-1])
+        ids = ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1])
         log_count = None if log_count is None else log_count.reshape(ids.shape)
     return type(samples)(ids, log_count, target_log_count)
 
