@@ -71,6 +71,16 @@ bool RowSource<T>::is_hit(int64_t row, int64_t id) const {
 }
 
 template <class T>
+bool RowSource<T>::has_hit(int64_t row, const int64_t* ids) const {
+  bool found = false;
+  for (int64_t k = 0; k < problem_.num_hits; ++k) {
+    const int64_t hit = problem_.hits[row * problem_.num_hits + k];
+    for (int64_t s = 0; s < problem_.samples.num_samples; ++s) found |= ids[s] == hit;
+  }
+  return found;
+}
+
+template <class T>
 void RowSource<T>::prepare(int64_t index, Row& out) {
   const RowIds& samples = problem_.samples;
   const int64_t n = samples.num_samples;
@@ -79,14 +89,24 @@ void RowSource<T>::prepare(int64_t index, Row& out) {
   const int64_t* ids = out.ids;
   if (samples.draws != nullptr) {
     sampler_->draw(row, out.ids);
-    if (samples.corrected) sampler_->log_counts(out.ids, n, drawn_log_count_);
+    if (samples.corrected) {
+      float* counts = drawn_log_count_;
+      if constexpr (sizeof(T) == sizeof(float)) counts = out.log_count;
+      sampler_->log_counts(out.ids, n, counts);
+      if constexpr (sizeof(T) != sizeof(float)) std::copy_n(counts, n, out.log_count);
+    }
+    if (!has_hit(row, out.ids)) {  // draws are in range and none is masked: all stay
+      out.num_peak = out.count = n;
+      gather_bias(out);
+      return;
+    }
   } else {
     ids = samples.ids + row * n;
   }
+  // Of drawn samples, whose counts are in place: they move forward at the most.
   const auto log_count = [&](int64_t s) {
     if (out.log_count == nullptr) return T(0);
-    return samples.draws != nullptr ? static_cast<T>(drawn_log_count_[s])
-                                    : element<T>(samples.log_count, row * n + s);
+    return samples.draws != nullptr ? out.log_count[s] : element<T>(samples.log_count, row * n + s);
   };
   int64_t kept = 0;
   int64_t hits = 0;
@@ -115,8 +135,13 @@ void RowSource<T>::prepare(int64_t index, Row& out) {
     if (out.log_count != nullptr) out.log_count[kept] = kept_hit_counts_[k];
   }
   out.count = kept;
-  if (out.bias == nullptr) return;
-  for (int64_t s = 0; s < kept; ++s) out.bias[s] = element<T>(problem_.bias, out.ids[s]);
+  gather_bias(out);
+}
+
+template <class T>
+void RowSource<T>::gather_bias(Row& row) const {
+  if (row.bias == nullptr) return;
+  for (int64_t s = 0; s < row.count; ++s) row.bias[s] = element<T>(problem_.bias, row.ids[s]);
 }
 
 template class RowSource<float>;

@@ -29,7 +29,9 @@ class RowSource {
 
  private:
   void prepare(int64_t index, Row& out);
+  void gather_bias(Row& row) const;
   bool is_hit(int64_t row, int64_t id) const;
+  bool has_hit(int64_t row, const int64_t* ids) const;
 
   const PerRowProblem<T>& problem_;
   const int64_t* rows_;
