@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._load import on_cpu
 
 
 def sparse_rows(rows: Tensor, values: Tensor, parameter: Tensor, coalesced: bool = True) -> Tensor:
@@ -38,3 +41,39 @@ def mark_coalesced_when_done(parameters: Sequence[Tensor | None], rows: Tensor) 
                 grad._coalesced_(True)
 
     torch.autograd.Variable._execution_engine.queue_callback(mark)
+
+
+class _Fork(torch.autograd.Function):
+    """The autograd of `fork`."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, count: int) -> tuple[Tensor, ...]:
+        ctx.table = table
+        ctx.set_materialize_grads(False)
+        return tuple(table.view_as(table) for _ in range(count))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
+        parts = [grad for grad in grads if grad is not None]
+        if len(parts) < 2:
+            return (parts[0] if parts else None), None
+        table = ctx.table
+        rows = torch.cat([part._indices() for part in parts], dim=1)
+        values = torch.cat([part._values() for part in parts])
+        if not on_cpu(table) or torch.compiler.is_compiling():
+            return sparse_rows(rows, values, table, coalesced=False), None
+        distinct, place = torch.unique(rows[0], return_inverse=True)
+        wide = torch.promote_types(values.dtype, torch.float32)
+        sums = torch.zeros(distinct.shape[0], *values.shape[1:], dtype=wide)
+        sums.index_add_(0, place, values.to(wide))
+        mark_coalesced_when_done((table,), distinct)
+        return sparse_rows(distinct[None], sums.to(values.dtype), table), None
+
+
+def fork(table: Tensor, count: int) -> tuple[Tensor, ...]:
+    """`table` [C, ...] for `count` uses with row-sparse gradients, which are added up here.
+
+    autograd's own sum of sparse tensors takes no float16 on the CPU, and rounds every addend of a
+    16-bit one.
+    """
+    return _Fork.apply(table, count)  # type: ignore[no-untyped-call, no-any-return]

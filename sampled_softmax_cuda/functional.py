@@ -149,8 +149,7 @@ def sampled_softmax_loss(
         sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors over the rows
             touched, for SGD, Adagrad and SparseAdam. Default False: dense. On CUDA and under
             torch.compile they have S + B rows, some of them zero, and are not marked as coalesced,
-            because how many rows are distinct would have to be waited for. With any of the options
-            below or several targets, samples' and targets' rows are added up by autograd.
+            because how many rows are distinct would have to be waited for.
         return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`.
         loss: "softmax" (default); "nce", sigmoid cross entropies of corrected logits summed over
             targets and samples (Gutmann and Hyvärinen 2010; TensorFlow's nce_loss with

@@ -229,6 +229,19 @@ def test_bad_numbers_stay_in_their_row(backend: str) -> None:
             torch.testing.assert_close(rows[rest], clean[rest], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_sparse_gradients_are_one_tensor(either: str, dtype: torch.dtype) -> None:
+    """Rows of targets, samples and of the mean of all logits, added up and each there once."""
+    p = make_option_problem(13, 19, 60, 37, 3, label_smoothing=0.1).to(dtype)
+    dense = torch.autograd.grad(p.loss(), p.leaves)
+    p.loss(sparse_grad=True).backward()
+    for leaf, expected in zip(p.leaves[1:], dense[1:], strict=True):
+        assert leaf.grad is not None and leaf.grad.is_coalesced()
+        eps = 8 * torch.finfo(dtype).eps
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(leaf.grad.to_dense(), expected, rtol=eps, atol=eps * scale)
+
+
 def test_empty_batch(backend: str) -> None:
     for kind in ("softmax", "nce"):
         p = make_option_problem(0, 5, 20, 15, 2, padding=False, loss=kind)

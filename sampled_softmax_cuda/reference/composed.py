@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._sparse import fork
 from .loss import compute_dtype, gather_rows, reweighted
 from .negatives import cap, softplus
 
@@ -250,7 +251,13 @@ def composed_rows(
         sparse_grad = False  # the rows' own way back is sparse
     hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
 
-    z = _target_logits(h.to(dtype), weight, bias, safe, o, sparse_grad)
+    # One use each by the targets, the negatives and the mean of all logits.
+    weights: tuple[Tensor, ...] = (weight,) * 3
+    biases: tuple[Tensor | None, ...] = (bias,) * 3
+    if sparse_grad:
+        weights = fork(weight, 3)
+        biases = biases if bias is None else fork(bias, 3)
+    z = _target_logits(h.to(dtype), weights[0], biases[0], safe, o, sparse_grad)
     if o.corrects_targets and samples.target_log_expected_count is not None:
         correction = samples.target_log_expected_count.detach().to(dtype).reshape(z.shape)
         z = z - torch.where(there, correction, 0)
@@ -265,8 +272,8 @@ def composed_rows(
     sigmoid = o.loss != "softmax"
     loss, peak = negatives(
         h if o.cosine else input,
-        weight,
-        bias,
+        weights[1],
+        biases[1],
         r,
         hits,
         counted,
@@ -296,7 +303,13 @@ def composed_rows(
             shared = samples.materialize()
             log_count = count_of_samples(shared.log_expected_count, o.corrects_samples)
             mean = _smoothed(
-                h.to(dtype), weight, bias, shared.ids, log_count, o.temperature, sparse_grad
+                h.to(dtype),
+                weights[2],
+                biases[2],
+                shared.ids,
+                log_count,
+                o.temperature,
+                sparse_grad,
             )
             z_mean = torch.where(there, z, 0).sum(dim=1) / num_true
             loss = loss + o.label_smoothing * (z_mean - mean)
