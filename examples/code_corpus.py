@@ -1,4 +1,4 @@
-"""Text for the demo: the Python source files of this machine, as a stream of class ids.
+"""Text for the examples: the Python source files of this machine, as a stream of class ids.
 
 Every machine that can run the demo has the same kind of text on it: the standard library and
 torch's own Python files, some 16 million tokens with 160,000 different ones seen at least twice.
@@ -12,6 +12,7 @@ import re
 import sysconfig
 import zlib
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,24 +75,61 @@ def load_corpus(text: Path | None, max_classes: int | None, cache: Path) -> Corp
     max_classes: keep this many classes (the rarer tokens become unknown); None keeps every token
     that occurs at least twice.
     """
+    files = source_files(text)
+    stored = cached_arrays("code_lm", _FORMAT, files, cache, _tokenise)
+    words = unpack_words(stored["words"])
+    return _choose_classes(
+        words, stored["counts"], stored["tokens"], int(stored["num_held_out"]), max_classes
+    )
+
+
+def source_files(text: Path | None) -> list[tuple[str, Path]]:
+    """(name, path) of the files under the folder `text`, or, if None, of Python's sources."""
     files = _python_sources() if text is None else _text_files(text)
     if len(files) < 2:
         raise ValueError(
             f"{text}: found {len(files)} text file(s), expected at least 2, because whole files "
             "are held out"
         )
-    stamp = hashlib.sha256(repr((_FORMAT, [(n, p.stat().st_size) for n, p in files])).encode())
-    path = cache / f"code_lm-{stamp.hexdigest()[:16]}.npz"
+    return files
+
+
+def cached_arrays(
+    name: str,
+    version: int,
+    files: list[tuple[str, Path]],
+    cache: Path,
+    build: Callable[[list[tuple[str, Path]]], dict[str, NDArray[np.generic] | int]],
+) -> dict[str, NDArray[np.generic]]:
+    """What `build(files)` returns, stored for the next run with the same version and files."""
+    stamp = hashlib.sha256(repr((version, [(n, p.stat().st_size) for n, p in files])).encode())
+    path = cache / f"{name}-{stamp.hexdigest()[:16]}.npz"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **_tokenise(files))
+        np.savez(partial, **build(files))
         partial.replace(path)  # an interrupted run leaves no half-written cache behind
     with np.load(path) as stored:
-        words = bytes(stored["words"]).decode().split("\n")
-        return _choose_classes(
-            words, stored["counts"], stored["tokens"], int(stored["num_held_out"]), max_classes
-        )
+        return dict(stored)
+
+
+def split_files(files: list[tuple[str, Path]]) -> tuple[list[Path], int]:
+    """The files in random order, and how many of the first ones are held out."""
+    # The order of a hash is random with respect to the text and the same on every machine.
+    shuffled = sorted(files, key=lambda file: zlib.crc32(file[0].encode()))
+    sizes = np.cumsum([path.stat().st_size for _, path in shuffled])
+    cut = int(np.clip(np.searchsorted(sizes, HELD_OUT_SHARE * sizes[-1]), 1, len(files) - 1))
+    return [path for _, path in shuffled], cut
+
+
+def pack_words(words: list[str]) -> NDArray[np.uint8]:
+    """Words without line breaks as an array of bytes."""
+    return np.frombuffer("\n".join(words).encode(), dtype=np.uint8)
+
+
+def unpack_words(packed: NDArray[np.generic]) -> list[str]:
+    """The inverse of `pack_words`."""
+    return bytes(packed).decode().split("\n")
 
 
 def _python_sources() -> list[tuple[str, Path]]:
@@ -132,12 +170,8 @@ def _tokenise(files: list[tuple[str, Path]]) -> dict[str, NDArray[np.generic] | 
             found = []  # not text, or a test of other encodings
         return np.fromiter(map(ids.__getitem__, found), dtype=np.int32)
 
-    # The order of a hash is random with respect to the text and the same on every machine.
-    shuffled = sorted(files, key=lambda file: zlib.crc32(file[0].encode()))
-    sizes = np.cumsum([path.stat().st_size for _, path in shuffled])
-    cut = int(np.clip(np.searchsorted(sizes, HELD_OUT_SHARE * sizes[-1]), 1, len(files) - 1))
-    progress = tqdm(shuffled, desc="tokenising", unit=" files", mininterval=1.0)
-    pieces = [read(path) for _, path in progress]
+    paths, cut = split_files(files)
+    pieces = [read(path) for path in tqdm(paths, "tokenising", unit=" files", mininterval=1.0)]
     num_held_out = sum(len(piece) for piece in pieces[:cut])
 
     tokens = np.concatenate(pieces)
@@ -147,7 +181,7 @@ def _tokenise(files: list[tuple[str, Path]]) -> dict[str, NDArray[np.generic] | 
     rank[by_count] = np.arange(len(ids), dtype=np.int32)
     words = list(ids)
     return {
-        "words": np.frombuffer("\n".join(words[i] for i in by_count).encode(), dtype=np.uint8),
+        "words": pack_words([words[i] for i in by_count]),
         "counts": counts[by_count],
         "tokens": rank[tokens],
         "num_held_out": num_held_out,
