@@ -71,6 +71,7 @@ set(SSC_CPP_TESTS
     tests/cpp/test_bf16_pair.cpp
     tests/cpp/test_isa.cpp
     tests/cpp/test_loss.cpp
+    tests/cpp/test_negatives.cpp
     tests/cpp/test_per_row.cpp
     tests/cpp/test_philox.cpp
     tests/cpp/test_sample.cpp

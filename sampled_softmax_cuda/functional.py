@@ -156,7 +156,7 @@ def sampled_softmax_loss(
             remove_accidental_hits=False); "negative_sampling", the same of uncorrected logits
             (word2vec); "gbce", (beta softplus(-z_t) + sum_s softplus(z_s)) / (S + 1) of
             uncorrected logits with beta = 1 - calibration (1 - S / (C - 1)) (gSASRec, Petrov and
-            Macdonald 2023).
+            Macdonald 2023). Those with sigmoids want a low bias at first, such as log(1 / C).
         softcap: bounds logits, before the correction, by softcap * tanh(z / softcap). None: no cap.
         cosine: divide each row of input, and of weight, by its norm: logits are cosines divided by
             the temperature. Only the rows of samples and targets are read. Shared samples only.

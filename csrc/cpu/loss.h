@@ -35,10 +35,10 @@ struct LossProblem {
 template <class T>
 struct RowResults {
   T* loss;
-  T* lse;           // log(exp z_t + Σ exp z_s)
-  T* target_logit;  // z_t
-  T* error;         // 1 where some z_s > z_t
-  T* peak;          // with a link, beside the loss alone: max_s z_s without the hits
+  T* lse;             // log(exp z_t + Σ exp z_s)
+  T* target_logit;    // z_t
+  T* error;           // 1 where some z_s > z_t
+  T* peak = nullptr;  // with a link, beside the loss alone: max_s z_s without the hits
 };
 
 template <class T>

@@ -71,17 +71,12 @@ def begin_draw(
         return sampler._begin_draw(target, num_samples, replacement, inclusion, generator)
     proposal = sampler._proposal()
     plan = sampler._plan(num_samples, replacement, inclusion)
-    key = new_key(target, generator)
+    key = _ops.new_key(target.device, generator)
     ids, num_draws, _, _ = _ops.sample(proposal, key, key[:0], num_samples, *plan)
     tries = plan.tries
     if not replacement and tries is None:
         tries = num_draws.to(torch.float64)
     return Draw(ids, None, lambda k: _ops.log_counts(proposal, k, num_samples, tries))
-
-
-def new_key(target: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A key on the target's device, from PyTorch's random state."""
-    return torch.randint(2**63 - 1, (2,), device=target.device, generator=generator)
 
 
 def capacity(sampler: Sampler, target: Tensor, replacement: bool) -> int:

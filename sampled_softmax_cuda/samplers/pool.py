@@ -25,7 +25,6 @@ from .composed import (
     Draw,
     Learner,
     check_ignore_index,
-    new_key,
 )
 
 _LAST = 2**63 - 1  # sorts behind every id
@@ -137,7 +136,7 @@ class _PoolSampler(ComposedSampler):
         chosen, counted, num_chosen = pool, valid, num_valid
         if num_samples < pool.shape[0]:
             # The ids of the smallest random numbers; what is no class comes last.
-            key = new_key(target, generator)
+            key = _ops.new_key(target.device, generator)
             place, _, _, _ = _ops.sample(
                 Uniform(_LAST), key, key[:0], pool.shape[0], Method.WITH_REPLACEMENT, None
             )

@@ -12,6 +12,7 @@ from . import _ops
 from ._stream import CountedStream, IntervalStream
 from .base import Sampler, Samples, check_num_classes
 from .composed import ANY_CLASSES, Learner, check_ignore_index, learn
+from .keyed import KeyedSamples
 
 _MODES = ("counts", "interval")
 
@@ -152,6 +153,14 @@ class StreamingSampler(Sampler, Learner):
         samples = super().sample(target, num_samples, **options)
         learn(self, target)
         return samples
+
+    def sample_keyed(self, target: Tensor, num_samples: int, **options: Any) -> KeyedSamples:
+        """As `Sampler.sample_keyed`; learns the target afterwards if `update_on_sample`."""
+        self._counted("sample_keyed")
+        self._proposal()
+        keyed = super().sample_keyed(target, num_samples, **options)
+        learn(self, target)
+        return keyed
 
     def log_prob(self, ids: Tensor) -> Tensor:
         """log q of each id by what is known now, float32 of their shape; see the class.
