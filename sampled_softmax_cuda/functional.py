@@ -130,8 +130,8 @@ def sampled_softmax_loss(
             sampler or made by hand, the last of the target's shape. Ids and counts [*, S] give each
             row its own, and `KeyedSamples` (`Sampler.sample_keyed`) too, drawn by the kernels and
             never stored. A count of None means n = 1, a log count of +inf leaves the sample out.
-            Ids may repeat; their counts must agree for the sigmoid losses. No gradient flows
-            through the counts.
+            Ids may repeat; with copies of different counts the sigmoid losses take PyTorch's
+            matmuls on the CPU. No gradient flows through the counts.
         bias: [C] or None (the default).
         temperature: divides the logits before the correction; positive. Default 1.
         correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow
@@ -219,7 +219,23 @@ def sampled_softmax_loss(
     fused = given is not None and kernels_take("loss_and_grads", input, weight, bias, *given[1:])
     if not (fused and on_cpu(input)):  # there the kernels look at every id themselves
         _check_ids(target, samples, weight, ignore_index)
-    if given is None or not fused:
+    if plain and not fused:
+        return reference.sampled_softmax_loss(
+            input,
+            weight,
+            target,
+            samples,
+            bias=bias,
+            temperature=temperature,
+            correction=correction,
+            remove_accidental_hits=remove_accidental_hits,
+            ignore_index=ignore_index,
+            sample_weight=sample_weight,
+            reduction=reduction,
+            sparse_grad=sparse_grad,
+            return_details=return_details,
+        )
+    if given is None:
         loss_rows, *details = reference.option_rows(
             input, weight, bias, target, samples, exclude, options, sparse_grad, negatives_loss
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -123,18 +123,26 @@ def sampled_softmax_loss(
     samples: Samples | KeyedSamples,
     *,
     bias: Tensor | None = None,
+    temperature: float = 1.0,
+    correction: str = "both",
+    remove_accidental_hits: bool = True,
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
     sparse_grad: bool = False,
     return_details: bool = False,
+    loss: str = "softmax",
+    softcap: float | None = None,
+    cosine: bool = False,
+    margin: float = 0.0,
+    angular_margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    calibration: float = 0.75,
     exclude: Tensor | None = None,
-    **options: Any,
 ) -> Tensor | tuple[Tensor, SampledSoftmaxDetails]:
     """`sampled_softmax_cuda.sampled_softmax_loss` in plain PyTorch: same arguments and results.
 
-    Differentiable twice when `sparse_grad` is False. The arguments are not checked here. `options`
-    are the fields of `LossOptions`.
+    Differentiable twice when `sparse_grad` is False. The arguments are not checked here.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -143,12 +151,24 @@ def sampled_softmax_loss(
         >>> ssc.reference.sampled_softmax_loss(h, weight, torch.tensor([7, 8]), samples)  # log 4
         tensor(1.3863)
     """
-    o = LossOptions(ignore_index=ignore_index, **options)
+    o = LossOptions(
+        loss,
+        temperature,
+        correction,
+        remove_accidental_hits,
+        ignore_index,
+        softcap,
+        cosine,
+        margin,
+        angular_margin,
+        label_smoothing,
+        calibration,
+    )
     shape = input.shape[:-1]
     if is_plain(o, target, input, samples, exclude):
         shared = samples.materialize()
         target_log_count = samples.target_log_expected_count
-        loss, *details = loss_rows(
+        rows, *details = loss_rows(
             input.reshape(-1, input.shape[-1]),
             weight,
             bias,
@@ -164,16 +184,16 @@ def sampled_softmax_loss(
             sparse_grad,
         )
         if o.correction == "reweighted":
-            loss = reweighted(loss)
+            rows = reweighted(rows)
     else:
-        loss, *details = option_rows(input, weight, bias, target, samples, exclude, o, sparse_grad)
+        rows, *details = option_rows(input, weight, bias, target, samples, exclude, o, sparse_grad)
     flat_weight = None if sample_weight is None else sample_weight.reshape(-1)
     if reduction != "none":
         counted = counted_rows(target, input, ignore_index).reshape(-1)
-        scale = row_scale(counted, flat_weight, reduction, loss.dtype)
-        result = (loss * scale).sum()
+        scale = row_scale(counted, flat_weight, reduction, rows.dtype)
+        result = (rows * scale).sum()
     else:
-        result = (loss if flat_weight is None else loss * flat_weight).reshape(shape)
+        result = (rows if flat_weight is None else rows * flat_weight).reshape(shape)
     result = result.to(result_dtype(input, weight, bias))
     if return_details:
         return result, SampledSoftmaxDetails(*(row.reshape(shape) for row in details))
