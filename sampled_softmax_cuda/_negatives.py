@@ -20,7 +20,6 @@ from ._load import library_loaded, on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
 from .reference.functional import reference_negatives
 from .reference.loss import compute_dtype
-from .samplers._rows import drawn_by_kernels
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
 
@@ -56,10 +55,6 @@ def negatives_loss(
         corrected: whether log n is subtracted; a sample masked by +inf stays masked if not.
     """
     scalars = (inv_temperature, softcap, remove_hits, sigmoid)
-    if isinstance(samples, KeyedSamples) and not drawn_by_kernels(
-        samples.key, "keyed_rows", samples.method
-    ):
-        samples = samples.materialize()
     kind = "keyed"
     counts: tuple[Tensor | None, ...] = ()
     if isinstance(samples, Samples):

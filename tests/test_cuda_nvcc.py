@@ -28,7 +28,7 @@ BUDGETS = {
     "reduction": Budget(64, 32),
     "sample": Budget(48, 32),
     "sample_distinct": Budget(64, 32),  # one block of 1024 threads
-    "sample_race": Budget(48, 32),
+    "sample_race": Budget(64, 32),
     "rows": Budget(64, 32),
     "grads": Budget(64, 32),
     "negatives": Budget(64, 32),

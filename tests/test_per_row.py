@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda._negatives import negatives_loss
 from sampled_softmax_cuda.reference.per_row import per_row_rows as reference_rows
+from sampled_softmax_cuda.reference.sample import Method
 from sampled_softmax_cuda.testing import SHAPES, assert_close_to_truth
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -246,6 +247,20 @@ def test_a_key_stands_for_its_samples(backend: str, kind: str, replacement: bool
             assert torch.equal(a.to_dense(), b.to_dense()), name
         if corrected:
             assert_true(replace(base, samples=keyed.materialize()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_stands_for_the_samples_of_races(backend: str, kind: str) -> None:
+    base = make_rows(7, 12, 50, 48)
+    sampler = make_sampler(kind, 50)
+    target = torch.arange(7)
+    for exclude, samples in ((None, 50), (torch.arange(14).reshape(7, 2), 48)):
+        keyed = sampler.sample_keyed(target, samples, replacement=False, exclude=exclude)
+        assert keyed.method == Method.RACE
+        ours = replace(base, samples=keyed, sparse_grad=True).run()
+        given = replace(base, samples=keyed.materialize(), sparse_grad=True).run()
+        for name, a, b in zip(base.names, ours, given, strict=True):
+            assert torch.equal(a.to_dense(), b.to_dense()), name
 
 
 def test_counts_that_correct_nothing_still_mask(backend: str) -> None:

@@ -295,8 +295,6 @@ def test_the_race_is_chosen_for_what_is_left(either: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_opcheck(compiled: str, kind: str, method: Method) -> None:
-    if compiled != "native" and method == Method.RACE:
-        pytest.skip("no kernel of a GPU runs a race for every row")
     lists = torch.tensor([[1, -1], [2, 2]])
     target = torch.tensor([[3], [4]])
     for exclude, keep_ids in ((None, True), (lists, True), (lists, False)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from sampling import KINDS, key, make_sampler, zipf
@@ -132,18 +134,34 @@ def test_more_samples_than_there_are_classes_to_draw() -> None:
 def race(
     bench: Bench, kind: str, sampler: ssc.Sampler, a_key: Tensor, n: int
 ) -> tuple[Tensor, Tensor]:
-    times = torch.full((sampler.num_classes,), torch.nan, dtype=torch.float64)
-    bench.buffer("times", times, "out")
     bench.buffer("key", a_key, "in")
-    numbers = bench.buffer("numbers", torch.full(times.shape, -7), "out")
     drawn = (*proposal_arguments(bench, kind, sampler), a_key)
-    bench.call(f"arrival_times_{kind}", *drawn, times, numbers)
-    assert torch.equal(numbers, torch.arange(sampler.num_classes))
-    rising, ids = times.sort(stable=True)
-    last = bench.buffer("time", rising[n - 1].clone(), "in")
+    rising, arrivals = sorted_arrivals(bench, kind, drawn, -1, 1, None)
+    ids = bench.buffer("ids", torch.full((n,), -7), "out")
     num_draws = bench.buffer("num_draws", torch.tensor(-7), "out")
-    bench.call("race_draws", last, n, num_draws)
-    return ids[:n], num_draws
+    bench.call("first_arrivals", rising, arrivals, n, ids, num_draws)
+    return ids, num_draws
+
+
+def sorted_arrivals(
+    bench: Bench,
+    kind: str,
+    drawn: tuple[Any, ...],
+    first_row: int,
+    rows: int,
+    exclude: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Times and classes of races as first_arrivals takes them, the sort by torch."""
+    num_classes = int(drawn[-2])
+    shape = (rows, num_classes + num_classes % 2)
+    times = bench.buffer("times", torch.full(shape, torch.nan, dtype=torch.float64), "out")
+    classes = bench.buffer("classes", torch.full(shape, -7), "out")
+    bench.call(f"arrival_times_{kind}", *drawn, first_row, rows, times, classes)
+    assert torch.equal(classes, torch.arange(shape[1]).expand(shape))
+    if exclude is not None:
+        bench.call("bar_classes", exclude, *exclude.shape, num_classes, times)
+    rising, order = times.sort(dim=1, stable=True)
+    return bench.buffer("rising", rising, "in"), bench.buffer("arrivals", order, "in")
 
 
 @pytest.mark.parametrize("variant", ["plain", "checked"])

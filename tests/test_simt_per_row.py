@@ -8,6 +8,7 @@ import pytest
 import torch
 from sampling import key
 from simt_bench import SCHEDULES, Bench, require
+from test_simt_distinct import sorted_arrivals
 from torch import Tensor
 
 import sampled_softmax_cuda as ssc
@@ -157,11 +158,14 @@ def test_ids_of_rows_are_those_of_the_cpu() -> None:
     torch.testing.assert_close(count, log_count[first:])
 
 
-@pytest.mark.parametrize("method", [Method.WITH_REPLACEMENT, Method.DISTINCT])
+@pytest.mark.parametrize("method", list(Method))
 def test_filtered_draws_are_the_same_in_any_order(method: Method) -> None:
     require("checked")
     # Two blocks for three rows, the last of which is left with too few classes.
     classes, rows, samples, width = 300, 3, 700 if method == Method.WITH_REPLACEMENT else 200, 290
+    race = method == Method.RACE
+    if race:
+        classes = 299  # an odd number is filled up
     lists = torch.randint(-1, 90, (rows, width), generator=torch.Generator().manual_seed(1))
     lists[2] = torch.arange(width)
     if method == Method.WITH_REPLACEMENT:
@@ -175,7 +179,7 @@ def test_filtered_draws_are_the_same_in_any_order(method: Method) -> None:
     for schedule in SCHEDULES:
         bench, k = Bench("checked", schedule=schedule, seed=3), key(9, 4)
         size = torch.zeros(1, dtype=torch.int64)
-        bench.call("filtered_rows_bytes", lists.shape[1], samples, 2, size)
+        bench.call("filtered_rows_bytes", lists.shape[1], samples, race, 2, size)
         out = {
             "ids": torch.empty(rows, samples, dtype=torch.int64),
             "draws": torch.empty(rows, dtype=torch.int64),
@@ -186,10 +190,13 @@ def test_filtered_draws_are_the_same_in_any_order(method: Method) -> None:
         bench.buffer("lists", lists, "in")
         for name, tensor in out.items():
             bench.buffer(name, tensor, "out")
+        arrivals: tuple[torch.Tensor | None, ...] = (None, None)
+        if race:
+            arrivals = sorted_arrivals(bench, "log_uniform", (classes, k), 0, rows, lists)
         bench.call(
             "draw_filtered_rows_log_uniform",
-            *(classes, k, method == Method.DISTINCT, lists, lists.shape[1], rows, samples),
-            *(*out.values(), 2),
+            *(classes, k, method != Method.WITH_REPLACEMENT, lists, lists.shape[1], *arrivals),
+            *(rows, samples, *out.values(), 2),
         )
         assert torch.equal(out["ids"][:2], want[0])
         assert torch.equal(out["draws"][:2], want[1])

@@ -1,9 +1,11 @@
 // A block per row, with a hash table of its own in the workspace (id_table.h). First go the ids of
 // the row's list, as draws 0 .. E − 1, then those of the stream: a draw is good if it is not on the
 // list and, where samples are distinct, the first of its id. A prefix sum gives each its place.
+// Where a race has been run, the table serves the list alone.
 //
 // Global traffic of a row: 32 bytes for each slot of its table, at most 8/3 (S + E + 512) slots;
-// two atomic functions and a load of 8 bytes for each draw; 12 bytes out for each sample.
+// two atomic functions and a load of 8 bytes for each draw, or 8 bytes for each arrival; 12 bytes
+// out for each sample.
 #include <algorithm>
 #include <bit>
 
@@ -11,6 +13,7 @@
 #include "csrc/cuda/draw_filtered_rows.h"
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/id_table.h"
+#include "csrc/cuda/sample_race.h"
 
 namespace ssc::cuda {
 namespace {
@@ -119,6 +122,21 @@ __device__ __forceinline__ bool draw_row(const FilteredArguments<Proposal>& a, c
   return found >= wanted;
 }
 
+// The same, for a row whose race has been run.
+template <class Proposal>
+__device__ __forceinline__ void take_arrivals(const FilteredArguments<Proposal>& a, int64_t row,
+                                              double left, int64_t* ids, int64_t* draws) {
+  if (a.samples == 0) return;
+  const int64_t first = row * race_stride(static_cast<int64_t>(num_classes(a.proposal)));
+  for (int64_t s = threadIdx.x; ids != nullptr && s < a.samples; s += kThreads) {
+    ids[s] = a.filter.arrivals[first + s];
+  }
+  if (threadIdx.x == 0) {
+    *draws = draws_of_race(a.filter.arrival_times[first + a.samples - 1] * left, a.samples);
+  }
+  __syncthreads();
+}
+
 // Four blocks: unasked, ptxas aims at five on 12.0 and spills.
 template <class Proposal>
 __global__ void __launch_bounds__(kThreads, 4)
@@ -144,7 +162,11 @@ __global__ void __launch_bounds__(kThreads, 4)
     double tries = a.filter.device_tries == nullptr ? a.filter.tries : *a.filter.device_tries;
     const bool observed = a.filter.distinct && tries != tries;
     if (there && (ids != nullptr || observed)) {
-      there = draw_row(a, table, row_key(key, a.first_row + row), ids, scan, &draws);
+      if (a.filter.race) {
+        take_arrivals(a, row, left, ids, &draws);
+      } else {
+        there = draw_row(a, table, row_key(key, a.first_row + row), ids, scan, &draws);
+      }
     }
     if (observed) tries = static_cast<double>(draws);
     const LogCount count = a.filter.distinct
@@ -172,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 int64_t capacity_of(const RowFilter& filter, int64_t samples) {
   // With replacement, each draw that is not on the list may be a new id too: a step more than S.
-  const int64_t most = filter.num_excluded + samples + kStepDraws;
+  const int64_t most = filter.num_excluded + (filter.race ? 0 : samples + kStepDraws);
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(ceil_div(most * 4, 3))));
 }
 

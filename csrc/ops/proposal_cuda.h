@@ -9,6 +9,7 @@
 #include "csrc/cuda/per_row.h"
 #include "csrc/cuda/sample.h"
 #include "csrc/ops/cuda_device.h"
+#include "csrc/ops/race_cuda.h"
 #include "csrc/ops/sample_arguments.h"
 
 namespace ssc::ops {
@@ -29,15 +30,15 @@ struct RowDraws {
            int64_t num_samples, int64_t method, const std::optional<Tensor>& tries,
            const std::optional<Tensor>& exclude, uint64_t num_classes)
       : samples(num_samples),
-        filtered(method == kDistinct || exclude.has_value()),
-        filter{method == kDistinct,
+        filtered(method != kWithReplacement || exclude.has_value()),
+        filter{method != kWithReplacement,
                static_cast<double>(__builtin_nan("")),
                nullptr,
                nullptr,
                0,
-               static_cast<uint64_t>(num_drawable)} {
+               static_cast<uint64_t>(num_drawable),
+               method == kRace} {
     check_row_draws(key, rows, num_samples, method, tries, exclude, num_classes);
-    STD_TORCH_CHECK(method != kRace, "the CUDA kernels don't draw rows' own samples by a race");
     device.check_here(key, "key");
     this->key = static_cast<const int64_t*>(key.const_data_ptr());
     if (tries.has_value()) {
@@ -79,33 +80,20 @@ class RowDrawer {
     blocks_ = cuda::filtered_rows_blocks(draws.filter, draws.samples, most_rows, kTableBytes);
     tables_ = device.empty({cuda::filtered_rows_bytes(draws.filter, draws.samples, blocks_)},
                            ScalarType::Byte);
+    if (draws.filter.race) {
+      races_.emplace(device, static_cast<int64_t>(num_classes()), most_rows);
+    }
   }
 
   // Of `rows` rows from first_row on, to `out`, whose pointers are to the first of them.
-  void draw(int64_t first_row, int64_t rows, const cuda::RowOutputs& out,
-            cudaStream_t stream) const {
-    const RowDraws& d = *draws_;
+  void draw(int64_t first_row, int64_t rows, const cuda::RowOutputs& out, cudaStream_t stream) {
     std::visit(
         [&](const auto& proposal) {
-          if (d.filtered) {
-            cuda::RowFilter filter = d.filter;
-            filter.exclude += first_row * filter.num_excluded;
-            check_launch(
-                cuda::draw_filtered_rows(proposal, d.key, filter, first_row, rows, d.samples, out,
-                                         tables_->data_ptr(), blocks_, stream),
-                "draw_filtered_rows");
-            return;
+          if (draws_->filtered) {
+            draw_filtered(proposal, first_row, rows, out, stream);
+          } else {
+            draw_all(proposal, first_row, rows, out, stream);
           }
-          if (out.ids != nullptr) {
-            check_launch(cuda::draw_rows(proposal, d.key, first_row, rows, d.samples, out.ids,
-                                         out.log_count, stream),
-                         "draw_rows");
-          }
-          const LogCount counts = log_count_with_replacement(static_cast<uint64_t>(d.samples));
-          check_launch(
-              cuda::log_expected_counts(proposal, counts, nullptr, out.targets,
-                                        rows * out.num_targets, out.target_log_count, stream),
-              "log_expected_counts");
         },
         proposal_);
   }
@@ -125,9 +113,48 @@ class RowDrawer {
     return weighted_proposal(*table, *probability_bits, device);
   }
 
+  // Every draw of a row's stream is a sample.
+  template <class T>
+  void draw_all(const T& proposal, int64_t first_row, int64_t rows, const cuda::RowOutputs& out,
+                cudaStream_t stream) const {
+    const RowDraws& d = *draws_;
+    if (out.ids != nullptr) {
+      check_launch(cuda::draw_rows(proposal, d.key, first_row, rows, d.samples, out.ids,
+                                   out.log_count, stream),
+                   "draw_rows");
+    }
+    const LogCount counts = log_count_with_replacement(static_cast<uint64_t>(d.samples));
+    check_launch(cuda::log_expected_counts(proposal, counts, nullptr, out.targets,
+                                           rows * out.num_targets, out.target_log_count, stream),
+                 "log_expected_counts");
+  }
+
+  template <class T>
+  void draw_filtered(const T& proposal, int64_t first_row, int64_t rows,
+                     const cuda::RowOutputs& out, cudaStream_t stream) {
+    const RowDraws& d = *draws_;
+    const bool drawn = out.ids != nullptr || d.filter.counts_draws();
+    const int64_t step = races_.has_value() && drawn ? races_->rows() : rows;
+    for (int64_t done = 0; done < rows; done += step) {
+      const int64_t first = first_row + done, some = std::min(step, rows - done);
+      cuda::RowFilter filter = d.filter;
+      if (filter.exclude != nullptr) filter.exclude += first * filter.num_excluded;
+      if (races_.has_value() && drawn) {
+        races_->run(proposal, d.key, first, some, filter.exclude, filter.num_excluded, stream);
+        filter.arrival_times = races_->sorted_times();
+        filter.arrivals = races_->arrivals();
+      }
+      check_launch(
+          cuda::draw_filtered_rows(proposal, d.key, filter, first, some, d.samples,
+                                   out.from(done, d.samples), tables_->data_ptr(), blocks_, stream),
+          "draw_filtered_rows");
+    }
+  }
+
   Proposal proposal_;
   std::optional<RowDraws> draws_;
   std::optional<Tensor> tables_;
+  std::optional<Races> races_;
   int64_t blocks_ = 0;
 };
 

@@ -2,11 +2,10 @@
 #include <optional>
 #include <tuple>
 
-#include "csrc/cuda/race_sort.h"
 #include "csrc/cuda/sample.h"
 #include "csrc/cuda/sample_distinct.h"
-#include "csrc/cuda/sample_race.h"
 #include "csrc/ops/proposal_cuda.h"
+#include "csrc/ops/race_cuda.h"
 
 namespace ssc::ops {
 namespace {
@@ -53,29 +52,12 @@ template <class Proposal>
 void draw_by_race(const Proposal& proposal, const int64_t* key, int64_t num_classes,
                   const Tensor& ids, const Tensor& num_draws, const OnDevice& device) {
   const cudaStream_t stream = device.stream();
-  const int64_t num_samples = ids.numel();
-  const Tensor time = device.empty({num_classes}, ScalarType::Double);
-  const Tensor sorted = device.empty({num_classes}, ScalarType::Double);
-  const Tensor classes = device.empty({num_classes}, ScalarType::Long);
-  Tensor by_time = device.empty({num_classes}, ScalarType::Long);
-  auto* const times = static_cast<double*>(time.data_ptr());
-  auto* const numbers = static_cast<int64_t*>(classes.data_ptr());
-  auto* const sorted_times = static_cast<double*>(sorted.data_ptr());
-  check_launch(cuda::arrival_times(proposal, key, times, numbers, stream), "arrival_times");
-  const auto sort = [&](void* temporary, size_t& bytes) {
-    check_launch(cuda::sort_arrivals(temporary, bytes, times, numbers, num_classes, sorted_times,
-                                     static_cast<int64_t*>(by_time.data_ptr()), stream),
-                 "sort_arrivals");
-  };
-  size_t bytes = 0;
-  sort(nullptr, bytes);
-  const Tensor temporary = device.empty({static_cast<int64_t>(bytes) + 1}, ScalarType::Byte);
-  sort(temporary.data_ptr(), bytes);
-  Tensor first = ids;
-  torch::stable::copy_(first, torch::stable::narrow(by_time, 0, 0, num_samples));
-  check_launch(cuda::race_draws(sorted_times + num_samples - 1, num_samples,
-                                static_cast<int64_t*>(num_draws.data_ptr()), stream),
-               "race_draws");
+  Races race(device, num_classes, 1);
+  race.run(proposal, key, cuda::kSharedDraws, 1, nullptr, 0, stream);
+  check_launch(cuda::first_arrivals(race.sorted_times(), race.arrivals(), ids.numel(),
+                                    static_cast<int64_t*>(ids.data_ptr()),
+                                    static_cast<int64_t*>(num_draws.data_ptr()), stream),
+               "first_arrivals");
 }
 
 template <class Proposal>

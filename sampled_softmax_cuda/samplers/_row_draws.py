@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .._load import native_for
 from ..reference.sample import LogUniform, Uniform, Weighted
 from . import _checks, _ops, _rows
 from .keyed import KeyedSamples
@@ -60,7 +61,7 @@ def draw_rows(
             needed = 1 if replacement else num_samples
             _checks.check_left(name, proposal, exclude, sampler.num_drawable, needed)
 
-    if not _rows.drawn_by_kernels(key, "sample_rows", plan.method):
+    if not native_for(key.device, "sample_rows"):
         check_left()
     try:
         ids, _, log_count, target_log_count = _rows.sample_rows(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._load import library_loaded, native_for, on_cpu
+from .._load import library_loaded, native_for
 from ..reference import sample_rows as reference
 from ..reference.sample import LogUniform, Method, Uniform, Weighted
 from ._ops import Drawn, Proposal
@@ -50,11 +50,6 @@ def proposal_of(arguments: ProposalArguments) -> Proposal:
     return LogUniform(arguments.num_classes)
 
 
-def drawn_by_kernels(key: Tensor, operator: str, method: Method) -> bool:
-    """Whether `operator` has a kernel that draws so: those of a GPU run no race for every row."""
-    return native_for(key.device, operator) and (method != Method.RACE or on_cpu(key))
-
-
 def sample_rows(
     proposal: ProposalArguments,
     key: Tensor,
@@ -67,7 +62,7 @@ def sample_rows(
 ) -> Drawn:
     """Ids of rows, with log expected counts; see `reference.sample_rows.sample_rows`."""
     rest = (num_samples, int(method), tries, exclude, keep_ids)
-    if not drawn_by_kernels(key, "sample_rows", method):
+    if not native_for(key.device, "sample_rows"):
         return reference.sample_rows(proposal_of(proposal), key, target, *rest)
     drawn: Drawn = torch.ops.sampled_softmax.sample_rows(key, target, *proposal, *rest)
     return drawn

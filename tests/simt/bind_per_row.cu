@@ -62,18 +62,26 @@ SSC_SIMT_LAUNCHER(
     });
 SSC_SIMT_LAUNCHER(
     "filtered_rows_bytes",
-    +[](int64_t num_excluded, int64_t samples, int64_t blocks, int64_t* bytes) {
-      const RowFilter filter = {true, 0.0, nullptr, nullptr, num_excluded, 0};
+    +[](int64_t num_excluded, int64_t samples, bool race, int64_t blocks, int64_t* bytes) {
+      const RowFilter filter = {true, 0.0, nullptr, nullptr, num_excluded, 0, race};
       *bytes = filtered_rows_bytes(filter, samples, blocks);
       return cudaSuccess;
     });
 SSC_SIMT_LAUNCHER(
     "draw_filtered_rows_log_uniform",
     +[](int64_t classes, const int64_t* key, bool distinct, const int64_t* exclude,
-        int64_t num_excluded, int64_t rows, int64_t samples, int64_t* ids, int64_t* num_draws,
-        float* log_count, void* workspace, int64_t blocks, cudaStream_t stream) {
-      const RowFilter filter = {distinct, __builtin_nan(""), nullptr,
-                                exclude,  num_excluded,      static_cast<uint64_t>(classes)};
+        int64_t num_excluded, const double* times, const int64_t* arrivals, int64_t rows,
+        int64_t samples, int64_t* ids, int64_t* num_draws, float* log_count, void* workspace,
+        int64_t blocks, cudaStream_t stream) {
+      const RowFilter filter = {distinct,
+                                __builtin_nan(""),
+                                nullptr,
+                                exclude,
+                                num_excluded,
+                                static_cast<uint64_t>(classes),
+                                arrivals != nullptr,
+                                times,
+                                arrivals};
       return draw_filtered_rows(log_uniform_proposal(static_cast<uint64_t>(classes)), key, filter,
                                 0, rows, samples, {ids, num_draws, log_count, nullptr, 0, nullptr},
                                 workspace, blocks, stream);

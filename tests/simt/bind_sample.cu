@@ -82,20 +82,24 @@ SSC_SIMT_LAUNCHER(
     });
 SSC_SIMT_LAUNCHER(
     "arrival_times_uniform",
-    +[](int64_t classes, const int64_t* key, double* times, int64_t* numbers, cudaStream_t stream) {
-      return arrival_times(UniformProposal{static_cast<uint64_t>(classes)}, key, times, numbers,
-                           stream);
+    +[](int64_t classes, const int64_t* key, int64_t first_row, int64_t rows, double* times,
+        int64_t* numbers, cudaStream_t stream) {
+      return arrival_times(UniformProposal{static_cast<uint64_t>(classes)}, key, first_row, rows,
+                           times, numbers, stream);
     });
 SSC_SIMT_LAUNCHER(
     "arrival_times_log_uniform",
-    +[](int64_t classes, const int64_t* key, double* times, int64_t* numbers, cudaStream_t stream) {
-      return arrival_times(log_uniform_proposal(static_cast<uint64_t>(classes)), key, times,
-                           numbers, stream);
+    +[](int64_t classes, const int64_t* key, int64_t first_row, int64_t rows, double* times,
+        int64_t* numbers, cudaStream_t stream) {
+      return arrival_times(log_uniform_proposal(static_cast<uint64_t>(classes)), key, first_row,
+                           rows, times, numbers, stream);
     });
 SSC_SIMT_LAUNCHER(
     "arrival_times_weighted",
     +[](const int64_t* table, const double* probabilities, int64_t classes, const int64_t* key,
-        double* times, int64_t* numbers, cudaStream_t stream) {
-      return arrival_times(weighted(table, probabilities, classes), key, times, numbers, stream);
+        int64_t first_row, int64_t rows, double* times, int64_t* numbers, cudaStream_t stream) {
+      return arrival_times(weighted(table, probabilities, classes), key, first_row, rows, times,
+                           numbers, stream);
     });
-SSC_SIMT_LAUNCHER("race_draws", race_draws);
+SSC_SIMT_LAUNCHER("bar_classes", bar_classes);
+SSC_SIMT_LAUNCHER("first_arrivals", first_arrivals);

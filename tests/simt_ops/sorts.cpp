@@ -6,6 +6,7 @@
 
 #include "csrc/cuda/class_list.h"
 #include "csrc/cuda/race_sort.h"
+#include "csrc/cuda/sample_race.h"
 
 namespace ssc::cuda {
 namespace {
@@ -37,10 +38,15 @@ cudaError_t sort_classes(void* temporary, size_t& bytes, const int64_t* classes,
   return stable_sort_pairs(temporary, bytes, classes, entries, count, sorted_classes, order);
 }
 
-cudaError_t sort_arrivals(void* temporary, size_t& bytes, const double* time,
-                          const int64_t* classes, int64_t num_classes, double* sorted,
+cudaError_t sort_arrivals(void* temporary, size_t& bytes, const double* times,
+                          const int64_t* classes, int64_t rows, int64_t num_classes, double* sorted,
                           int64_t* order, cudaStream_t /*stream*/) {
-  return stable_sort_pairs(temporary, bytes, time, classes, num_classes, sorted, order);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t first = row * race_stride(num_classes);
+    stable_sort_pairs(temporary, bytes, times + first, classes + first, num_classes, sorted + first,
+                      order + first);
+  }
+  return cudaSuccess;
 }
 
 }  // namespace ssc::cuda
