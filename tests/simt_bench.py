@@ -118,3 +118,24 @@ def require(variant: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def sorted_arrivals(
+    bench: Bench,
+    kind: str,
+    drawn: tuple[Any, ...],
+    first_row: int,
+    rows: int,
+    exclude: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Times and classes of races as first_arrivals takes them, the sort by torch."""
+    num_classes = int(drawn[-2])
+    shape = (rows, num_classes + num_classes % 2)
+    times = bench.buffer("times", torch.full(shape, torch.nan, dtype=torch.float64), "out")
+    classes = bench.buffer("classes", torch.full(shape, -7), "out")
+    bench.call(f"arrival_times_{kind}", *drawn, first_row, rows, times, classes)
+    assert torch.equal(classes, torch.arange(shape[1]).expand(shape))
+    if exclude is not None:
+        bench.call("bar_classes", exclude, *exclude.shape, num_classes, times)
+    rising, order = times.sort(dim=1, stable=True)
+    return bench.buffer("rising", rising, "in"), bench.buffer("arrivals", order, "in")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from sampling import KINDS, key, make_sampler, zipf
-from simt_bench import SCHEDULES, Bench, require
+from simt_bench import SCHEDULES, Bench, require, sorted_arrivals
 from test_simt_sample import proposal_arguments
 from torch import Tensor
 
@@ -141,27 +139,6 @@ def race(
     num_draws = bench.buffer("num_draws", torch.tensor(-7), "out")
     bench.call("first_arrivals", rising, arrivals, n, ids, num_draws)
     return ids, num_draws
-
-
-def sorted_arrivals(
-    bench: Bench,
-    kind: str,
-    drawn: tuple[Any, ...],
-    first_row: int,
-    rows: int,
-    exclude: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Times and classes of races as first_arrivals takes them, the sort by torch."""
-    num_classes = int(drawn[-2])
-    shape = (rows, num_classes + num_classes % 2)
-    times = bench.buffer("times", torch.full(shape, torch.nan, dtype=torch.float64), "out")
-    classes = bench.buffer("classes", torch.full(shape, -7), "out")
-    bench.call(f"arrival_times_{kind}", *drawn, first_row, rows, times, classes)
-    assert torch.equal(classes, torch.arange(shape[1]).expand(shape))
-    if exclude is not None:
-        bench.call("bar_classes", exclude, *exclude.shape, num_classes, times)
-    rising, order = times.sort(dim=1, stable=True)
-    return bench.buffer("rising", rising, "in"), bench.buffer("arrivals", order, "in")
 
 
 @pytest.mark.parametrize("variant", ["plain", "checked"])

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from sampling import key
-from simt_bench import SCHEDULES, Bench, require
-from test_simt_distinct import sorted_arrivals
+from simt_bench import SCHEDULES, Bench, require, sorted_arrivals
 from torch import Tensor
 
 import sampled_softmax_cuda as ssc

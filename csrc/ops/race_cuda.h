@@ -19,10 +19,13 @@ class Races {
         rows_(rows_within(num_classes, most_rows)),
         times_(device.empty({2, rows_, cuda::race_stride(num_classes)}, ScalarType::Double)),
         classes_(device.empty({2, rows_, cuda::race_stride(num_classes)}, ScalarType::Long)) {
-    size_t bytes = 0;
-    sort(rows_, nullptr, bytes, device.stream());
-    temporary_ = device.empty({static_cast<int64_t>(bytes) + 1}, ScalarType::Byte);
-    temporary_bytes_ = bytes;
+    // A last chunk of one row is sorted by another function.
+    for (const int64_t rows : {int64_t{1}, rows_}) {
+      size_t bytes = 0;
+      sort(rows, nullptr, bytes, device.stream());
+      temporary_bytes_ = std::max(temporary_bytes_, bytes);
+    }
+    temporary_ = device.empty({static_cast<int64_t>(temporary_bytes_) + 1}, ScalarType::Byte);
   }
 
   int64_t rows() const { return rows_; }
@@ -44,12 +47,14 @@ class Races {
 
  private:
   static constexpr int64_t kBytes = int64_t{64} << 20;
-  static constexpr int64_t kManyClasses = int64_t{1} << 17;  // are sorted faster one row at a time
+  // From so many on, one row should keep a GPU busy, where a segment has one block: not measured.
+  static constexpr int64_t kManyClasses = int64_t{1} << 17;
 
   static int64_t rows_within(int64_t num_classes, int64_t most_rows) {
     if (num_classes >= kManyClasses) return 1;
-    constexpr int64_t kRowBytes = 4 * 8;
-    const int64_t most = kBytes / (cuda::race_stride(num_classes) * kRowBytes);
+    // Times and classes as they come, sorted, and once more for the sort itself.
+    constexpr int64_t kClassBytes = 3 * 16;
+    const int64_t most = kBytes / (cuda::race_stride(num_classes) * kClassBytes);
     return std::clamp<int64_t>(most, 1, std::max<int64_t>(most_rows, 1));
   }
 
