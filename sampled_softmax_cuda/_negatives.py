@@ -27,8 +27,6 @@ _Value = Tensor | float | int | bool | None
 
 _KINDS = ("negative", "per_row", "keyed")
 
-_UNEVEN = "copies of an id must have the same"  # csrc/ops/negatives.cpp
-
 
 def negatives_loss(
     input: Tensor,
@@ -76,20 +74,10 @@ def negatives_loss(
     parameters = (input, weight, bias, target_logit)
     tf32 = (products_in_tf32(weight),) if kind == "negative" else ()
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters)
-    try:
-        if not wanted:
-            result: tuple[Tensor, Tensor] = _forward(kind, (*parameters, *rest), tf32)
-        else:
-            apply = _in_graph if torch.compiler.is_compiling() else _apply
-            result = apply(parameters, rest, kind, sparse_grad, tf32)
-    except RuntimeError as error:
-        # The CPU's kernel merges the copies of a class, which have one count from any sampler.
-        if _UNEVEN not in str(error):
-            raise
-        result = reference_negatives(
-            *parameters, hits, counted, samples, *scalars, sparse_grad, corrected
-        )
-    return result
+    if not wanted:
+        return _forward(kind, (*parameters, *rest), tf32)  # type: ignore[no-any-return]
+    apply = _in_graph if torch.compiler.is_compiling() else _apply
+    return apply(parameters, rest, kind, sparse_grad, tf32)  # type: ignore[no-any-return]
 
 
 def _given(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | None]:

@@ -130,8 +130,7 @@ def sampled_softmax_loss(
             sampler or made by hand, the last of the target's shape. Ids and counts [*, S] give each
             row its own, and `KeyedSamples` (`Sampler.sample_keyed`) too, drawn by the kernels and
             never stored. A count of None means n = 1, a log count of +inf leaves the sample out.
-            Ids may repeat; with copies of different counts the sigmoid losses take PyTorch's
-            matmuls on the CPU. No gradient flows through the counts.
+            Ids may repeat, also with different counts. No gradient flows through the counts.
         bias: [C] or None (the default).
         temperature: divides the logits before the correction; positive. Default 1.
         correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow

@@ -53,11 +53,16 @@ def make_option_problem(
     num_excluded: int = 0,
     padding: bool = True,
     counts: bool = True,
+    even: bool = True,
     bias: bool = True,
     seed: int = 0,
     **options: Any,
 ) -> OptionProblem:
-    """Repeated samples, hits of every target, padded lists, and rows without a target."""
+    """Repeated samples, hits of every target, padded lists, and rows without a target.
+
+    Args:
+        even: copies of a sample have one count, as a sampler gives them.
+    """
     g = torch.Generator().manual_seed(seed)
     h = torch.randn(num_rows, width, generator=g)
     w = torch.randn(num_classes, width, generator=g) / width**0.5
@@ -71,8 +76,9 @@ def make_option_problem(
         ids[:, : num_samples // 2] = target.reshape(num_rows, -1)[:, :1]
     else:
         ids[: hits.numel()] = hits
-    by_class = torch.randn(num_classes, generator=g)  # a count belongs to a class
-    log_count = by_class[ids] if counts else None
+    log_count = torch.randn(num_classes, generator=g)[ids] if counts else None
+    if counts and not even:
+        log_count = torch.randn(id_shape, generator=g)
     target_log_count = torch.randn(shape, generator=g) if counts else None
     if padding:
         target[::4] = -100

@@ -94,6 +94,22 @@ def test_excluded_classes(backend: str, options: str) -> None:
     check(p, torch.float32, sparse_grad=True)
 
 
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("options", ["softmax", "nce", "nce softcap", "cosine"])
+def test_copies_with_counts_of_their_own(backend: str, options: str, sparse_grad: bool) -> None:
+    """Under sigmoids they are no single term, as they are in a logsumexp."""
+    p = make_option_problem(9, 19, 30, 150, 2, num_excluded=2, even=False, **OPTIONS[options])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        check(p, dtype, sparse_grad)
+
+
+def test_copies_in_a_batch_of_ignored_rows(backend: str) -> None:
+    p = make_option_problem(5, 6, 9, 40, None, even=False, loss="nce")
+    p.target.fill_(-100)
+    p.loss(sparse_grad=True).backward()
+    assert not any(leaf.grad.to_dense().any() for leaf in p.leaves)
+
+
 @pytest.mark.parametrize(
     "shape",
     [(1, 1, 1, 1, 1), (2, 3, 2, 50, 4), (131, 123, 507, 389, 2), (1, 257, 4097, 1500, 3)],
@@ -135,6 +151,7 @@ def test_any_combination(either: str, data: st.DataObject) -> None:
         targets,
         num_excluded=excluded,
         counts=draw(st.booleans()),
+        even=draw(st.booleans()),
         bias=draw(st.booleans()),
         padding=sizes[0] > 1,  # which leaves a row
         seed=draw(st.integers(0, 1 << 20)),

@@ -7,9 +7,12 @@
 //   db likewise, with 1 for h_i
 //
 // With a link (loss_leaf.h) the target's terms are not there, and E is the derivative of the sum's
-// terms: p_is = E_is / sum_i for the softmax, E_is for softplus.
+// terms: p_is = E_is / sum_i for the softmax, E_is for softplus. There a class may be several
+// samples, whose rows of dWs are added up when they are complete.
 //
 // p_it − 1 is taken as −(Σ_s E_is) / sum_i, which does not cancel when the row is nearly learnt.
+#include <numeric>
+
 #include "csrc/cpu/loss_steps.h"
 
 namespace ssc {
@@ -18,6 +21,7 @@ namespace {
 constexpr int64_t kChunkBytes = int64_t{56} << 20;   // of E, 64 MiB with padding, whatever B · S is
 constexpr int64_t kPaddedBytes = int64_t{64} << 10;  // a panel of E from this size on is padded
 constexpr int64_t kMaxChunkRows = 768;
+constexpr int64_t kClassGrain = 64;  // classes that a thread takes at a time
 
 template <class T>
 class GradientPass {
@@ -57,6 +61,10 @@ class GradientPass {
       });
     }
     if (chunks.count == 0) convert_rows({0, plan_.touched_count});
+    if (plan_.uneven) {
+      parallel_for_(plan_.touched_count, kClassGrain,
+                    [&](int64_t begin, int64_t end) { add_up_samples({begin, end}); });
+    }
     convert_bias();
   }
 
@@ -83,8 +91,10 @@ class GradientPass {
   }
 
   // Sums are gathered in T: in place where the parameter has that type, else in a copy that
-  // convert_rows writes out.
-  bool in_place() const { return element_size(gradients_.weight.dtype) == sizeof(T); }
+  // convert_rows writes out, or add_up_samples, for which each sample has a row of its own there.
+  bool in_place() const {
+    return element_size(gradients_.weight.dtype) == sizeof(T) && !plan_.uneven;
+  }
 
   void place_outputs() {
     row_of_slot_ = in_place() && !gradients_.sparse ? plan_.touched : nullptr;
@@ -92,12 +102,16 @@ class GradientPass {
       weight_grad_ = static_cast<T*>(const_cast<void*>(gradients_.weight.data));
       weight_stride_ = gradients_.weight.stride;
     } else {
-      weight_grad_ = workspace_.take<T>(plan_.touched_count * problem_.dim);
+      weight_grad_ = workspace_.take<T>(summed_rows() * problem_.dim);
       weight_stride_ = problem_.dim;
     }
-    if (has_bias_) bias_grad_ = workspace_.take<T>(plan_.touched_count);
-    sample_row_ = plan_.slot;
-    if (row_of_slot_ != nullptr) sample_row_ = plan_.ids;
+    if (has_bias_) bias_grad_ = workspace_.take<T>(summed_rows());
+    if (plan_.uneven) {
+      place_samples();
+      return;
+    }
+    sample_slot_ = plan_.slot;
+    sample_row_ = row_of_slot_ != nullptr ? plan_.ids : plan_.slot;
 
     // write_panel stores the samples' rows; those that only targets add to start at 0.
     int64_t next_sample = 0;
@@ -109,6 +123,17 @@ class GradientPass {
       std::fill_n(weight_row(n), problem_.dim, T(0));
       if (has_bias_) bias_grad_[n] = 0;
     }
+  }
+
+  int64_t summed_rows() const { return plan_.uneven ? plan_.distinct : plan_.touched_count; }
+
+  void place_samples() {
+    auto* own = workspace_.take<int64_t>(plan_.distinct);
+    std::iota(own, own + plan_.distinct, 0);
+    sample_slot_ = sample_row_ = own;
+    if (plan_.rows > 0) return;
+    std::fill_n(weight_grad_, plan_.distinct * problem_.dim, T(0));
+    if (has_bias_) std::fill_n(bias_grad_, plan_.distinct, T(0));
   }
 
   T* weight_row(int64_t slot) const {
@@ -150,7 +175,7 @@ class GradientPass {
     if (!has_bias_) return;
     const T* sums = scratch + problem_.dim * leaf_.panel;
     for (int64_t s = 0; s < count; ++s) {
-      T& to = bias_grad_[plan_.slot[first + s]];
+      T& to = bias_grad_[sample_slot_[first + s]];
       to = (accumulate ? to : T(0)) + sums[s];
     }
   }
@@ -183,20 +208,41 @@ class GradientPass {
 
   // Writes out complete rows of the copy, while they are in cache.
   void convert_rows(Range slots) {
-    if (in_place()) return;
-    for (int64_t n = slots.begin; n < slots.end; ++n) {
-      leaf_.convert(weight_row(n), const_cast<char*>(gradients_.weight.row(output_row(n))),
-                    gradients_.weight.dtype, problem_.dim);
+    if (in_place() || plan_.uneven) return;
+    for (int64_t n = slots.begin; n < slots.end; ++n) convert_row(n, n);
+  }
+
+  void convert_row(int64_t from, int64_t slot) {
+    leaf_.convert(weight_row(from), const_cast<char*>(gradients_.weight.row(output_row(slot))),
+                  gradients_.weight.dtype, problem_.dim);
+  }
+
+  // The same for classes [begin, end), each the sum of its samples.
+  void add_up_samples(Range classes) {
+    const int64_t* const slots_end = plan_.slot + plan_.distinct;
+    const MatrixView rows = {weight_grad_, weight_stride_,
+                             sizeof(T) == 8 ? DType::f64 : DType::f32};
+    int64_t s = std::lower_bound<const int64_t*>(plan_.slot, slots_end, classes.begin) - plan_.slot;
+    for (int64_t n = classes.begin; n < classes.end; ++n) {
+      const int64_t first = s++;
+      for (; s < plan_.distinct && plan_.slot[s] == n; ++s) {
+        leaf_.add_row(rows, s, problem_.dim, T(1), weight_row(first));
+        if (has_bias_) bias_grad_[first] += bias_grad_[s];
+      }
+      convert_row(first, n);
+      if (has_bias_) convert_bias_of(first, n);
     }
   }
 
   void convert_bias() {
-    if (!has_bias_) return;
+    if (!has_bias_ || plan_.uneven) return;
+    for (int64_t n = 0; n < plan_.touched_count; ++n) convert_bias_of(n, n);
+  }
+
+  void convert_bias_of(int64_t from, int64_t slot) {
     char* bias = static_cast<char*>(const_cast<void*>(gradients_.bias.data));
-    for (int64_t n = 0; n < plan_.touched_count; ++n) {
-      leaf_.convert(bias_grad_ + n, bias + output_row(n) * element_size(gradients_.bias.dtype),
-                    gradients_.bias.dtype, 1);
-    }
+    leaf_.convert(bias_grad_ + from, bias + output_row(slot) * element_size(gradients_.bias.dtype),
+                  gradients_.bias.dtype, 1);
   }
 
   const LossProblem& problem_;
@@ -216,8 +262,9 @@ class GradientPass {
   T* weight_grad_ = nullptr;         // row of slot n at (row_of_slot_ ? row_of_slot_[n] : n)
   int64_t weight_stride_ = 0;
   const int64_t* row_of_slot_ = nullptr;
-  const int64_t* sample_row_ = nullptr;  // [distinct] row of each sample in weight_grad_
-  T* bias_grad_ = nullptr;               // [touched_count]
+  const int64_t* sample_row_ = nullptr;   // [distinct] row of each sample in weight_grad_
+  const int64_t* sample_slot_ = nullptr;  // [distinct] its place in bias_grad_
+  T* bias_grad_ = nullptr;                // [summed_rows()]
 };
 
 }  // namespace

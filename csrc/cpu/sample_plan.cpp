@@ -1,6 +1,7 @@
 #include "csrc/cpu/sample_plan.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "csrc/cpu/sample_merge.h"
 
@@ -27,6 +28,7 @@ void take_samples(SamplePlan& plan, int64_t samples, Workspace& workspace) {
 void add_sample(SamplePlan& plan, const Entry* begin, const Entry* end,
                 const LogCounts& log_counts) {
   const auto [least, log_copies] = log_counts.merged(begin, end);
+  plan.slot[plan.distinct] = plan.touched_count;
   plan.ids[plan.distinct] = begin->id;
   plan.log_count[plan.distinct] = least - log_copies;
   plan.log_copies[plan.distinct] = log_copies;
@@ -70,10 +72,7 @@ SamplePlan plan_samples(const int64_t* ids, int64_t samples, const void* log_exp
     while (e < end && e->id == run->id && e->source < samples) ++e;  // stable: samples come first
     const bool sampled = e > run;
     const int64_t sample = sampled ? plan.distinct : -1;
-    if (sampled) {
-      plan.slot[sample] = plan.touched_count;
-      add_sample(plan, run, e, log_counts);
-    }
+    if (sampled) add_sample(plan, run, e, log_counts);
     for (; e < end && e->id == run->id; ++e) {
       const int64_t row = e->source - samples;
       plan.hit[row] = sample;
@@ -88,21 +87,38 @@ SamplePlan plan_samples(const int64_t* ids, int64_t samples, const void* log_exp
 
 namespace {
 
-// For each row that counts, which of the plan's distinct samples its classes hits[row][0:count]
-// are: rising, each once.
+// The plan's samples [first, last) of a class.
+std::pair<int64_t, int64_t> samples_of(const SamplePlan& plan, int64_t id) {
+  const int64_t* const end = plan.ids + plan.distinct;
+  const int64_t* const first = std::lower_bound<const int64_t*>(plan.ids, end, id);
+  const int64_t* last = first;
+  while (last != end && *last == id) ++last;
+  return {first - plan.ids, last - plan.ids};
+}
+
+// For each row that counts, which of the plan's samples are of its classes hits[row][0:count]:
+// rising, each once.
 void list_hits(const int64_t* hits, int64_t count, SamplePlan& plan, Workspace& workspace) {
   plan.hit_begin = workspace.take<int64_t>(plan.rows + 1);
-  plan.hit_list = workspace.take<int64_t>(plan.rows * count);
-  const int64_t* const end = plan.ids + plan.distinct;
+  int64_t most = plan.rows * count;
+  if (plan.uneven) {
+    most = 0;
+    for (int64_t i = 0; i < plan.rows; ++i) {
+      for (int64_t k = 0; k < count; ++k) {
+        const auto [first, last] = samples_of(plan, hits[plan.row_ids[i] * count + k]);
+        most += last - first;
+      }
+    }
+  }
+  plan.hit_list = workspace.take<int64_t>(most);
   int64_t total = 0;
   for (int64_t i = 0; i < plan.rows; ++i) {
     plan.hit_begin[i] = total;
     int64_t* const first = plan.hit_list + total;
     int64_t* last = first;
     for (int64_t k = 0; k < count; ++k) {
-      const int64_t id = hits[plan.row_ids[i] * count + k];
-      const int64_t* found = std::lower_bound<const int64_t*>(plan.ids, end, id);
-      if (found != end && *found == id) *last++ = found - plan.ids;
+      const auto [begin, end] = samples_of(plan, hits[plan.row_ids[i] * count + k]);
+      for (int64_t s = begin; s < end; ++s) *last++ = s;
     }
     std::sort(first, last);
     total += std::unique(first, last) - first;
@@ -115,7 +131,7 @@ void list_hits(const int64_t* hits, int64_t count, SamplePlan& plan, Workspace& 
 SamplePlan plan_negatives(const int64_t* ids, int64_t samples, const void* log_expected_count,
                           DType log_count_dtype, const int64_t* hits, int64_t hit_count,
                           const bool* counted, int64_t batch, int64_t classes, bool remove_hits,
-                          Workspace& workspace) {
+                          bool sigmoid, Workspace& workspace) {
   SamplePlan plan;
   plan.remove_hits = remove_hits;
   plan.bad_id = first_outside(ids, samples, classes, 0);
@@ -128,17 +144,20 @@ SamplePlan plan_negatives(const int64_t* ids, int64_t samples, const void* log_e
   for (int64_t s = 0; s < samples; ++s) entries[s] = {ids[s], s};
   const Entry* sorted = sort_by_id(entries, workspace.take<Entry>(samples), samples, classes);
   take_samples(plan, samples, workspace);
-  plan.touched = plan.ids;
+  plan.touched = workspace.take<int64_t>(samples);
   const LogCounts log_counts(log_expected_count, log_count_dtype);
   for (const Entry *run = sorted, *end = sorted + samples; run < end;) {
     const Entry* e = run;
     while (e < end && e->id == run->id) ++e;
-    plan.slot[plan.distinct] = plan.distinct;
-    plan.uneven |= !log_counts.alike(run, e);
-    add_sample(plan, run, e, log_counts);
+    if (!sigmoid || log_counts.alike(run, e)) {
+      add_sample(plan, run, e, log_counts);
+    } else {
+      plan.uneven = true;
+      for (const Entry* copy = run; copy < e; ++copy) add_sample(plan, copy, copy + 1, log_counts);
+    }
+    plan.touched[plan.touched_count++] = run->id;
     run = e;
   }
-  plan.touched_count = plan.distinct;
   list_hits(hits, hit_count, plan, workspace);
   return plan;
 }

@@ -11,12 +11,13 @@ namespace ssc {
 
 struct SamplePlan {
   // Distinct samples by rising id. Duplicates have equal logits, so they are merged before the
-  // matmuls: Σ_j exp(z − c_j) = exp(z − c) with c = −log Σ_j exp(−c_j).
+  // matmuls: Σ_j exp(z − c_j) = exp(z − c) with c = −log Σ_j exp(−c_j). Only where softplus is
+  // summed, copies of a class with different counts stay samples of their own.
   int64_t distinct = 0;
   int64_t* ids = nullptr;        // [distinct]
   double* log_count = nullptr;   // [distinct]: the merged c
   double* log_copies = nullptr;  // [distinct]: c of its likeliest copy, less the merged c; >= 0
-  int64_t* slot = nullptr;       // [distinct] position in `touched`
+  int64_t* slot = nullptr;       // [distinct] position in `touched`; does not fall
 
   // Rows that count, i.e. whose target is not ignore_index, in rising order.
   int64_t rows = 0;
@@ -36,8 +37,7 @@ struct SamplePlan {
   int64_t* by_target = nullptr;       // [targets]: index into row_ids
   int64_t* by_target_slot = nullptr;  // [targets]: its target's position in `touched`
 
-  // Whether copies of a class have different counts, which softplus can't merge.
-  bool uneven = false;
+  bool uneven = false;  // whether some class is more than one sample
 
   // The first row whose target, or sample whose id, is outside [0, classes); −1 if none. The other
   // fields are not filled in then.
@@ -57,6 +57,6 @@ SamplePlan plan_samples(const int64_t* ids, int64_t samples, const void* log_exp
 SamplePlan plan_negatives(const int64_t* ids, int64_t samples, const void* log_expected_count,
                           DType log_count_dtype, const int64_t* hits, int64_t hit_count,
                           const bool* counted, int64_t batch, int64_t classes, bool remove_hits,
-                          Workspace& workspace);
+                          bool sigmoid, Workspace& workspace);
 
 }  // namespace ssc

@@ -36,10 +36,8 @@ struct NegativeArguments : Arguments {
     }
     plan = plan_negatives(integers(ids, "ids"), ids.size(0), counts.data, counts.dtype,
                           integers(hits, "hits"), hits.size(1), mask, problem.batch,
-                          problem.classes, remove_hits, workspace);
+                          problem.classes, remove_hits, sigmoid, workspace);
     check(plan);
-    STD_TORCH_CHECK(!sigmoid || !plan.uneven, "copies of an id must have the same ",
-                    "log_expected_count where sigmoids are summed");
   }
   NegativeArguments(const NegativeArguments&) = delete;  // the problem points to the link
 
