@@ -60,7 +60,7 @@ class _Fork(torch.autograd.Function):
         table = ctx.table
         rows = torch.cat([part._indices() for part in parts], dim=1)
         values = torch.cat([part._values() for part in parts])
-        if not on_cpu(table) or torch.compiler.is_compiling():
+        if not on_cpu(table):
             return sparse_rows(rows, values, table, coalesced=False), None
         distinct, place = torch.unique(rows[0], return_inverse=True)
         wide = torch.promote_types(values.dtype, torch.float32)

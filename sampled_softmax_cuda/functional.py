@@ -148,8 +148,9 @@ def sampled_softmax_loss(
         sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors over the rows
             touched, for SGD, Adagrad and SparseAdam. Default False: dense. On CUDA and under
             torch.compile they have S + B rows, some of them zero, and are not marked as coalesced,
-            because how many rows are distinct would have to be waited for. Under torch.compile
-            other losses than the plain softmax of one target break the graph with it.
+            because how many rows are distinct would have to be waited for; per-row samples B·S in
+            place of S. Under torch.compile losses other than the plain one copy those rows first,
+            and Inductor fails at a slice of reduction="none": weigh the losses instead.
         return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`.
         loss: "softmax" (default); "nce", sigmoid cross entropies of corrected logits summed over
             targets and samples (Gutmann and Hyvärinen 2010; TensorFlow's nce_loss with

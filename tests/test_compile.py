@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
+from option_truth import OptionProblem, make_option_problem
 from torch import nn
 
 import sampled_softmax_cuda as ssc
@@ -23,7 +26,7 @@ def _fresh_graphs() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def check(problem: testing.Problem, compiled: Any, eager: Any, exact: bool = True) -> None:
+def check(problem: Any, compiled: Any, eager: Any, exact: bool = True) -> None:
     """Value and gradients of two functions of (input, weight, bias, target, samples)."""
     arguments = (problem.input, problem.weight, problem.bias, problem.target, problem.samples)
     results = []
@@ -71,16 +74,81 @@ def test_function(compiled: str, compiler: str, reduction: str, sparse_grad: boo
         check(problem, graph, loss, exact=compiler != "inductor")
 
 
-def test_reference() -> None:
-    """Without the compiled library too, with dense gradients."""
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+def test_reference(sparse_grad: bool) -> None:
+    """Without the compiled library too."""
 
     def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
-        return ssc.sampled_softmax_loss(h, weight, target, samples, bias=bias)
+        return ssc.sampled_softmax_loss(
+            h, weight, target, samples, bias=bias, sparse_grad=sparse_grad
+        )
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     with testing.use_backend("reference"):
         for size in SIZES:
             check(make_problem(size, 12, 60, 20, ignored=2), compiled, loss, exact=False)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "softmax": {"num_targets": 3},
+    "nce": {"num_targets": 2, "loss": "nce", "num_excluded": 2},
+    "nce, counts that differ": {"num_targets": None, "loss": "nce", "even": False},
+    "gbce": {"num_targets": None, "loss": "gbce"},
+    "softcap": {"num_targets": 1, "softcap": 2.0, "correction": "reweighted"},
+    "arcface": {"num_targets": None, "cosine": True, "angular_margin": 0.3, "num_excluded": 1},
+    "label smoothing": {"num_targets": None, "label_smoothing": 0.1},
+    "per row": {"num_targets": None, "per_row": True},
+    "nce per row": {"num_targets": 2, "per_row": True, "loss": "nce", "num_excluded": 2},
+}
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("num_classes", [15, 500], ids=["few classes", "many classes"])
+def test_options(compiled: str, options: str, num_classes: int, sparse_grad: bool) -> None:
+    """Losses that are composed of parts; with fewer classes than samples and targets too."""
+    frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    p: OptionProblem
+
+    def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
+        return ssc.sampled_softmax_loss(
+            h, weight, target, samples, bias=bias, sparse_grad=sparse_grad, **p.options
+        )
+
+    graph = torch.compile(loss, fullgraph=True, backend=frames)
+    for size in SIZES:
+        p = make_option_problem(size, 12, num_classes, 20, **OPTIONS[options]).to(torch.float32)
+        check(p, graph, loss, exact=False)
+    assert frames.frame_count <= 2
+
+
+@pytest.mark.parametrize("options", ["nce", "softcap", "arcface", "per row"])
+def test_sparse_gradients_with_inductor(native: None, options: str) -> None:
+    p = make_option_problem(9, 12, 60, 20, **OPTIONS[options]).to(torch.float32)
+
+    def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
+        return ssc.sampled_softmax_loss(
+            h, weight, target, samples, bias=bias, sparse_grad=True, **p.options
+        )
+
+    check(p, torch.compile(loss, fullgraph=True), loss, exact=False)
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+def test_negatives_from_a_key(compiled: str, sparse_grad: bool) -> None:
+    sampler = ssc.LogUniformSampler(60)
+
+    def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
+        return ssc.sampled_softmax_loss(
+            h, weight, target, samples, bias=bias, sparse_grad=sparse_grad
+        )
+
+    graph = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for size in SIZES:
+        p = make_problem(size, 12, 60, 20)
+        keyed = sampler.sample_keyed(p.target, 7)
+        problem = SimpleNamespace(**{**vars(p), "samples": keyed, "leaves": p.leaves})
+        check(problem, graph, loss, exact=False)
 
 
 def test_one_graph_serves_every_batch_size(native: None) -> None:

@@ -139,21 +139,21 @@ class _Classes:
     exclude: Tensor | None
 
 
-def _unit_rows(
+def _touched_rows(
     weight: Tensor,
     bias: Tensor | None,
     ids: Tensor,
     target: Tensor,
     exclude: Tensor | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     sparse: bool,
 ) -> _Classes:
-    """The rows of samples and targets, each divided by its norm: not all C, which is the point.
+    """The rows of samples and targets, in `dtype` or their own: not all C, which is the point.
 
     Classes get the numbers 0, 1, ... in rising order; there are as many rows as ids and targets,
-    the last ones unused, so that no size depends on data.
+    the last ones unused, so that no size depends on data, but never more than C.
     """
-    wanted = torch.cat((ids, target.reshape(-1)))
+    wanted = torch.cat((ids.reshape(-1), target.reshape(-1)))
     ordered, order = wanted.sort(stable=True)
     starts = torch.ones_like(ordered)
     starts[1:] = (ordered[1:] != ordered[:-1]).to(ordered.dtype)
@@ -161,16 +161,17 @@ def _unit_rows(
     name = torch.empty_like(wanted).scatter_(0, order, number)
     # Repeats of a class write the same number to the same place.
     classes = ordered[:1].expand_as(ordered).clone().scatter_(0, name, wanted)
+    classes = classes[: weight.shape[0]]
     local = None
     if exclude is not None:
         place = torch.searchsorted(ordered, exclude.contiguous()).clamp(max=ordered.numel() - 1)
         found = ordered[place] == exclude
         local = torch.where(found, number[place], -1)
     return _Classes(
-        F.normalize(gather_rows(weight, classes, dtype, sparse), dim=-1),
-        None if bias is None else gather_rows(bias, classes, dtype, sparse),
-        name[: ids.shape[0]],
-        name[ids.shape[0] :].view_as(target),
+        gather_rows(weight, classes, dtype or weight.dtype, sparse),
+        None if bias is None else gather_rows(bias, classes, dtype or bias.dtype, sparse),
+        name[: ids.numel()].view_as(ids),
+        name[ids.numel() :].view_as(target),
         local,
     )
 
@@ -241,14 +242,18 @@ def composed_rows(
     safe = torch.where(there & in_range, target, 0)
     h = torch.where(counted[:, None], input, 0)
     own = torch.where(there, target, -1)
-    if o.cosine:
-        h = F.normalize(h.to(dtype), dim=-1)
-        shared = samples.materialize()
-        c = _unit_rows(weight, bias, shared.ids, safe, exclude, dtype, sparse_grad)
+    # A traced graph can use one row-sparse gradient, but can't add up several.
+    if o.cosine or (sparse_grad and torch.compiler.is_compiling()):
+        given = samples.materialize()
+        wanted = dtype if o.cosine else None
+        c = _touched_rows(weight, bias, given.ids, safe, exclude, wanted, sparse_grad)
         weight, bias, safe, exclude = c.weight, c.bias, c.target, c.exclude
-        samples = shared._replace(ids=c.ids)
+        samples = given._replace(ids=c.ids)
         own = torch.where(there & in_range, safe, -1)
         sparse_grad = False  # the rows' own way back is sparse
+    if o.cosine:
+        h = F.normalize(h.to(dtype), dim=-1)
+        weight = F.normalize(weight, dim=-1)
     hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
 
     # One use each by the targets, the negatives and the mean of all logits.
@@ -264,7 +269,7 @@ def composed_rows(
     z_max = z.masked_fill(~there, -torch.inf).amax(dim=1)
     num_true = there.sum(dim=1).clamp_min(1)
     if o.loss == "softmax":
-        r = z[:, 0] if z.shape[1] == 1 else z.masked_fill(~there, -torch.inf).logsumexp(dim=1)
+        r = z.squeeze(1) if z.shape[1] == 1 else z.masked_fill(~there, -torch.inf).logsumexp(dim=1)
         r = torch.where(counted, r, 0)
     else:
         r = torch.zeros_like(z_max)
@@ -289,7 +294,7 @@ def composed_rows(
         lse = torch.maximum(z_max, peak)
         if o.loss == "gbce":
             beta = gbce_beta(samples.num_samples, num_classes, o.calibration)
-            loss = (beta * softplus(-z[:, 0]) + loss) / (1 + samples.num_samples)
+            loss = (beta * softplus(-z.squeeze(1)) + loss) / (1 + samples.num_samples)
         else:
             share = 1.0 / num_true[:, None]
             loss = loss + torch.where(there, softplus(z) - z * share, 0).sum(dim=1)

@@ -40,30 +40,47 @@ class _GatherRows(torch.autograd.Function):
     """The autograd of `gather_rows`."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor, dtype: torch.dtype, sparse: bool) -> Tensor:
+    def forward(
+        ctx: Any, table: Tensor, ids: Tensor, dtype: torch.dtype, sparse: bool, traced: bool
+    ) -> Tensor:
         ctx.save_for_backward(table, ids)
-        ctx.sparse = sparse
+        ctx.sparse, ctx.traced = sparse, traced
         return table[ids].to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         table, ids = ctx.saved_tensors
         if not ctx.sparse:
-            dense = grad.new_zeros(table.shape).index_add(0, ids, grad)
-            return dense.to(table.dtype), None, None, None
-        rows, position = torch.unique(ids, return_inverse=True)
-        values = grad.new_zeros((rows.numel(), *table.shape[1:])).index_add(0, position, grad)
-        mark_coalesced_when_done((table,), rows)
-        return sparse_rows(rows[None], values.to(table.dtype), table), None, None, None
+            result = grad.new_zeros(table.shape).index_add(0, ids, grad).to(table.dtype)
+        elif ctx.traced:
+            result = sparse_rows(ids[None], grad.to(table.dtype), table, coalesced=False)
+        else:
+            rows, position = torch.unique(ids, return_inverse=True)
+            values = grad.new_zeros((rows.numel(), *table.shape[1:])).index_add(0, position, grad)
+            mark_coalesced_when_done((table,), rows)
+            result = sparse_rows(rows[None], values.to(table.dtype), table)
+        return result, None, None, None, None
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def _gather_in_graph(table: Tensor, ids: Tensor, dtype: torch.dtype) -> Any:
+    """One node of a graph with a sparse gradient, which Dynamo, but not AOTAutograd, stumbles at.
+
+    How many ids are distinct is nothing that a graph can know: the gradient has a row for each.
+    """
+    return _GatherRows.apply(table, ids, dtype, True, True)  # type: ignore[no-untyped-call]
 
 
 def gather_rows(table: Tensor, ids: Tensor, dtype: torch.dtype, sparse_grad: bool) -> Tensor:
     """table[ids] in `dtype`, with a dense or a row-sparse gradient for the table [C, ...].
 
-    Gradients of repeated rows are added in `dtype` and rounded once to the table's own.
+    Gradients of repeated rows are added in `dtype` and rounded once to the table's own; not so in
+    a sparse gradient of a traced graph, which is not coalesced.
     """
-    return _GatherRows.apply(table, ids, dtype, sparse_grad)  # type: ignore[no-untyped-call, no-any-return]
+    if sparse_grad and torch.compiler.is_compiling():
+        return _gather_in_graph(table, ids, dtype)  # type: ignore[no-any-return]
+    return _GatherRows.apply(table, ids, dtype, sparse_grad, False)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def compute_dtype(input: Tensor) -> torch.dtype:
