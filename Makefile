@@ -95,7 +95,7 @@ demo: build
 	$(BIN)/python examples/code_lm.py $(DEMO_ARGS)
 
 bench: build
-	for name in sample loss per_row scale memory stages; do \
+	for name in sample loss options per_row scale memory stages; do \
 	    $(BIN)/python benchmarks/bench_$$name.py --quick || exit 1; \
 	done
 

@@ -193,7 +193,7 @@ def peer_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case
             "torch.compile, dense gradient",
             3,
         ),
-        "tensorflow": (lambda p: tensorflow_step(p, threads), "TensorFlow", 10**9),
+        "tensorflow": (lambda p: tensorflow_step(p, threads, p.target), "TensorFlow", 10**9),
         "full": (full_step, "F.cross_entropy, all classes", 2),
         "linear_cross_entropy": (
             linear_cross_entropy_step,

@@ -73,13 +73,13 @@ def make_problem(
 # --- PyTorch: the loss composed of its ops -------------------------------------------------------
 
 
-def _draw(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids [S] with replacement, log expected counts [S] and [B]."""
-    classes, samples, device = problem.num_classes, problem.num_samples, problem.target.device
+def draw(problem: Problem, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids [S] with replacement, log expected counts [S] and those of target [*]."""
+    classes, samples, device = problem.num_classes, problem.num_samples, target.device
     if problem.sampler == "uniform":
         ids = torch.randint(classes, (samples,), device=device)
         log_count = torch.full((), math.log(samples / classes), device=device)
-        return ids, log_count.expand(samples), log_count.expand(problem.target.shape)
+        return ids, log_count.expand(samples), log_count.expand(target.shape)
     scale = math.log1p(classes)
     u = torch.rand(samples, dtype=torch.float64, device=device)
     ids = torch.expm1(u * scale).long().clamp_(max=classes - 1)
@@ -88,7 +88,7 @@ def _draw(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = torch.log1p(1.0 / (classes_ + 1).double()) / scale
         return (q * samples).log().float()
 
-    return ids, log_count_of(ids), log_count_of(problem.target)
+    return ids, log_count_of(ids), log_count_of(target)
 
 
 def composed_loss(
@@ -117,7 +117,7 @@ def eager_step(problem: Problem, sparse: bool, compiled: bool = False) -> Step:
     loss = torch.compile(composed_loss) if compiled else composed_loss
 
     def step() -> None:
-        ids, log_count, target_log_count = _draw(problem)
+        ids, log_count, target_log_count = draw(problem, problem.target)
         loss(
             problem.input,
             problem.weight,
@@ -225,8 +225,13 @@ def liger_step(problem: Problem) -> Step:
 # --- TensorFlow ----------------------------------------------------------------------------------
 
 
-def tensorflow_step(problem: Problem, threads: int) -> Step:
-    """tf.nn.sampled_softmax_loss in a tf.function, its own sampler, IndexedSlices gradients."""
+def tensorflow_step(
+    problem: Problem, threads: int, target: torch.Tensor, loss: str = "sampled_softmax_loss"
+) -> Step:
+    """`loss` of tf.nn in a tf.function, its own sampler, IndexedSlices gradients.
+
+    target: [B] or [B, T].
+    """
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -234,20 +239,24 @@ def tensorflow_step(problem: Problem, threads: int) -> Step:
     weight = tf.Variable(problem.weight.detach().numpy())
     bias = tf.Variable(problem.bias.detach().numpy())
     h = tf.constant(problem.input.detach().numpy())
-    labels = tf.constant(problem.target.numpy()[:, None])
+    labels = tf.constant(target.numpy().reshape(target.shape[0], -1))
+    num_true = labels.shape[1]
+    function = getattr(tf.nn, loss)
     samples, classes = problem.num_samples, problem.num_classes
 
     @tf.function
     def step():
         if problem.sampler == "uniform":
-            sampled = tf.random.uniform_candidate_sampler(labels, 1, samples, True, classes)
+            sampled = tf.random.uniform_candidate_sampler(labels, num_true, samples, True, classes)
         else:
-            sampled = tf.random.log_uniform_candidate_sampler(labels, 1, samples, True, classes)
+            sampled = tf.random.log_uniform_candidate_sampler(
+                labels, num_true, samples, True, classes
+            )
         with tf.GradientTape() as tape:
             tape.watch(h)
             loss = tf.reduce_mean(
-                tf.nn.sampled_softmax_loss(
-                    weight, bias, labels, h, samples, classes, sampled_values=sampled
+                function(
+                    weight, bias, labels, h, samples, classes, num_true, sampled_values=sampled
                 )
             )
         return tape.gradient(loss, [h, weight, bias])

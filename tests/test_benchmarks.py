@@ -18,6 +18,8 @@ from types import ModuleType
 import pytest
 import torch
 
+import sampled_softmax_cuda as ssc
+
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -82,6 +84,48 @@ def test_bench_loss_states_the_share_on_executed_work(tmp_path: Path) -> None:
     if ours["share_of_roof"]:
         share, nominal = float(ours["share_of_roof"]), float(ours["share_nominal"])
         assert nominal == pytest.approx(share * 32 / distinct, rel=1e-3)
+
+
+def test_bench_options_has_a_peer_for_every_option(tmp_path: Path) -> None:
+    _, rows = run_script("bench_options", output=tmp_path)
+    check_rows(rows)
+    ours = {row["option"]: row for row in rows if row["role"] == "ours"}
+    peers = {row["option"]: row for row in rows if row["case"] == "composed in PyTorch"}
+    assert list(ours) == list(peers)
+    assert len(ours) > 10
+    for option, row in ours.items():
+        assert float(row["ratio"]) == 1
+        assert float(row["over_softmax"]) > 0
+        assert not peers[option]["failure"]
+
+
+def test_the_peers_of_the_options_compute_the_same_losses(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A composition that is timed has to be the loss; both are given the same samples."""
+    bench, option_peers = (
+        importlib.import_module(name) for name in ("bench_options", "option_peers")
+    )
+    peers = importlib.import_module("peers")
+    problem = peers.make_problem(6, 5, 20, 40, torch.float32, "log_uniform")
+    for option in bench.OPTIONS.values():
+        target = peers.zipf_targets(6 * max(1, option.targets), 40).view(6, -1)
+        exclude = None
+        if option.excluded:
+            exclude = peers.zipf_targets(6 * option.excluded, 40, seed=2).view(6, -1)
+        samples = ssc.LogUniformSampler(40).sample(target, 20)
+        monkeypatch.setattr(option_peers, "draw", lambda *_, samples=samples: samples)
+        composed = option_peers.composed_option_loss(problem, target, exclude, **option.arguments)
+        ours = ssc.sampled_softmax_loss(
+            problem.input,
+            problem.weight,
+            target,
+            samples,
+            bias=problem.bias,
+            exclude=exclude,
+            **option.arguments,
+        )
+        torch.testing.assert_close(ours, composed, rtol=1e-4, atol=1e-5)
 
 
 def test_bench_sample(tmp_path: Path) -> None:
