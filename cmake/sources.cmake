@@ -15,6 +15,7 @@ set(SSC_CPU_SOURCES
     csrc/cpu/sample.cpp
     csrc/cpu/sample_alias.cpp
     csrc/cpu/sample_plan.cpp
+    csrc/cpu/target_rows.cpp
     csrc/cpu/workspace.cpp
 )
 
@@ -51,6 +52,7 @@ set(SSC_OPS_SOURCES
     csrc/ops/sample.cpp
     csrc/ops/sample_rows.cpp
     csrc/ops/schema.cpp
+    csrc/ops/targets.cpp
 )
 
 # The CUDA operators, compiled by the C++ compiler.

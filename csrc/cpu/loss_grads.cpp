@@ -11,6 +11,7 @@
 // samples, whose rows of dWs are added up when they are complete.
 //
 // p_it − 1 is taken as −(Σ_s E_is) / sum_i, which does not cancel when the row is nearly learnt.
+#include <cstring>
 #include <numeric>
 
 #include "csrc/cpu/loss_steps.h"
@@ -217,6 +218,17 @@ class GradientPass {
                   gradients_.weight.dtype, problem_.dim);
   }
 
+  // The gradient of a class without samples.
+  void clear_row(int64_t slot) {
+    const int64_t row = output_row(slot), size = element_size(gradients_.weight.dtype);
+    std::memset(const_cast<char*>(gradients_.weight.row(row)), 0,
+                static_cast<size_t>(problem_.dim * size));
+    if (!has_bias_) return;
+    const int64_t bias_size = element_size(gradients_.bias.dtype);
+    std::memset(static_cast<char*>(const_cast<void*>(gradients_.bias.data)) + row * bias_size, 0,
+                static_cast<size_t>(bias_size));
+  }
+
   // The same for classes [begin, end), each the sum of its samples.
   void add_up_samples(Range classes) {
     const int64_t* const slots_end = plan_.slot + plan_.distinct;
@@ -224,6 +236,10 @@ class GradientPass {
                              sizeof(T) == 8 ? DType::f64 : DType::f32};
     int64_t s = std::lower_bound<const int64_t*>(plan_.slot, slots_end, classes.begin) - plan_.slot;
     for (int64_t n = classes.begin; n < classes.end; ++n) {
+      if (s == plan_.distinct || plan_.slot[s] > n) {
+        clear_row(n);
+        continue;
+      }
       const int64_t first = s++;
       for (; s < plan_.distinct && plan_.slot[s] == n; ++s) {
         leaf_.add_row(rows, s, problem_.dim, T(1), weight_row(first));

@@ -131,7 +131,8 @@ void list_hits(const int64_t* hits, int64_t count, SamplePlan& plan, Workspace& 
 SamplePlan plan_negatives(const int64_t* ids, int64_t samples, const void* log_expected_count,
                           DType log_count_dtype, const int64_t* hits, int64_t hit_count,
                           const bool* counted, int64_t batch, int64_t classes, bool remove_hits,
-                          bool sigmoid, Workspace& workspace) {
+                          bool sigmoid, const int64_t* others, int64_t other_count,
+                          Workspace& workspace) {
   SamplePlan plan;
   plan.remove_hits = remove_hits;
   plan.bad_id = first_outside(ids, samples, classes, 0);
@@ -140,22 +141,29 @@ SamplePlan plan_negatives(const int64_t* ids, int64_t samples, const void* log_e
   for (int64_t i = 0; i < batch; ++i) {
     if (counted == nullptr || counted[i]) plan.row_ids[plan.rows++] = i;
   }
-  auto* entries = workspace.take<Entry>(samples);
+  int64_t count = samples;
+  auto* entries = workspace.take<Entry>(samples + other_count);
   for (int64_t s = 0; s < samples; ++s) entries[s] = {ids[s], s};
-  const Entry* sorted = sort_by_id(entries, workspace.take<Entry>(samples), samples, classes);
+  for (int64_t j = 0; j < other_count; ++j) {
+    if (others[j] >= 0) entries[count++] = {others[j], samples};
+  }
+  const Entry* sorted = sort_by_id(entries, workspace.take<Entry>(count), count, classes);
   take_samples(plan, samples, workspace);
-  plan.touched = workspace.take<int64_t>(samples);
+  plan.touched = workspace.take<int64_t>(count);
   const LogCounts log_counts(log_expected_count, log_count_dtype);
-  for (const Entry *run = sorted, *end = sorted + samples; run < end;) {
+  for (const Entry *run = sorted, *end = sorted + count; run < end;) {
     const Entry* e = run;
-    while (e < end && e->id == run->id) ++e;
-    if (!sigmoid || log_counts.alike(run, e)) {
+    while (e < end && e->id == run->id && e->source < samples) ++e;  // stable: samples come first
+    if (e == run) {
+      // No sample of this class.
+    } else if (!sigmoid || log_counts.alike(run, e)) {
       add_sample(plan, run, e, log_counts);
     } else {
       plan.uneven = true;
       for (const Entry* copy = run; copy < e; ++copy) add_sample(plan, copy, copy + 1, log_counts);
     }
     plan.touched[plan.touched_count++] = run->id;
+    for (const int64_t id = run->id; e < end && e->id == id;) ++e;
     run = e;
   }
   list_hits(hits, hit_count, plan, workspace);

@@ -53,10 +53,11 @@ SamplePlan plan_samples(const int64_t* ids, int64_t samples, const void* log_exp
 
 // The same for losses with a link (loss_leaf.h), where targets are no business of the samples' but
 // as classes hits [batch][hit_count] that each row leaves out. counted: [batch], or null for all
-// rows.
+// rows. others: [other_count] classes in [0, classes), or −1, that are touched as well.
 SamplePlan plan_negatives(const int64_t* ids, int64_t samples, const void* log_expected_count,
                           DType log_count_dtype, const int64_t* hits, int64_t hit_count,
                           const bool* counted, int64_t batch, int64_t classes, bool remove_hits,
-                          bool sigmoid, Workspace& workspace);
+                          bool sigmoid, const int64_t* others, int64_t other_count,
+                          Workspace& workspace);
 
 }  // namespace ssc

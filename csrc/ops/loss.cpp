@@ -90,14 +90,13 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
   const bool all_rows = a.plan.rows == p.batch;
   const Tensor total = empty_cpu({}, a.dtype);
   const Tensor rows = zeros_unless({4, p.batch}, all_rows, a.dtype);
-  const GradientTensors grads(input, weight, bias, a.plan, p, sparse_grad);
+  const GradientTensors grads(p, gradient_dtypes(input, weight, bias), a.plan, sparse_grad);
   const auto run = [&]<class T>(T) {
     const T* factors = row_factors<T>(scale, mean, a);
     auto* loss = static_cast<T*>(rows.data_ptr());
     const RowResults<T> results = {loss, loss + p.batch, loss + 2 * p.batch, loss + 3 * p.batch,
                                    nullptr};
-    const Gradients<T> gradients = grads.gradients(factors, p, sparse_grad);
-    loss_and_grads<T>(p, a.plan, results, gradients, a.workspace, active_isa(),
+    loss_and_grads<T>(p, a.plan, results, grads.gradients(factors), a.workspace, active_isa(),
                       a.threads(ids.numel()));
     *static_cast<T*>(total.data_ptr()) = weighted_sum(factors, loss, p.batch);
   };

@@ -91,20 +91,32 @@ inline Tensor zeros_unless(std::initializer_list<int64_t> sizes, bool overwritte
   return overwritten ? out : torch::stable::zero_(out);
 }
 
+struct GradientDtypes {
+  ScalarType input, weight, bias;
+  bool has_bias;
+};
+
+// Those of the parameters.
+inline GradientDtypes gradient_dtypes(const Tensor& input, const Tensor& weight,
+                                      const std::optional<Tensor>& bias) {
+  return {input.scalar_type(), weight.scalar_type(),
+          (bias.has_value() ? *bias : weight).scalar_type(), bias.has_value()};
+}
+
 // The gradients' tensors, zero where nothing will be written; rows [1, N] are the touched classes
 // of sparse ones.
 struct GradientTensors {
-  GradientTensors(const Tensor& of_input, const Tensor& of_weight,
-                  const std::optional<Tensor>& of_bias, const SamplePlan& plan,
-                  const LossProblem& p, bool sparse)
-      : has_bias(of_bias.has_value()),
-        input(zeros_unless({p.batch, p.dim}, plan.rows == p.batch, of_input.scalar_type())),
-        weight(zeros_unless({sparse ? plan.touched_count : p.classes, p.dim}, sparse,
-                            of_weight.scalar_type())),
+  GradientTensors(const LossProblem& p, const GradientDtypes& dtypes, const SamplePlan& plan,
+                  bool is_sparse)
+      : has_bias(dtypes.has_bias),
+        sparse(is_sparse),
+        input(zeros_unless({p.batch, p.dim}, plan.rows == p.batch, dtypes.input)),
+        weight(
+            zeros_unless({sparse ? plan.touched_count : p.classes, p.dim}, sparse, dtypes.weight)),
         bias(zeros_unless({!has_bias ? 0
                            : sparse  ? plan.touched_count
                                      : p.classes},
-                          sparse || !has_bias, (has_bias ? *of_bias : of_weight).scalar_type())),
+                          sparse || !has_bias, dtypes.bias)),
         rows(empty_cpu({1, sparse ? plan.touched_count : 0}, ScalarType::Long)) {
     if (sparse) {
       std::copy_n(plan.touched, plan.touched_count, static_cast<int64_t*>(rows.data_ptr()));
@@ -112,15 +124,16 @@ struct GradientTensors {
   }
 
   template <class T>
-  Gradients<T> gradients(const T* row_scale, const LossProblem& p, bool sparse) const {
+  Gradients<T> gradients(const T* row_scale) const {
+    const int64_t dim = input.size(1);
     return {row_scale,
-            {input.data_ptr(), p.dim, p.input.dtype},
-            {weight.data_ptr(), p.dim, p.weight.dtype},
-            {has_bias ? bias.data_ptr() : nullptr, p.bias.dtype},
+            {input.data_ptr(), dim, dtype_of(input, "grad_input")},
+            {weight.data_ptr(), dim, dtype_of(weight, "grad_weight")},
+            {has_bias ? bias.data_ptr() : nullptr, dtype_of(bias, "grad_bias")},
             sparse};
   }
 
-  bool has_bias;
+  bool has_bias, sparse;
   Tensor input, weight, bias, rows;
 };
 

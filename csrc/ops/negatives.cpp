@@ -14,7 +14,7 @@ struct NegativeArguments : Arguments {
                     const Tensor& target_logit, const Tensor& hits_tensor,
                     const std::optional<Tensor>& counted_rows, const Tensor& ids_tensor,
                     const std::optional<Tensor>& log_count, double inv_temperature, double softcap,
-                    bool remove_hits, bool sigmoid)
+                    bool remove_hits, bool sigmoid, const std::optional<Tensor>& target_classes)
       : Arguments(input, weight, bias, nullptr, inv_temperature),
         link{sigmoid, softcap},
         logits(contiguous_vector(target_logit, problem.batch, "target_logit")),
@@ -34,19 +34,44 @@ struct NegativeArguments : Arguments {
       STD_TORCH_CHECK(counted->scalar_type() == ScalarType::Bool, "counted must be bool");
       mask = static_cast<const bool*>(counted->data_ptr());
     }
+    const int64_t* others = nullptr;
+    int64_t other_count = 0;
+    if (target_classes.has_value()) {
+      targets = torch::stable::contiguous(*target_classes);
+      others = integers(*targets, "target");
+      other_count = targets->numel();
+      for (int64_t j = 0; j < other_count; ++j) {
+        STD_TORCH_CHECK(others[j] >= -1 && others[j] < problem.classes, "target[", j,
+                        "] = ", others[j], " is out of range: expected [-1, C=", problem.classes,
+                        ")");
+      }
+    }
     plan = plan_negatives(integers(ids, "ids"), ids.size(0), counts.data, counts.dtype,
                           integers(hits, "hits"), hits.size(1), mask, problem.batch,
-                          problem.classes, remove_hits, sigmoid, workspace);
+                          problem.classes, remove_hits, sigmoid, others, other_count, workspace);
     check(plan);
   }
   NegativeArguments(const NegativeArguments&) = delete;  // the problem points to the link
 
   Link link;
   Tensor logits, ids, hits;
-  std::optional<Tensor> holder, counted;
+  std::optional<Tensor> holder, counted, targets;
   Workspace workspace;
   SamplePlan plan;
 };
+
+// loss and peak [B], zero where a row does not count.
+std::tuple<Tensor, Tensor> row_results(const NegativeArguments& a) {
+  const bool all_rows = a.plan.rows == a.problem.batch;
+  return {zeros_unless({a.problem.batch}, all_rows, a.dtype),
+          zeros_unless({a.problem.batch}, all_rows, a.dtype)};
+}
+
+template <class T>
+RowResults<T> results_in(const Tensor& loss, const Tensor& peak) {
+  return {static_cast<T*>(loss.data_ptr()), nullptr, nullptr, nullptr,
+          static_cast<T*>(peak.data_ptr())};
+}
 
 std::tuple<Tensor, Tensor> negative_rows_cpu(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -54,14 +79,27 @@ std::tuple<Tensor, Tensor> negative_rows_cpu(
     const Tensor& ids, const std::optional<Tensor>& log_count, double inv_temperature,
     double softcap, bool remove_hits, bool sigmoid, bool /*tf32*/) {
   NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
-                      inv_temperature, softcap, remove_hits, sigmoid);
-  const bool all_rows = a.plan.rows == a.problem.batch;
-  const Tensor loss = zeros_unless({a.problem.batch}, all_rows, a.dtype);
-  const Tensor peak = zeros_unless({a.problem.batch}, all_rows, a.dtype);
+                      inv_temperature, softcap, remove_hits, sigmoid, std::nullopt);
+  const auto [loss, peak] = row_results(a);
   const auto run = [&]<class T>(T) {
-    const RowResults<T> results = {static_cast<T*>(loss.data_ptr()), nullptr, nullptr, nullptr,
-                                   static_cast<T*>(peak.data_ptr())};
-    loss_rows<T>(a.problem, a.plan, results, a.workspace, active_isa(), a.threads(ids.numel()));
+    loss_rows<T>(a.problem, a.plan, results_in<T>(loss, peak), a.workspace, active_isa(),
+                 a.threads(ids.numel()));
+  };
+  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  return {loss, peak};
+}
+
+// Losses, peaks and gradients in one sweep.
+std::tuple<Tensor, Tensor> run_sweep(NegativeArguments& a, const Tensor& row_scale,
+                                     const GradientTensors& grads) {
+  const LossProblem& p = a.problem;
+  const Tensor scale = contiguous_vector(row_scale, p.batch, "row_scale");
+  STD_TORCH_CHECK(scale.scalar_type() == a.dtype, "row_scale must have the results' dtype");
+  const auto [loss, peak] = row_results(a);
+  const auto run = [&]<class T>(T) {
+    const RowResults<T> results = results_in<T>(loss, peak);
+    loss_and_grads<T>(p, a.plan, results, grads.gradients(static_cast<const T*>(scale.data_ptr())),
+                      a.workspace, active_isa(), a.threads(a.ids.numel()));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {loss, peak};
@@ -74,21 +112,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> negative_grads_cpu(
     double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale, bool sparse_grad,
     bool /*tf32*/) {
   NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
-                      inv_temperature, softcap, remove_hits, sigmoid);
-  const LossProblem& p = a.problem;
-  const Tensor scale = contiguous_vector(row_scale, p.batch, "row_scale");
-  STD_TORCH_CHECK(scale.scalar_type() == a.dtype, "row_scale must have the results' dtype");
-  const GradientTensors grads(input, weight, bias, a.plan, p, sparse_grad);
-  const auto run = [&]<class T>(T) {
-    const RowResults<T> results = {a.workspace.take<T>(p.batch), nullptr, nullptr, nullptr,
-                                   a.workspace.take<T>(p.batch)};
-    const Gradients<T> gradients =
-        grads.gradients(static_cast<const T*>(scale.data_ptr()), p, sparse_grad);
-    loss_and_grads<T>(p, a.plan, results, gradients, a.workspace, active_isa(),
-                      a.threads(ids.numel()));
-  };
-  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+                      inv_temperature, softcap, remove_hits, sigmoid, std::nullopt);
+  const GradientTensors grads(a.problem, gradient_dtypes(input, weight, bias), a.plan, sparse_grad);
+  run_sweep(a, row_scale, grads);
   return {grads.input, grads.weight, grads.bias, grads.rows};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> negative_loss_and_grads_cpu(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+    const Tensor& target_logit, const Tensor& hits, const std::optional<Tensor>& counted,
+    const Tensor& ids, const std::optional<Tensor>& log_count, double inv_temperature,
+    double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale, const Tensor& target) {
+  NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
+                      inv_temperature, softcap, remove_hits, sigmoid, target);
+  const GradientDtypes wide = {a.dtype, a.dtype, a.dtype, bias.has_value()};
+  const GradientTensors grads(a.problem, wide, a.plan, true);
+  const auto [loss, peak] = run_sweep(a, row_scale, grads);
+  return {loss, peak, grads.input, grads.weight, grads.bias, grads.rows};
 }
 
 }  // namespace
@@ -96,6 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> negative_grads_cpu(
 STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CPU, m) {
   m.impl("negative_rows", TORCH_BOX(&negative_rows_cpu));
   m.impl("negative_grads", TORCH_BOX(&negative_grads_cpu));
+  m.impl("negative_loss_and_grads", TORCH_BOX(&negative_loss_and_grads_cpu));
 }
 
 }  // namespace ssc::ops

@@ -93,6 +93,23 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad,"
       " bool tf32=False) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias,"
       " Tensor grad_rows)");
+  // Both at once, on the CPU: the losses, and the gradients of Σ_i row_scale_i loss_i with sparse
+  // rows and in the dtype of the sums, so that the targets' share can be added to them. The classes
+  // of target [B, T] (−1: none) are among those rows.
+  m.def(
+      "negative_loss_and_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit,"
+      " Tensor hits, Tensor? counted, Tensor ids, Tensor? log_expected_count,"
+      " float inv_temperature, float softcap, bool remove_hits, bool sigmoid, Tensor row_scale,"
+      " Tensor target) -> (Tensor loss, Tensor peak, Tensor grad_input, Tensor grad_weight,"
+      " Tensor grad_bias, Tensor grad_rows)");
+  // The targets' share: products [B, T] of rows of input and of weight, 0 for target −1; and for
+  // derivatives of the loss by these, coefficient [B, T], what they add to gradients as above,
+  // which belong to `classes` [1, N]; bias_coefficient: the derivatives by the targets' biases.
+  m.def("target_products(Tensor input, Tensor weight, Tensor target) -> Tensor");
+  m.def(
+      "add_target_grads(Tensor(a!) grad_input, Tensor(b!) grad_weight, Tensor(c!) grad_bias,"
+      " Tensor classes, Tensor input, Tensor weight, Tensor target, Tensor coefficient,"
+      " Tensor? bias_coefficient) -> ()");
   // The same where every row has samples of its own: ids, log_expected_count [B, S]. On a GPU a
   // sparse gradient has N = min(C, B S) rows.
   m.def(

@@ -113,21 +113,6 @@ def _add_angle(cosine: Tensor, angle: float) -> Tensor:
     return torch.where(cosine > math.cos(math.pi - angle), turned, cosine - angle * math.sin(angle))
 
 
-def _target_logits(
-    h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, o: LossOptions, sparse: bool
-) -> Tensor:
-    """Logits [B, T] of the targets, in range, with margins and cap but without correction."""
-    num_rows, num_targets = target.shape
-    rows = gather_rows(weight, target.reshape(-1), h.dtype, sparse)
-    z = (h[:, None, :] * rows.view(num_rows, num_targets, h.shape[1])).sum(dim=-1)
-    if o.angular_margin != 0.0:
-        z = _add_angle(z, o.angular_margin)
-    z = z - o.margin
-    if bias is not None:
-        z = z + gather_rows(bias, target.reshape(-1), h.dtype, sparse).view_as(z)
-    return cap(z / o.temperature, o.softcap or 0.0)
-
-
 @dataclass(frozen=True)
 class _Classes:
     """The classes that a step touches, renamed to rows of a smaller matrix."""
@@ -204,6 +189,139 @@ def _smoothed(
     return z - share @ kept
 
 
+@dataclass(frozen=True)
+class Step:
+    """What the parts of a loss know of the rows: T true classes each, K classes that are hits."""
+
+    options: LossOptions
+    samples: Samples | KeyedSamples
+    num_classes: int
+    target: Tensor
+    """[B, T] rows of the weight; 0 where there is no true class."""
+    there: Tensor
+    """[B, T] which of them are there."""
+    counted: Tensor
+    """[B] whether any of the row's is."""
+    bad: Tensor
+    """[B] whether one of them is out of range."""
+    hits: Tensor
+    """[B, K] classes that are no negatives of the row, -1 for none."""
+    sparse_grad: bool
+
+
+def prepare(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    samples: Samples | KeyedSamples,
+    exclude: Tensor | None,
+    o: LossOptions,
+    sparse_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Step]:
+    """input, weight and bias as the parts of a loss multiply them, and the step itself.
+
+    Arguments as for `composed_rows`. With cosines, input and weight are unit rows, and the weight
+    has only those that are touched; so it has in a traced graph with row-sparse gradients.
+    """
+    num_classes = weight.shape[0]
+    there = target != o.ignore_index
+    in_range = (target >= 0) & (target < num_classes)
+    counted = there.any(dim=1)
+    bad = (there & ~in_range).any(dim=1)
+    safe = torch.where(there & in_range, target, 0)
+    own = torch.where(there, target, -1)
+    # A traced graph can use one row-sparse gradient, but can't add up several.
+    if o.cosine or (sparse_grad and torch.compiler.is_compiling()):
+        given = samples.materialize()
+        wanted = compute_dtype(input) if o.cosine else None
+        c = _touched_rows(weight, bias, given.ids, safe, exclude, wanted, sparse_grad)
+        weight, bias, safe, exclude = c.weight, c.bias, c.target, c.exclude
+        samples = given._replace(ids=c.ids)
+        own = torch.where(there & in_range, safe, -1)
+        sparse_grad = False  # the rows' own way back is sparse
+    if o.cosine:
+        input = F.normalize(torch.where(counted[:, None], input, 0).to(compute_dtype(input)), dim=1)
+        weight = F.normalize(weight, dim=1)
+    hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
+    step = Step(o, samples, num_classes, safe, there, counted, bad, hits, sparse_grad)
+    return input, weight, bias, step
+
+
+@dataclass(frozen=True)
+class TargetTerms:
+    """What the true classes add to a loss, which is own + share * the negatives' loss, all [B]."""
+
+    z: Tensor
+    """[B, T] corrected logits."""
+    largest: Tensor
+    """The largest of them."""
+    logit: Tensor
+    """Their logsumexp, which the softmax's negatives are compared with."""
+    own: Tensor | None
+    """None for 0."""
+    share: float
+
+
+def target_terms(product: Tensor, bias: Tensor | None, s: Step) -> TargetTerms:
+    """From the products input · weight_t and the biases of the targets, both [B, T]."""
+    o, x = s.options, product
+    if o.angular_margin != 0.0:
+        x = _add_angle(x, o.angular_margin)
+    if o.margin != 0.0:
+        x = x - o.margin
+    if bias is not None:
+        x = x + bias
+    z = cap(x / o.temperature, o.softcap or 0.0)
+    if o.corrects_targets and s.samples.target_log_expected_count is not None:
+        correction = s.samples.target_log_expected_count.detach().to(z.dtype).reshape(z.shape)
+        z = z - torch.where(s.there, correction, 0)
+    largest = z.detach().masked_fill(~s.there, -torch.inf).amax(dim=1)
+    logit = torch.zeros_like(largest)
+    own, share = None, 1.0
+    if o.loss == "softmax":
+        one = z.shape[1] == 1
+        logit = z.squeeze(1) if one else z.masked_fill(~s.there, -torch.inf).logsumexp(dim=1)
+        logit = torch.where(s.counted, logit, 0)
+        if not one:
+            own = logit - _mean_of_targets(z, s)
+    elif o.loss == "gbce":
+        beta = gbce_beta(s.samples.num_samples, s.num_classes, o.calibration)
+        share = 1.0 / (1 + s.samples.num_samples)
+        own = beta * share * softplus(-z.squeeze(1))
+    else:
+        own = torch.where(s.there, softplus(z), 0).sum(dim=1) - _mean_of_targets(z, s)
+    return TargetTerms(z, largest, logit, own, share)
+
+
+def _mean_of_targets(z: Tensor, s: Step) -> Tensor:
+    return torch.where(s.there, z, 0).sum(dim=1) / s.there.sum(dim=1).clamp_min(1)
+
+
+def finish_rows(
+    terms: TargetTerms, negatives: Tensor, peak: Tensor, s: Step, smoothed: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, lse, target logit and error [B] from the negatives' loss and the largest of them.
+
+    smoothed: the mean logit of all classes, with label smoothing.
+    """
+    o = s.options
+    loss = negatives if terms.share == 1.0 else negatives * terms.share
+    if terms.own is not None:
+        loss = loss + terms.own
+    if o.correction == "reweighted":
+        loss = reweighted(loss)
+    if smoothed is not None:
+        loss = loss + o.label_smoothing * (_mean_of_targets(terms.z, s) - smoothed)
+    lse = terms.logit + negatives if o.loss == "softmax" else torch.maximum(terms.largest, peak)
+    error = (terms.largest < peak).to(loss.dtype)
+    loss = loss.masked_fill(s.bad, torch.nan)
+    loss, lse, largest, error = (
+        torch.where(s.counted, row, 0) for row in (loss, lse, terms.largest, error)
+    )
+    return loss, lse.detach(), largest, error
+
+
 def composed_rows(
     input: Tensor,
     weight: Tensor,
@@ -234,91 +352,40 @@ def composed_rows(
     corrected logit, target or sample, there being no logsumexp.
     """
     dtype = compute_dtype(input)
-    num_classes = weight.shape[0]
-    there = target != o.ignore_index
-    in_range = (target >= 0) & (target < num_classes)
-    counted = there.any(dim=1)
-    bad = (there & ~in_range).any(dim=1)
-    safe = torch.where(there & in_range, target, 0)
-    h = torch.where(counted[:, None], input, 0)
-    own = torch.where(there, target, -1)
-    # A traced graph can use one row-sparse gradient, but can't add up several.
-    if o.cosine or (sparse_grad and torch.compiler.is_compiling()):
-        given = samples.materialize()
-        wanted = dtype if o.cosine else None
-        c = _touched_rows(weight, bias, given.ids, safe, exclude, wanted, sparse_grad)
-        weight, bias, safe, exclude = c.weight, c.bias, c.target, c.exclude
-        samples = given._replace(ids=c.ids)
-        own = torch.where(there & in_range, safe, -1)
-        sparse_grad = False  # the rows' own way back is sparse
-    if o.cosine:
-        h = F.normalize(h.to(dtype), dim=-1)
-        weight = F.normalize(weight, dim=-1)
-    hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
-
+    input, weight, bias, s = prepare(input, weight, bias, target, samples, exclude, o, sparse_grad)
+    h = torch.where(s.counted[:, None], input, 0).to(dtype)
     # One use each by the targets, the negatives and the mean of all logits.
     weights: tuple[Tensor, ...] = (weight,) * 3
     biases: tuple[Tensor | None, ...] = (bias,) * 3
-    if sparse_grad:
+    if s.sparse_grad:
         weights = fork(weight, 3)
         biases = biases if bias is None else fork(bias, 3)
-    z = _target_logits(h.to(dtype), weights[0], biases[0], safe, o, sparse_grad)
-    if o.corrects_targets and samples.target_log_expected_count is not None:
-        correction = samples.target_log_expected_count.detach().to(dtype).reshape(z.shape)
-        z = z - torch.where(there, correction, 0)
-    z_max = z.masked_fill(~there, -torch.inf).amax(dim=1)
-    num_true = there.sum(dim=1).clamp_min(1)
-    if o.loss == "softmax":
-        r = z.squeeze(1) if z.shape[1] == 1 else z.masked_fill(~there, -torch.inf).logsumexp(dim=1)
-        r = torch.where(counted, r, 0)
-    else:
-        r = torch.zeros_like(z_max)
-    inv_temperature, softcap = 1.0 / o.temperature, o.softcap or 0.0
-    sigmoid = o.loss != "softmax"
+    flat = s.target.reshape(-1)
+    rows = gather_rows(weights[0], flat, dtype, s.sparse_grad).view(*s.target.shape, h.shape[1])
+    offset = None
+    if biases[0] is not None:
+        offset = gather_rows(biases[0], flat, dtype, s.sparse_grad).view_as(s.target)
+    terms = target_terms((h[:, None, :] * rows).sum(dim=-1), offset, s)
     loss, peak = negatives(
-        h if o.cosine else input,
+        input,
         weights[1],
         biases[1],
-        r,
-        hits,
-        counted,
-        samples,
-        inv_temperature,
-        softcap,
+        terms.logit,
+        s.hits,
+        s.counted,
+        s.samples,
+        1.0 / o.temperature,
+        o.softcap or 0.0,
         o.remove_accidental_hits,
-        sigmoid,
-        sparse_grad,
+        o.loss != "softmax",
+        s.sparse_grad,
         o.corrects_samples,
     )
-    if sigmoid:
-        lse = torch.maximum(z_max, peak)
-        if o.loss == "gbce":
-            beta = gbce_beta(samples.num_samples, num_classes, o.calibration)
-            loss = (beta * softplus(-z.squeeze(1)) + loss) / (1 + samples.num_samples)
-        else:
-            share = 1.0 / num_true[:, None]
-            loss = loss + torch.where(there, softplus(z) - z * share, 0).sum(dim=1)
-    else:
-        lse = r + loss
-        if z.shape[1] > 1:
-            loss = loss + (r - torch.where(there, z, 0).sum(dim=1) / num_true)
-        if o.correction == "reweighted":
-            loss = reweighted(loss)
-        if o.label_smoothing > 0.0:
-            shared = samples.materialize()
-            log_count = count_of_samples(shared.log_expected_count, o.corrects_samples)
-            mean = _smoothed(
-                h.to(dtype),
-                weights[2],
-                biases[2],
-                shared.ids,
-                log_count,
-                o.temperature,
-                sparse_grad,
-            )
-            z_mean = torch.where(there, z, 0).sum(dim=1) / num_true
-            loss = loss + o.label_smoothing * (z_mean - mean)
-    error = (z_max < peak).to(dtype)
-    loss = loss.masked_fill(bad, torch.nan)
-    loss, lse, z_max, error = (torch.where(counted, row, 0) for row in (loss, lse, z_max, error))
-    return loss, lse.detach(), z_max.detach(), error.detach()
+    smoothed = None
+    if o.label_smoothing > 0.0:
+        shared = s.samples.materialize()
+        log_count = count_of_samples(shared.log_expected_count, o.corrects_samples)
+        smoothed = _smoothed(
+            h, weights[2], biases[2], shared.ids, log_count, o.temperature, s.sparse_grad
+        )
+    return finish_rows(terms, loss, peak, s, smoothed)

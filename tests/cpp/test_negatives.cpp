@@ -148,7 +148,7 @@ void check(const Options& o, Link link, bool even) {
   const SamplePlan plan = plan_negatives(
       c.random.ids.data(), o.samples, o.log_counts ? c.random.log_count.data() : nullptr,
       DType::f32, c.hits.data(), kHits, reinterpret_cast<const bool*>(c.counted.data()), o.batch,
-      o.classes, o.remove_hits, link.sigmoid, workspace);
+      o.classes, o.remove_hits, link.sigmoid, nullptr, 0, workspace);
   const Truth expected = truth_of(c);
   const auto batch = static_cast<size_t>(o.batch);
   std::vector<T> loss(batch), peak(batch);
