@@ -10,6 +10,7 @@ caches. Hence few arguments, and no tensor operation that is not needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def wanted_grads(
     ctx: Any,
     weight: Tensor,
     bias: Tensor | None,
-    grads: tuple[Tensor, ...],
+    grads: Sequence[Tensor],
     sweep: Sweep,
 ) -> list[Tensor | None]:
     """Gradients of input, weight and bias, None for those that nobody asked for.
@@ -147,6 +148,13 @@ def _known_to_be_one(factor: Tensor) -> bool:
     return on_cpu(factor) and not isinstance(factor, FakeTensor) and factor.item() == 1.0
 
 
+def scale_grads(grads: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply gradients by what comes from above, in place."""
+    if not _known_to_be_one(factor):
+        for grad in grads:
+            grad.mul_(factor)
+
+
 class _TotalLoss(torch.autograd.Function):
     """The op loss_and_grads: the total of the losses and, if wanted, the details of the rows.
 
@@ -195,9 +203,7 @@ class _TotalLoss(torch.autograd.Function):
             *tensors, row_scale = ctx.saved_tensors
             arguments = (*tensors, *ctx.scalars, row_scale, ctx.mean)
             grads = run_sweep(arguments, ctx.sweep)[2:]
-        if not _known_to_be_one(factor):
-            for grad in grads[:3]:
-                grad.mul_(factor)
+        scale_grads(grads[:3], factor)
         weight, bias = ctx.parameters
         return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), None, None, None)
 
@@ -213,9 +219,8 @@ def _in_graph(total: bool, *args: Any) -> Any:
     return kind.apply(*rest, Sweep(sparse_grad, True, tf32))  # type: ignore[no-untyped-call]
 
 
-def wants_gradient(arguments: Arguments) -> bool:
+def wants_gradient(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a backward pass may follow."""
-    input, weight, bias = arguments[:3]
     return torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
@@ -225,7 +230,7 @@ def rows_loss(
     arguments: Arguments, sparse_grad: bool, tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, lse, target logit and error, each [B]; the loss is differentiable."""
-    if not wants_gradient(arguments):
+    if not wants_gradient(*arguments[:3]):
         rows = torch.ops.sampled_softmax.loss_rows(*arguments, tf32)
     elif torch.compiler.is_compiling():
         rows = _in_graph(False, *arguments[:3], arguments[3:], sparse_grad, tf32)

@@ -68,7 +68,7 @@ def negatives_loss(
         drawn = (samples.num_samples, int(samples.method), samples.tries, samples.exclude)
         source = (samples.key, *samples.proposal, *drawn, corrected)
     else:
-        source = _given(samples, corrected)
+        source = given_samples(samples, corrected)
     input, weight, bias = as_kernels_take(input, weight, bias)
     rest: tuple[_Value, ...] = (hits, counted, *source, *scalars)
     parameters = (input, weight, bias, target_logit)
@@ -80,7 +80,7 @@ def negatives_loss(
     return apply(parameters, rest, kind, sparse_grad, tf32)  # type: ignore[no-any-return]
 
 
-def _given(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | None]:
+def given_samples(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | None]:
     """Ids and log expected counts [S] or [B, S]; those that only mask if not corrected."""
     ids, count, _ = samples
     if ids.dim() > 2:

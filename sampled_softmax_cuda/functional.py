@@ -10,11 +10,12 @@ from torch import Tensor
 
 from . import _checks, reference
 from ._autograd import Arguments, ordered_sum, rows_loss, total_loss, wants_gradient
+from ._composed import composed_total, takes_total
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._load import on_cpu
 from ._negatives import negatives_loss
 from ._option_checks import check_options
-from .reference.composed import LossOptions, count_of_samples
+from .reference.composed import LossOptions, composed_rows, count_of_samples
 from .reference.loss import (
     SampledSoftmaxDetails,
     compute_dtype,
@@ -236,10 +237,18 @@ def sampled_softmax_loss(
             return_details=return_details,
         )
     if given is None:
-        loss_rows, *details = reference.option_rows(
-            input, weight, bias, target, samples, exclude, options, sparse_grad, negatives_loss
+        result, *details = _composed(
+            input,
+            weight,
+            bias,
+            target,
+            samples,
+            exclude,
+            options,
+            sample_weight,
+            reduction,
+            sparse_grad,
         )
-        result = _reduce(loss_rows, target, input, ignore_index, sample_weight, reduction)
         return _finish(result, details, input, weight, bias, return_details)
     arguments = Arguments(
         *as_kernels_take(input, weight, bias),
@@ -256,7 +265,7 @@ def sampled_softmax_loss(
     reweigh = correction == "reweighted"
     tf32 = products_in_tf32(weight)
     try:
-        if reduction != "none" and _fused_now(arguments, row_weight):
+        if reduction != "none" and _fused_now(*arguments[:3], row_weight):
             scale = None if row_weight is None else _row_scale(arguments, row_weight, reduction)
             mean = reduction == "mean"
             want_rows = return_details or reweigh
@@ -280,21 +289,35 @@ def sampled_softmax_loss(
     return _finish(result, rows[1:], input, weight, bias, return_details)
 
 
-def _reduce(
-    loss: Tensor,
-    target: Tensor,
+def _composed(
     input: Tensor,
-    ignore_index: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    samples: Samples | KeyedSamples,
+    exclude: Tensor | None,
+    options: LossOptions,
     sample_weight: Tensor | None,
     reduction: str,
-) -> Tensor:
-    """Losses [B] as the result asked for, before its last rounding."""
+    sparse_grad: bool,
+) -> tuple[Tensor, ...]:
+    """The loss of any options, reduced, and lse, target logit and error [B]."""
+    operands, step = reference.prepare_rows(
+        input, weight, bias, target, samples, exclude, options, sparse_grad
+    )
     row_weight = None if sample_weight is None else sample_weight.reshape(-1)
-    if reduction == "none":
-        loss = loss if row_weight is None else loss * row_weight
-        return loss.reshape(input.shape[:-1])
-    counted = reference.counted_rows(target, input, ignore_index).reshape(-1)
-    return ordered_sum(loss * row_scale(counted, row_weight, reduction, loss.dtype))
+    scale = None
+    if reduction != "none":
+        scale = row_scale(step.counted, row_weight, reduction, compute_dtype(input))
+        if _fused_now(input, weight, bias, row_weight) and takes_total(operands, step):
+            total, _, *details = composed_total(operands, step, scale)
+            return (total, *details)
+    loss, *details = composed_rows(operands, step, negatives_loss)
+    if scale is not None:
+        loss = ordered_sum(loss * scale)
+    else:
+        loss = (loss if row_weight is None else loss * row_weight).reshape(input.shape[:-1])
+    return (loss, *details)
 
 
 def _finish(
@@ -342,15 +365,17 @@ def _row_scale(arguments: Arguments, row_weight: Tensor | None, reduction: str) 
     return row_scale(counted, row_weight, reduction, dtype)
 
 
-def _fused_now(arguments: Arguments, row_weight: Tensor | None) -> bool:
+def _fused_now(
+    input: Tensor, weight: Tensor, bias: Tensor | None, row_weight: Tensor | None
+) -> bool:
     """Whether the gradients are computed in the forward pass, before the upstream gradient.
 
     Not if nobody wants them, not if the weights of the rows want a gradient too, and not in
     float16: there they have to be scaled by the upstream gradient (a GradScaler's, say) before they
     are rounded.
     """
-    if not wants_gradient(arguments) or (row_weight is not None and row_weight.requires_grad):
+    wanted = wants_gradient(input, weight, bias)
+    if not wanted or (row_weight is not None and row_weight.requires_grad):
         return False
-    input, weight, bias = arguments[:3]
     bias_dtype = None if bias is None else bias.dtype
     return torch.float16 not in (input.dtype, weight.dtype, bias_dtype)

@@ -8,7 +8,7 @@ from .exact import exact_loss_rows, logits
 from .functional import (
     counted_rows,
     is_plain,
-    option_rows,
+    prepare_rows,
     reference_negatives,
     sampled_softmax_loss,
     single_target,
@@ -24,7 +24,7 @@ __all__ = [
     "logits",
     "loss_rows",
     "negative_rows",
-    "option_rows",
+    "prepare_rows",
     "reference_negatives",
     "sampled_softmax_loss",
     "single_target",

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -189,6 +189,14 @@ def _smoothed(
     return z - share @ kept
 
 
+class Operands(NamedTuple):
+    """input [B, D], weight [C, D] and bias [C] or None, as the parts of a loss multiply them."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
 @dataclass(frozen=True)
 class Step:
     """What the parts of a loss know of the rows: T true classes each, K classes that are hits."""
@@ -218,11 +226,23 @@ def prepare(
     exclude: Tensor | None,
     o: LossOptions,
     sparse_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Step]:
-    """input, weight and bias as the parts of a loss multiply them, and the step itself.
+) -> tuple[Operands, Step]:
+    """What the parts of a loss multiply, and what else they need to know.
 
-    Arguments as for `composed_rows`. With cosines, input and weight are unit rows, and the weight
-    has only those that are touched; so it has in a traced graph with row-sparse gradients.
+    With cosines, input and weight are unit rows, and the weight has only those that are touched; so
+    it has in a traced graph with row-sparse gradients.
+
+    Args:
+        input: [B, D].
+        weight: [C, D].
+        bias: [C] or None.
+        target: [B, T] int64; entries that are `ignore_index` are not there, other values outside
+            [0, C) make the row NaN.
+        samples: shared, or per row.
+        exclude: [B, E] int64 or None: classes that are no negatives of the row; values outside
+            [0, C) stand for none.
+        o: the options.
+        sparse_grad: gradients of weight and bias as sparse_coo tensors.
     """
     num_classes = weight.shape[0]
     there = target != o.ignore_index
@@ -245,7 +265,7 @@ def prepare(
         weight = F.normalize(weight, dim=1)
     hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
     step = Step(o, samples, num_classes, safe, there, counted, bad, hits, sparse_grad)
-    return input, weight, bias, step
+    return Operands(input, weight, bias), step
 
 
 @dataclass(frozen=True)
@@ -323,36 +343,19 @@ def finish_rows(
 
 
 def composed_rows(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    samples: Samples | KeyedSamples,
-    exclude: Tensor | None,
-    o: LossOptions,
-    sparse_grad: bool,
-    negatives: NegativesLoss,
+    operands: Operands, s: Step, negatives: NegativesLoss
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per-row loss, lse, target logit and error [B], as `loss_rows` gives them; differentiable.
 
     Args:
-        input: [B, D].
-        weight: [C, D].
-        bias: [C] or None.
-        target: [B, T] int64; entries that are `ignore_index` are not there, other values outside
-            [0, C) make the row NaN.
-        samples: shared, or per row where `negatives` takes them.
-        exclude: [B, E] int64 or None: classes that are no negatives of the row; values outside
-            [0, C) stand for none.
-        o: the options.
-        sparse_grad: gradients of weight and bias as sparse_coo tensors.
+        operands, s: as `prepare` gives them.
         negatives: the sum over the samples.
 
     With several targets, the target logit is the largest. For the sigmoid losses lse is the largest
     corrected logit, target or sample, there being no logsumexp.
     """
-    dtype = compute_dtype(input)
-    input, weight, bias, s = prepare(input, weight, bias, target, samples, exclude, o, sparse_grad)
+    input, weight, bias = operands
+    o, dtype = s.options, compute_dtype(input)
     h = torch.where(s.counted[:, None], input, 0).to(dtype)
     # One use each by the targets, the negatives and the mean of all logits.
     weights: tuple[Tensor, ...] = (weight,) * 3

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .composed import LossOptions, NegativesLoss, composed_rows, count_of_samples
+from .composed import LossOptions, Operands, Step, composed_rows, count_of_samples, prepare
 from .loss import SampledSoftmaxDetails, loss_rows, result_dtype, reweighted, row_scale
 from .negatives import negative_rows
 from .per_row import per_row_rows
@@ -80,7 +80,7 @@ def flat_samples(samples: Samples) -> Samples:
     return type(samples)(ids, log_count, target_log_count)
 
 
-def option_rows(
+def prepare_rows(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -89,15 +89,11 @@ def option_rows(
     exclude: Tensor | None,
     options: LossOptions,
     sparse_grad: bool,
-    negatives: NegativesLoss = reference_negatives,
-) -> Rows:
-    """The rows [B] of a loss with any options, composed with `negatives`.
-
-    Shapes as in `sampled_softmax_loss`; the loss is differentiable.
-    """
+) -> tuple[Operands, Step]:
+    """`composed.prepare` for shapes as in `sampled_softmax_loss`."""
     h = input.reshape(-1, input.shape[-1])
     num_rows = h.shape[0]
-    return composed_rows(
+    return prepare(
         h,
         weight,
         bias,
@@ -106,7 +102,6 @@ def option_rows(
         None if exclude is None else exclude.reshape(num_rows, exclude.shape[-1]),
         options,
         sparse_grad,
-        negatives,
     )
 
 
@@ -186,7 +181,8 @@ def sampled_softmax_loss(
         if o.correction == "reweighted":
             rows = reweighted(rows)
     else:
-        rows, *details = option_rows(input, weight, bias, target, samples, exclude, o, sparse_grad)
+        operands, step = prepare_rows(input, weight, bias, target, samples, exclude, o, sparse_grad)
+        rows, *details = composed_rows(operands, step, reference_negatives)
     flat_weight = None if sample_weight is None else sample_weight.reshape(-1)
     if reduction != "none":
         counted = counted_rows(target, input, ignore_index).reshape(-1)
