@@ -19,7 +19,14 @@ from ._autograd import Sweep, ordered_sum, refuse_double_backward, scale_grads, 
 from ._dispatch import as_kernels_take, kernels_take
 from ._load import on_cpu
 from ._negatives import given_samples
-from .reference.composed import Operands, Step, finish_rows, target_terms
+from .reference.composed import (
+    Operands,
+    Step,
+    finish_rows,
+    mean_of_targets,
+    smoothing_shares,
+    target_terms,
+)
 from .samplers.samples import Samples
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -28,13 +35,12 @@ Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 def takes_total(operands: Operands, step: Step) -> bool:
     """Whether `composed_total` serves this step.
 
-    Not per-row samples, whose operator has no need of it; not label smoothing, whose mean logit is
-    one more use of the weight; not under torch.compile, where Functions have no graphs inside.
+    Not per-row samples, which have no operator for it; not under torch.compile, where Functions
+    have no graphs inside.
     """
     return (
         isinstance(step.samples, Samples)
         and step.samples.shared
-        and step.options.label_smoothing == 0.0
         and not torch.compiler.is_compiling()
         and on_cpu(operands.input)
         and kernels_take("negative_loss_and_grads", *operands)
@@ -56,6 +62,9 @@ def _sweep(operands: Operands, s: Step, scale: Tensor) -> tuple[Rows, list[Tenso
     with torch.enable_grad():
         terms = target_terms(leaves[0], None if bias is None else leaves[1], s)
         outputs = [] if terms.own is None else [torch.where(s.counted, terms.own, 0)]
+        if s.options.label_smoothing > 0.0:
+            mean = torch.where(s.counted, mean_of_targets(terms.z, s), 0)
+            outputs.append(s.options.label_smoothing * mean)
     upstream = [scale] * len(outputs)
     share = scale if terms.share == 1.0 else scale * terms.share
     sigmoid = s.options.loss != "softmax"
@@ -87,7 +96,40 @@ def _sweep(operands: Operands, s: Step, scale: Tensor) -> tuple[Rows, list[Tenso
         of_product.contiguous(),
         of_bias[0].contiguous() if of_bias else None,
     )
-    return finish_rows(terms, loss, peak, s), [*grads, classes]
+    smoothed = None
+    if s.options.label_smoothing > 0.0:
+        smoothed = _mean_logit(operands, s, scale, grads, classes)
+    return finish_rows(terms, loss, peak, s, smoothed), [*grads, classes]
+
+
+def _mean_logit(
+    operands: Operands, s: Step, scale: Tensor, grads: list[Tensor], classes: Tensor
+) -> Tensor:
+    """The mean logit of all classes [B], for label smoothing; its gradients are added to `grads`.
+
+    It is linear: one more row of input, sum_i scale_i h_i, with every sample as its "target".
+    """
+    input, weight, bias = operands
+    o, ids = s.options, s.samples.materialize().ids
+    share, mean_log_count = smoothing_shares(s, scale.dtype)
+    h = torch.where(s.counted[:, None], input, 0).to(scale.dtype)
+    coefficient = share[None] * (-o.label_smoothing / o.temperature)
+    of_input = h.new_zeros(1, h.shape[1])
+    torch.ops.sampled_softmax.add_target_grads(
+        of_input,
+        *grads[1:],
+        classes,
+        (scale @ h)[None],
+        weight,
+        ids[None],
+        coefficient,
+        None if bias is None else coefficient * scale.sum(),
+    )
+    grads[0].addr_(scale, of_input[0])
+    mean = (h @ of_input[0]) / -o.label_smoothing - mean_log_count
+    if bias is None:
+        return mean
+    return mean + (share @ bias.detach()[ids].to(share.dtype)) / o.temperature
 
 
 def _as_parameters(grads: list[Tensor], operands: Operands, sparse_grad: bool) -> list[Tensor]:

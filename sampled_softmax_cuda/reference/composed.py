@@ -161,34 +161,6 @@ def _touched_rows(
     )
 
 
-def _smoothed(
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Tensor,
-    log_count: Tensor | None,
-    temperature: float,
-    sparse: bool,
-) -> Tensor:
-    """The mean corrected logit [B] of all classes, estimated from the samples.
-
-    A sample stands for 1 / n classes: weights 1 / n_s, normalised. Logits are linear in W, so the
-    mean is that of the rows of W, at the cost of reading them once.
-    """
-    share = torch.zeros(ids.shape[0], dtype=h.dtype, device=h.device)
-    if log_count is not None:
-        share = -log_count.detach().to(h.dtype)
-    share = share.softmax(dim=0)
-    z = h @ (share @ gather_rows(weight, ids, h.dtype, sparse))
-    if bias is not None:
-        z = z + share @ gather_rows(bias, ids, h.dtype, sparse)
-    z = z / temperature
-    if log_count is None:
-        return z
-    kept = log_count.detach().to(h.dtype).masked_fill(share == 0, 0)
-    return z - share @ kept
-
-
 class Operands(NamedTuple):
     """input [B, D], weight [C, D] and bias [C] or None, as the parts of a loss multiply them."""
 
@@ -304,17 +276,18 @@ def target_terms(product: Tensor, bias: Tensor | None, s: Step) -> TargetTerms:
         logit = z.squeeze(1) if one else z.masked_fill(~s.there, -torch.inf).logsumexp(dim=1)
         logit = torch.where(s.counted, logit, 0)
         if not one:
-            own = logit - _mean_of_targets(z, s)
+            own = logit - mean_of_targets(z, s)
     elif o.loss == "gbce":
         beta = gbce_beta(s.samples.num_samples, s.num_classes, o.calibration)
         share = 1.0 / (1 + s.samples.num_samples)
         own = beta * share * softplus(-z.squeeze(1))
     else:
-        own = torch.where(s.there, softplus(z), 0).sum(dim=1) - _mean_of_targets(z, s)
+        own = torch.where(s.there, softplus(z), 0).sum(dim=1) - mean_of_targets(z, s)
     return TargetTerms(z, largest, logit, own, share)
 
 
-def _mean_of_targets(z: Tensor, s: Step) -> Tensor:
+def mean_of_targets(z: Tensor, s: Step) -> Tensor:
+    """[B] from z [B, T], over the true classes that are there."""
     return torch.where(s.there, z, 0).sum(dim=1) / s.there.sum(dim=1).clamp_min(1)
 
 
@@ -332,7 +305,7 @@ def finish_rows(
     if o.correction == "reweighted":
         loss = reweighted(loss)
     if smoothed is not None:
-        loss = loss + o.label_smoothing * (_mean_of_targets(terms.z, s) - smoothed)
+        loss = loss + o.label_smoothing * (mean_of_targets(terms.z, s) - smoothed)
     lse = terms.logit + negatives if o.loss == "softmax" else torch.maximum(terms.largest, peak)
     error = (terms.largest < peak).to(loss.dtype)
     loss = loss.masked_fill(s.bad, torch.nan)
@@ -340,6 +313,33 @@ def finish_rows(
         torch.where(s.counted, row, 0) for row in (loss, lse, terms.largest, error)
     )
     return loss, lse.detach(), largest, error
+
+
+def smoothing_shares(s: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """What each sample counts for in the mean logit of all classes, [S], and the mean log n.
+
+    A sample stands for 1 / n classes: weights 1 / n_s, normalised.
+    """
+    shared = s.samples.materialize()
+    log_count = count_of_samples(shared.log_expected_count, s.options.corrects_samples)
+    if log_count is None:
+        return torch.zeros(shared.ids.shape, dtype=dtype, device=shared.ids.device).softmax(0), 0.0
+    log_count = log_count.detach().to(dtype)
+    share = (-log_count).softmax(dim=0)
+    return share, share @ log_count.masked_fill(share == 0, 0)
+
+
+def _mean_logit(h: Tensor, weight: Tensor, bias: Tensor | None, s: Step) -> Tensor:
+    """The mean corrected logit [B] of all classes, estimated from the samples.
+
+    Logits are linear in W, so the mean is that of the rows of W, at the cost of reading them once.
+    """
+    share, mean_log_count = smoothing_shares(s, h.dtype)
+    ids = s.samples.materialize().ids
+    z = h @ (share @ gather_rows(weight, ids, h.dtype, s.sparse_grad))
+    if bias is not None:
+        z = z + share @ gather_rows(bias, ids, h.dtype, s.sparse_grad)
+    return z / s.options.temperature - mean_log_count
 
 
 def composed_rows(
@@ -386,9 +386,5 @@ def composed_rows(
     )
     smoothed = None
     if o.label_smoothing > 0.0:
-        shared = s.samples.materialize()
-        log_count = count_of_samples(shared.log_expected_count, o.corrects_samples)
-        smoothed = _smoothed(
-            h, weights[2], biases[2], shared.ids, log_count, o.temperature, s.sparse_grad
-        )
+        smoothed = _mean_logit(h, weights[2], biases[2], s)
     return finish_rows(terms, loss, peak, s, smoothed)
