@@ -77,6 +77,7 @@ set(SSC_CPP_TESTS
     tests/cpp/test_per_row.cpp
     tests/cpp/test_philox.cpp
     tests/cpp/test_sample.cpp
+    tests/cpp/test_targets.cpp
 )
 
 # csrc/simt: the executor of CUDA kernels on the CPU, and the kernels that its tests run.

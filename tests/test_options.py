@@ -271,3 +271,81 @@ def test_empty_batch(backend: str) -> None:
         loss.backward()
         assert float(loss.detach()) == 0.0
         assert p.weight.grad is not None and not p.weight.grad.any()
+
+
+# --- what autograd asks of a loss that has its gradients already ----------------------------------
+
+REDUCED: dict[str, dict[str, Any]] = {
+    "nce": {"loss": "nce", "num_excluded": 2},
+    "softmax of three": {"num_targets": 3},
+    "arcface": OPTIONS["arcface"],
+    "label smoothing": OPTIONS["label smoothing"],
+}
+
+
+def reduced_problem(options: str) -> OptionProblem:
+    return make_option_problem(9, 12, 40, 30, **{"num_targets": None, **REDUCED[options]})
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("options", REDUCED)
+def test_factors_from_above(device: str, options: str, sparse_grad: bool) -> None:
+    """A factor scales the gradients; a second pass over the graph gives them again."""
+    p = reduced_problem(options)
+    once = torch.autograd.grad(p.loss(sparse_grad=sparse_grad), p.leaves)
+    loss = p.loss(sparse_grad=sparse_grad)
+    for factor in (0.25, -2.0):
+        grads = torch.autograd.grad(factor * loss, p.leaves, retain_graph=True)
+        for a, b in zip(grads, once, strict=True):
+            assert a.is_sparse == b.is_sparse
+            torch.testing.assert_close(a.to_dense(), factor * b.to_dense())
+
+
+@pytest.mark.parametrize("options", REDUCED)
+def test_only_gradients_that_are_wanted(device: str, options: str) -> None:
+    p = reduced_problem(options)
+    expected = torch.autograd.grad(p.loss(), p.leaves)
+    for wanted in range(3):
+        same = p.to(torch.float64)
+        for i, leaf in enumerate(same.leaves):
+            leaf.requires_grad_(i == wanted)
+        same.loss().backward()
+        for i, leaf in enumerate(same.leaves):
+            assert (leaf.grad is not None) == (i == wanted)
+        torch.testing.assert_close(same.leaves[wanted].grad, expected[wanted])
+    with torch.no_grad():
+        torch.testing.assert_close(p.loss(), p.loss(ssc.reference.sampled_softmax_loss))
+
+
+@pytest.mark.parametrize("options", REDUCED)
+def test_gradient_of_sample_weights(device: str, options: str) -> None:
+    p = reduced_problem(options)
+    factors = torch.linspace(0.5, 2, 9, dtype=torch.float64, requires_grad=True)
+    grads = [
+        torch.autograd.grad(p.loss(function, sample_weight=factors), [*p.leaves, factors])
+        for function in (ssc.sampled_softmax_loss, ssc.reference.sampled_softmax_loss)
+    ]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("options", REDUCED)
+def test_double_backward_is_refused(compiled: str, options: str) -> None:
+    p = reduced_problem(options)
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(p.loss(), p.leaves, create_graph=True)
+
+
+@pytest.mark.parametrize("options", REDUCED)
+def test_weight_computed_from_another(device: str, options: str) -> None:
+    """The class matrix needs not be a leaf, nor the input: gradients go on to what they come of."""
+    p = reduced_problem(options)
+    base = [leaf.detach().clone().requires_grad_() for leaf in p.leaves]
+    for function in (ssc.sampled_softmax_loss, ssc.reference.sampled_softmax_loss):
+        parts = [leaf * 2 for leaf in base]
+        loss = OptionProblem(*parts, p.target, p.samples, p.options).loss(function)
+        grads = torch.autograd.grad(loss, base)
+        if function is ssc.sampled_softmax_loss:
+            first = grads
+    for a, b in zip(first, grads, strict=True):
+        torch.testing.assert_close(a, b)

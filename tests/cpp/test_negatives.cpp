@@ -145,10 +145,13 @@ void check(const Options& o, Link link, bool even) {
   problem.target = nullptr;
   problem.link = &c.link;
   problem.target_logit = {given.data(), sizeof(T) == 8 ? DType::f64 : DType::f32};
+  // Classes that are touched without a sample have gradients of zero.
+  const std::vector<int64_t> others = {o.classes - 1, -1, o.classes / 2};
   const SamplePlan plan = plan_negatives(
       c.random.ids.data(), o.samples, o.log_counts ? c.random.log_count.data() : nullptr,
       DType::f32, c.hits.data(), kHits, reinterpret_cast<const bool*>(c.counted.data()), o.batch,
-      o.classes, o.remove_hits, link.sigmoid, nullptr, 0, workspace);
+      o.classes, o.remove_hits, link.sigmoid, others.data(), static_cast<int64_t>(others.size()),
+      workspace);
   const Truth expected = truth_of(c);
   const auto batch = static_cast<size_t>(o.batch);
   std::vector<T> loss(batch), peak(batch);
