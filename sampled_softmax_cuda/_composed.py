@@ -27,6 +27,7 @@ from .reference.composed import (
     smoothing_shares,
     target_terms,
 )
+from .reference.loss import matmul
 from .samplers.samples import Samples
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -119,17 +120,17 @@ def _mean_logit(
         of_input,
         *grads[1:],
         classes,
-        (scale @ h)[None],
+        matmul(scale, h)[None],
         weight,
         ids[None],
         coefficient,
         None if bias is None else coefficient * scale.sum(),
     )
     grads[0].addr_(scale, of_input[0])
-    mean = (h @ of_input[0]) / -o.label_smoothing - mean_log_count
+    mean = matmul(h, of_input[0]) / -o.label_smoothing - mean_log_count
     if bias is None:
         return mean
-    return mean + (share @ bias.detach()[ids].to(share.dtype)) / o.temperature
+    return mean + matmul(share, bias.detach()[ids].to(share.dtype)) / o.temperature
 
 
 def _as_parameters(grads: list[Tensor], operands: Operands, sparse_grad: bool) -> list[Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from option_truth import make_option_problem
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -96,3 +97,27 @@ def test_small_float16_gradients_survive_a_grad_scaler(either: str) -> None:
     (ssc.sampled_softmax_loss(double, w.double(), target, samples) * scale).backward()
     torch.testing.assert_close(h.grad.double(), double.grad, rtol=2e-2, atol=2e-3)
     assert bool((h.grad != 0).float().mean() > 0.95)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1},
+        {"loss": "nce"},
+        {"cosine": True, "margin": 0.2},
+        {"num_targets": 2, "softcap": 2.0},
+        {"per_row": True},
+    ],
+    ids=str,
+)
+def test_float32_stays_float32(device: str, options: dict[str, Any], reduction: str) -> None:
+    """Autocast lowers no product inside of a loss of any options."""
+    p = make_option_problem(9, 12, 60, 20, **{"num_targets": None, **options}).to(torch.float32)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast(p.input.device.type, dtype=torch.bfloat16, enabled=enabled):
+            loss = p.loss(reduction=reduction)
+        results.append([loss, *torch.autograd.grad(loss.sum(), p.leaves)])
+    for plain, under_autocast in zip(*results, strict=True):
+        torch.testing.assert_close(under_autocast, plain, rtol=1e-6, atol=1e-7)

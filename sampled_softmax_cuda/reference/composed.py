@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._sparse import fork
-from .loss import compute_dtype, gather_rows, reweighted
+from .loss import compute_dtype, gather_rows, matmul, reweighted
 from .negatives import cap, softplus
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def smoothing_shares(s: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor | floa
         return torch.zeros(shared.ids.shape, dtype=dtype, device=shared.ids.device).softmax(0), 0.0
     log_count = log_count.detach().to(dtype)
     share = (-log_count).softmax(dim=0)
-    return share, share @ log_count.masked_fill(share == 0, 0)
+    return share, matmul(share, log_count.masked_fill(share == 0, 0))
 
 
 def _mean_logit(h: Tensor, weight: Tensor, bias: Tensor | None, s: Step) -> Tensor:
@@ -336,9 +336,9 @@ def _mean_logit(h: Tensor, weight: Tensor, bias: Tensor | None, s: Step) -> Tens
     """
     share, mean_log_count = smoothing_shares(s, h.dtype)
     ids = s.samples.materialize().ids
-    z = h @ (share @ gather_rows(weight, ids, h.dtype, s.sparse_grad))
+    z = matmul(h, matmul(share, gather_rows(weight, ids, h.dtype, s.sparse_grad)))
     if bias is not None:
-        z = z + share @ gather_rows(bias, ids, h.dtype, s.sparse_grad)
+        z = z + matmul(share, gather_rows(bias, ids, h.dtype, s.sparse_grad))
     return z / s.options.temperature - mean_log_count
 
 
