@@ -140,7 +140,7 @@ def _as_parameters(grads: list[Tensor], operands: Operands, sparse_grad: bool) -
     result = [grad_input.to(input.dtype)]
     for grad, parameter in ((grad_weight, weight), (grad_bias, bias)):
         cast = grad if parameter is None else grad.to(parameter.dtype)
-        if parameter is not None and not sparse_grad:
+        if parameter is not None and not sparse_grad and len(cast) < len(parameter):
             cast = torch.zeros_like(parameter).index_copy_(0, classes[0], cast)
         result.append(cast)
     return [*result, classes]

@@ -25,7 +25,13 @@ LIBRARY = BUILD / "out/_C_cuda.so"
 pytestmark = pytest.mark.skipif(not LIBRARY.is_file(), reason="`make cuda` builds it, with nvcc")
 
 # Operators that only the CPU has, by their nature.
-CPU_ONLY = {"advise_huge_pages", "build_alias_table"}
+CPU_ONLY = {
+    "advise_huge_pages",
+    "build_alias_table",
+    "negative_loss_and_grads",
+    "target_products",
+    "add_target_grads",
+}
 
 # Loads both libraries; prints, one per line, the operators of each device and the architectures.
 REGISTRATIONS = """
