@@ -24,7 +24,8 @@ LIBRARY = BUILD / "out/_C_cuda.so"
 
 pytestmark = pytest.mark.skipif(not LIBRARY.is_file(), reason="`make cuda` builds it, with nvcc")
 
-# Operators that only the CPU has, by their nature.
+# Operators that only the CPU has: by their nature, or because a GPU takes the parts that autograd
+# composes, with no factor of the backward pass to look at.
 CPU_ONLY = {
     "advise_huge_pages",
     "build_alias_table",
