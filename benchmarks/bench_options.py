@@ -64,10 +64,8 @@ OPTIONS = {
     "gbce": Option({"loss": "gbce"}),
     "softcap": Option({"softcap": 30.0}),
     "label smoothing": Option({"label_smoothing": 0.1}),
-    "cosine, margin": Option({"cosine": True, "margin": 0.35, "temperature": 1 / 64}),
-    "cosine, angular margin": Option(
-        {"cosine": True, "angular_margin": 0.5, "temperature": 1 / 64}
-    ),
+    "CosFace": Option({"cosine": True, "margin": 0.35, "temperature": 1 / 64}),
+    "ArcFace": Option({"cosine": True, "angular_margin": 0.5, "temperature": 1 / 64}),
 }
 
 

@@ -16,6 +16,7 @@ set(SSC_CPU_SOURCES
     csrc/cpu/sample_alias.cpp
     csrc/cpu/sample_plan.cpp
     csrc/cpu/target_rows.cpp
+    csrc/cpu/unit_rows.cpp
     csrc/cpu/workspace.cpp
 )
 
@@ -53,6 +54,7 @@ set(SSC_OPS_SOURCES
     csrc/ops/sample_rows.cpp
     csrc/ops/schema.cpp
     csrc/ops/targets.cpp
+    csrc/ops/unit_rows.cpp
 )
 
 # The CUDA operators, compiled by the C++ compiler.
@@ -78,6 +80,7 @@ set(SSC_CPP_TESTS
     tests/cpp/test_philox.cpp
     tests/cpp/test_sample.cpp
     tests/cpp/test_targets.cpp
+    tests/cpp/test_unit_rows.cpp
 )
 
 # csrc/simt: the executor of CUDA kernels on the CPU, and the kernels that its tests run.

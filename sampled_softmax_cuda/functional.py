@@ -15,6 +15,7 @@ from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._load import on_cpu
 from ._negatives import negatives_loss
 from ._option_checks import check_options
+from ._unit_rows import unit_rows
 from .reference.composed import LossOptions, composed_rows, count_of_samples
 from .reference.loss import (
     SampledSoftmaxDetails,
@@ -303,7 +304,7 @@ def _composed(
 ) -> tuple[Tensor, ...]:
     """The loss of any options, reduced, and lse, target logit and error [B]."""
     operands, step = reference.prepare_rows(
-        input, weight, bias, target, samples, exclude, options, sparse_grad
+        input, weight, bias, target, samples, exclude, options, sparse_grad, unit_rows
     )
     row_weight = None if sample_weight is None else sample_weight.reshape(-1)
     scale = None

@@ -32,6 +32,8 @@ CPU_ONLY = {
     "negative_loss_and_grads",
     "target_products",
     "add_target_grads",
+    "unit_rows",
+    "unit_rows_grad",
 }
 
 # Loads both libraries; prints, one per line, the operators of each device and the architectures.

@@ -110,6 +110,10 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       "add_target_grads(Tensor(a!) grad_input, Tensor(b!) grad_weight, Tensor(c!) grad_bias,"
       " Tensor classes, Tensor input, Tensor weight, Tensor target, Tensor coefficient,"
       " Tensor? bias_coefficient) -> ()");
+  // Cosines: the rows weight[classes] divided by their norms, in the dtype of sums, and the norms;
+  // and the gradient of these rows of weight from that of the unit rows.
+  m.def("unit_rows(Tensor weight, Tensor classes) -> (Tensor unit, Tensor norm)");
+  m.def("unit_rows_grad(Tensor grad, Tensor unit, Tensor norm) -> Tensor");
   // The same where every row has samples of its own: ids, log_expected_count [B, S]. On a GPU a
   // sparse gradient has N = min(C, B S) rows.
   m.def(

@@ -40,6 +40,10 @@ NegativesLoss = Callable[..., tuple[Tensor, Tensor]]
 remove_hits, sigmoid, sparse_grad, corrected) -> loss [B], peak [B]"""
 
 
+UnitRows = Callable[[Tensor, Tensor, torch.dtype, bool], Tensor]
+"""(table [C, D], classes [N], dtype, sparse gradient) -> [N, D]"""
+
+
 @dataclass(frozen=True)
 class LossOptions:
     """The options of `sampled_softmax_loss` that change what is computed for a row."""
@@ -125,16 +129,22 @@ class _Classes:
     exclude: Tensor | None
 
 
+def reference_unit_rows(table: Tensor, classes: Tensor, dtype: torch.dtype, sparse: bool) -> Tensor:
+    """table[classes] in `dtype`, each row divided by its norm."""
+    return F.normalize(gather_rows(table, classes, dtype, sparse), dim=1)
+
+
 def _touched_rows(
     weight: Tensor,
     bias: Tensor | None,
     ids: Tensor,
     target: Tensor,
     exclude: Tensor | None,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     sparse: bool,
+    unit_rows: UnitRows | None,
 ) -> _Classes:
-    """The rows of samples and targets, in `dtype` or their own: not all C, which is the point.
+    """The rows of samples and targets, as `unit_rows` in `dtype`, or as they are: not all C.
 
     Classes get the numbers 0, 1, ... in rising order; there are as many rows as ids and targets,
     the last ones unused, so that no size depends on data, but never more than C.
@@ -155,9 +165,12 @@ def _touched_rows(
         place = torch.searchsorted(ordered, exclude.contiguous()).clamp(max=ordered.numel() - 1)
         found = ordered[place] == exclude
         local = torch.where(found, number[place], -1)
+    rows_of = unit_rows or gather_rows
     return _Classes(
-        gather_rows(weight, classes, dtype or weight.dtype, sparse),
-        None if bias is None else gather_rows(bias, classes, dtype or bias.dtype, sparse),
+        rows_of(weight, classes, dtype if unit_rows else weight.dtype, sparse),
+        None
+        if bias is None
+        else gather_rows(bias, classes, dtype if unit_rows else bias.dtype, sparse),
         name[: ids.numel()].view_as(ids),
         name[ids.numel() :].view_as(target),
         local,
@@ -201,6 +214,7 @@ def prepare(
     exclude: Tensor | None,
     o: LossOptions,
     sparse_grad: bool,
+    unit_rows: UnitRows,
 ) -> tuple[Operands, Step]:
     """What the parts of a loss multiply, and what else they need to know.
 
@@ -218,6 +232,7 @@ def prepare(
             [0, C) stand for none.
         o: the options.
         sparse_grad: gradients of weight and bias as sparse_coo tensors.
+        unit_rows: `reference_unit_rows`, or what takes its place.
     """
     num_classes = weight.shape[0]
     there = target != o.ignore_index
@@ -229,15 +244,22 @@ def prepare(
     # A traced graph can use one row-sparse gradient, but can't add up several.
     if o.cosine or (sparse_grad and torch.compiler.is_compiling()):
         given = samples.materialize()
-        wanted = compute_dtype(input) if o.cosine else None
-        c = _touched_rows(weight, bias, given.ids, safe, exclude, wanted, sparse_grad)
+        c = _touched_rows(
+            weight,
+            bias,
+            given.ids,
+            safe,
+            exclude,
+            compute_dtype(input),
+            sparse_grad,
+            unit_rows if o.cosine else None,
+        )
         weight, bias, safe, exclude = c.weight, c.bias, c.target, c.exclude
         samples = given._replace(ids=c.ids)
         own = torch.where(there & in_range, safe, -1)
         sparse_grad = False  # the rows' own way back is sparse
     if o.cosine:
         input = F.normalize(torch.where(counted[:, None], input, 0).to(compute_dtype(input)), dim=1)
-        weight = F.normalize(weight, dim=1)
     hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
     step = Step(o, samples, num_classes, safe, there, counted, bad, hits, sparse_grad)
     return Operands(input, weight, bias), step

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .composed import LossOptions, Operands, Step, composed_rows, count_of_samples, prepare
+from .composed import (
+    LossOptions,
+    Operands,
+    Step,
+    UnitRows,
+    composed_rows,
+    count_of_samples,
+    prepare,
+    reference_unit_rows,
+)
 from .loss import SampledSoftmaxDetails, loss_rows, result_dtype, reweighted, row_scale
 from .negatives import negative_rows
 from .per_row import per_row_rows
@@ -89,6 +98,7 @@ def prepare_rows(
     exclude: Tensor | None,
     options: LossOptions,
     sparse_grad: bool,
+    unit_rows: UnitRows = reference_unit_rows,
 ) -> tuple[Operands, Step]:
     """`composed.prepare` for shapes as in `sampled_softmax_loss`."""
     h = input.reshape(-1, input.shape[-1])
@@ -102,6 +112,7 @@ def prepare_rows(
         None if exclude is None else exclude.reshape(num_rows, exclude.shape[-1]),
         options,
         sparse_grad,
+        unit_rows,
     )
 
 

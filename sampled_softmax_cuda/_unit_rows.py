@@ -1,0 +1,52 @@
+"""Rows of the class matrix divided by their norms, for losses of cosines, by the CPU's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._autograd import refuse_double_backward
+from ._dispatch import kernels_take
+from ._load import on_cpu
+from ._sparse import mark_coalesced_when_done, sparse_rows
+from .reference.composed import reference_unit_rows
+
+
+class _UnitRows(torch.autograd.Function):
+    """The autograd of `unit_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, classes: Tensor, sparse: bool) -> Tensor:
+        unit, norm = torch.ops.sampled_softmax.unit_rows(table, classes)
+        ctx.save_for_backward(table, classes, unit, norm)
+        ctx.sparse = sparse
+        return unit  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        refuse_double_backward()
+        table, classes, unit, norm = ctx.saved_tensors
+        rows = torch.ops.sampled_softmax.unit_rows_grad(grads[0].contiguous(), unit, norm)
+        rows = rows.to(table.dtype)
+        if not ctx.sparse:
+            return torch.zeros_like(table).index_copy_(0, classes, rows), None, None
+        mark_coalesced_when_done((table,), classes)
+        return sparse_rows(classes[None], rows, table), None, None
+
+
+def unit_rows(table: Tensor, classes: Tensor, dtype: torch.dtype, sparse: bool) -> Tensor:
+    """table[classes] in `dtype`, each row divided by its norm; differentiable once.
+
+    Args:
+        table: [C, D].
+        classes: [N] int64; sorted and distinct on the CPU.
+        dtype: float64 for a float64 table, else float32.
+        sparse: a row-sparse gradient.
+    """
+    eager = on_cpu(table) and not torch.compiler.is_compiling()
+    if not eager or not kernels_take("unit_rows", table, table, None):
+        return reference_unit_rows(table, classes, dtype, sparse)
+    table = table if table.stride(1) == 1 else table.contiguous()
+    return _UnitRows.apply(table, classes, sparse)  # type: ignore[no-untyped-call, no-any-return]
