@@ -266,6 +266,20 @@ def _fake_keyed_grads(
     return _empty_grads(input, weight, bias, rest[-1], most)
 
 
+def _fake_loss_and_grads(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(input)
+    size = torch.library.get_ctx().new_dynamic_size()
+    return (
+        *_fake_rows(input),
+        input.new_empty(input.shape, dtype=dtype),
+        input.new_empty(size, input.shape[1], dtype=dtype),
+        input.new_empty(0 if bias is None else size, dtype=dtype),
+        input.new_empty(1, size, dtype=torch.int64),
+    )
+
+
 def _setup(kind: str) -> Any:
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         end = len(inputs) - (kind == "negative")
@@ -290,6 +304,7 @@ def _op_backward(kind: str) -> Any:
 
 
 def _register() -> None:
+    torch.library.register_fake("sampled_softmax::negative_loss_and_grads", _fake_loss_and_grads)
     for kind in _KINDS:
         rows = f"sampled_softmax::{kind}_rows"
         torch.library.register_fake(rows, _fake_rows)

@@ -158,12 +158,34 @@ def _fake_logits(
     return input.new_empty(input.shape[0], end - begin, dtype=compute_dtype(input))
 
 
+def _fake_target_products(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return input.new_empty(target.shape, dtype=compute_dtype(input))
+
+
+def _fake_add_target_grads(*_: Any) -> None:
+    return None
+
+
+def _fake_unit_rows(weight: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(weight)
+    shape = (classes.shape[0], weight.shape[1])
+    return weight.new_empty(shape, dtype=dtype), weight.new_empty(shape[:1], dtype=dtype)
+
+
+def _fake_unit_rows_grad(grad: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(grad)
+
+
 def _register() -> None:
     fakes: dict[str, Callable[..., Any]] = {
         "loss_rows": _fake_loss_rows,
         "loss_and_grads": _fake_loss_and_grads,
         "exact_loss_rows": _fake_exact_loss_rows,
         "logits": _fake_logits,
+        "target_products": _fake_target_products,
+        "add_target_grads": _fake_add_target_grads,
+        "unit_rows": _fake_unit_rows,
+        "unit_rows_grad": _fake_unit_rows_grad,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"sampled_softmax::{name}", fake)

@@ -323,6 +323,29 @@ OPCHECKS: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 
+def part_arguments() -> dict[str, tuple[Any, ...]]:
+    """Of the operators that the CPU has for reduced losses of any options."""
+    p = make_problem(6, 5, 12, 8)
+    h, w, b = (leaf.detach() for leaf in p.leaves)
+    hits = target = p.target[:, None]
+    row, counted = torch.rand(6), torch.ones(6, dtype=torch.bool)
+    samples = (*p.samples[:2], 0.5, 0.0, True, True)
+    classes = torch.arange(12)[None]
+    grads = (torch.rand(6, 5), torch.rand(12, 5), torch.rand(12), classes)
+    return {
+        "target_products": (h, w, target),
+        "negative_loss_and_grads": (h, w, b, row, hits, counted, *samples, row, target),
+        "add_target_grads": (*grads, h, w, target, row[:, None], row[:, None]),
+        "unit_rows": (w, classes[0]),
+        "unit_rows_grad": (torch.rand(6, 5), h, row),
+    }
+
+
+@pytest.mark.parametrize("name", part_arguments())
+def test_opcheck_of_parts(native: None, name: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.sampled_softmax, name), part_arguments()[name])
+
+
 @pytest.mark.parametrize("case", OPCHECKS)
 def test_opcheck(compiled: str, case: str) -> None:
     operator = getattr(torch.ops.sampled_softmax, case.split()[0])
