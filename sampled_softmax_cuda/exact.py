@@ -14,10 +14,13 @@ from torch.nn import functional as F
 
 from . import _checks, reference
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
+from ._negatives import negatives_loss
 from ._option_checks import check_softcap
+from .reference.composed import LossOptions, composed_rows
 from .reference.exact import chunk_classes
 from .reference.loss import compute_dtype, result_dtype, row_scale
 from .reference.negatives import cap
+from .samplers.samples import Samples
 
 # An ignore_index that no class id and no sensible target has.
 _IGNORE_NOTHING = torch.iinfo(torch.int64).min
@@ -43,7 +46,8 @@ def _loss_rows(
 ) -> tuple[Tensor, Tensor]:
     """The exact loss and logsumexp of each row [B] of input [*, D].
 
-    Capped logits have no kernel: PyTorch's matmuls serve them, in chunks of classes.
+    Capped logits are served by the kernels of the negatives: with every class sampled once, the
+    sampled loss is the exact one.
     """
     if softcap is None and kernels_take("exact_loss_rows", input, weight, bias):
         matrices = as_kernels_take(input, weight, bias)
@@ -53,6 +57,11 @@ def _loss_rows(
         )
         return rows
     h = input.reshape(-1, input.shape[-1])
+    if softcap is not None and kernels_take("negative_rows", h, weight, bias):
+        every = Samples(torch.arange(weight.shape[0], device=weight.device), None, None)
+        capped = LossOptions(temperature=temperature, softcap=softcap, ignore_index=ignore_index)
+        step = reference.prepare_rows(h, weight, bias, target, every, None, capped, False)
+        return composed_rows(*step, negatives_loss)[:2]
     options = (1.0 / temperature, ignore_index, softcap or 0.0)
     return reference.exact_loss_rows(h, weight, bias, target, *options)
 
@@ -106,8 +115,7 @@ def exact_cross_entropy(
         target: [*] int64.
         bias: [C] or None.
         temperature: divides the logits.
-        softcap, cosine: as in `sampled_softmax_loss`; capped logits take PyTorch's matmuls, and
-            cosines a copy of weight.
+        softcap, cosine: as in `sampled_softmax_loss`; cosines take a copy of weight.
         ignore_index: rows with this target give loss 0 and do not count.
         reduction: "mean" (0 if no row counts), "sum" or "none".
 

@@ -233,8 +233,11 @@ def test_module_with_inductor_draws_anew_at_every_call(native: None) -> None:
     assert h.grad is not None
 
 
-def test_eval_mode(native: None) -> None:
-    head = ssc.SampledSoftmaxLoss(12, 500, 20).eval()
+@pytest.mark.parametrize(
+    "options", [{}, {"softcap": 2.0}, {"cosine": True, "softcap": 3.0}], ids=str
+)
+def test_eval_mode(native: None, options: dict[str, Any]) -> None:
+    head = ssc.SampledSoftmaxLoss(12, 500, 20, **options).eval()
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
     for size in SIZES:
         h, target = torch.randn(size, 12, requires_grad=True), torch.randint(500, (size,))
