@@ -229,7 +229,7 @@ class GradientPass {
                 static_cast<size_t>(bias_size));
   }
 
-  // The same for classes [begin, end), each the sum of its samples.
+  // Writes out the gradients of classes [begin, end), each the sum of its samples' rows.
   void add_up_samples(Range classes) {
     const int64_t* const slots_end = plan_.slot + plan_.distinct;
     const MatrixView rows = {weight_grad_, weight_stride_,

@@ -91,6 +91,16 @@ inline Tensor zeros_unless(std::initializer_list<int64_t> sizes, bool overwritte
   return overwritten ? out : torch::stable::zero_(out);
 }
 
+// Classes, or −1 where there is no target.
+inline const int64_t* check_targets(const Tensor& target, int64_t classes) {
+  const int64_t* ids = integers(target, "target");
+  for (int64_t j = 0; j < target.numel(); ++j) {
+    STD_TORCH_CHECK(ids[j] >= -1 && ids[j] < classes, "target[", j, "] = ", ids[j],
+                    " is out of range: expected [-1, C=", classes, ")");
+  }
+  return ids;
+}
+
 struct GradientDtypes {
   ScalarType input, weight, bias;
   bool has_bias;

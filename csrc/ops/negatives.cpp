@@ -38,13 +38,8 @@ struct NegativeArguments : Arguments {
     int64_t other_count = 0;
     if (target_classes.has_value()) {
       targets = torch::stable::contiguous(*target_classes);
-      others = integers(*targets, "target");
+      others = check_targets(*targets, problem.classes);
       other_count = targets->numel();
-      for (int64_t j = 0; j < other_count; ++j) {
-        STD_TORCH_CHECK(others[j] >= -1 && others[j] < problem.classes, "target[", j,
-                        "] = ", others[j], " is out of range: expected [-1, C=", problem.classes,
-                        ")");
-      }
     }
     plan = plan_negatives(integers(ids, "ids"), ids.size(0), counts.data, counts.dtype,
                           integers(hits, "hits"), hits.size(1), mask, problem.batch,

@@ -13,13 +13,8 @@ struct TargetArguments {
         target(torch::stable::contiguous(targets)) {
     const LossProblem& p = arguments.problem;
     STD_TORCH_CHECK(target.dim() == 2 && target.size(0) == p.batch, "target must be [B, T]");
-    problem = {p.input, p.weight, integers(target, "target"), p.batch, target.size(1),
+    problem = {p.input, p.weight, check_targets(target, p.classes), p.batch, target.size(1),
                p.dim,   p.classes};
-    for (int64_t j = 0; j < target.numel(); ++j) {
-      STD_TORCH_CHECK(problem.target[j] >= -1 && problem.target[j] < p.classes, "target[", j,
-                      "] = ", problem.target[j], " is out of range: expected [-1, C=", p.classes,
-                      ")");
-    }
   }
 
   // The elements of a [B, T] tensor or of one that is written to.

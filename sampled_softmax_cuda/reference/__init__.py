@@ -6,7 +6,6 @@ library is not built, with SSC_BACKEND=reference, and on devices without kernels
 
 from .exact import exact_loss_rows, logits
 from .functional import (
-    counted_rows,
     is_plain,
     prepare_rows,
     reference_negatives,
@@ -18,7 +17,6 @@ from .negatives import negative_rows
 
 __all__ = [
     "SampledSoftmaxDetails",
-    "counted_rows",
     "exact_loss_rows",
     "is_plain",
     "logits",

@@ -40,7 +40,7 @@ NegativesLoss = Callable[..., tuple[Tensor, Tensor]]
 remove_hits, sigmoid, sparse_grad, corrected) -> loss [B], peak [B]"""
 
 
-UnitRows = Callable[[Tensor, Tensor, torch.dtype, bool], Tensor]
+RowsOf = Callable[[Tensor, Tensor, torch.dtype, bool], Tensor]
 """(table [C, D], classes [N], dtype, sparse gradient) -> [N, D]"""
 
 
@@ -140,11 +140,11 @@ def _touched_rows(
     ids: Tensor,
     target: Tensor,
     exclude: Tensor | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     sparse: bool,
-    unit_rows: UnitRows | None,
+    rows_of: RowsOf,
 ) -> _Classes:
-    """The rows of samples and targets, as `unit_rows` in `dtype`, or as they are: not all C.
+    """The rows of samples and targets by `rows_of`, in `dtype` or their own: not all C.
 
     Classes get the numbers 0, 1, ... in rising order; there are as many rows as ids and targets,
     the last ones unused, so that no size depends on data, but never more than C.
@@ -165,12 +165,9 @@ def _touched_rows(
         place = torch.searchsorted(ordered, exclude.contiguous()).clamp(max=ordered.numel() - 1)
         found = ordered[place] == exclude
         local = torch.where(found, number[place], -1)
-    rows_of = unit_rows or gather_rows
     return _Classes(
-        rows_of(weight, classes, dtype if unit_rows else weight.dtype, sparse),
-        None
-        if bias is None
-        else gather_rows(bias, classes, dtype if unit_rows else bias.dtype, sparse),
+        rows_of(weight, classes, dtype or weight.dtype, sparse),
+        None if bias is None else gather_rows(bias, classes, dtype or bias.dtype, sparse),
         name[: ids.numel()].view_as(ids),
         name[ids.numel() :].view_as(target),
         local,
@@ -214,7 +211,7 @@ def prepare(
     exclude: Tensor | None,
     o: LossOptions,
     sparse_grad: bool,
-    unit_rows: UnitRows,
+    unit_rows: RowsOf,
 ) -> tuple[Operands, Step]:
     """What the parts of a loss multiply, and what else they need to know.
 
@@ -250,9 +247,9 @@ def prepare(
             given.ids,
             safe,
             exclude,
-            compute_dtype(input),
+            compute_dtype(input) if o.cosine else None,
             sparse_grad,
-            unit_rows if o.cosine else None,
+            unit_rows if o.cosine else gather_rows,
         )
         weight, bias, safe, exclude = c.weight, c.bias, c.target, c.exclude
         samples = given._replace(ids=c.ids)

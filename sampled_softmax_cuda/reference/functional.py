@@ -10,8 +10,8 @@ from torch import Tensor
 from .composed import (
     LossOptions,
     Operands,
+    RowsOf,
     Step,
-    UnitRows,
     composed_rows,
     count_of_samples,
     prepare,
@@ -24,9 +24,6 @@ from .per_row import per_row_rows
 if TYPE_CHECKING:
     from ..samplers.keyed import KeyedSamples
     from ..samplers.samples import Samples
-
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Loss, lse, target logit and error, each [B]."""
 
 
 def reference_negatives(
@@ -98,7 +95,7 @@ def prepare_rows(
     exclude: Tensor | None,
     options: LossOptions,
     sparse_grad: bool,
-    unit_rows: UnitRows = reference_unit_rows,
+    unit_rows: RowsOf = reference_unit_rows,
 ) -> tuple[Operands, Step]:
     """`composed.prepare` for shapes as in `sampled_softmax_loss`."""
     h = input.reshape(-1, input.shape[-1])
