@@ -129,11 +129,6 @@ def cuda_reason() -> str:
     return _cuda_reason
 
 
-def backend_name() -> str:
-    """The choice made by SSC_BACKEND or `use_backend`: "auto", "native" or "reference"."""
-    return _backend
-
-
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Choose the backend inside a `with` block, as the variable SSC_BACKEND does for a process.

@@ -1,5 +1,5 @@
 // The vectorised stages of the loss, as one table of functions per (instruction set, arithmetic
-// type). csrc/cpu/loss.cpp calls them in the data's order:
+// type). loss_rows.cpp and loss_grads.cpp call them in the data's order:
 //
 //   pack_rows       a block of H       -> the broadcast operand of z = H Ws^T
 //   sweep           per tile of samples: gather and pack its rows of W; z, E = exp(z − reference),
@@ -12,7 +12,7 @@
 // pairs of bf16 that are neighbours along the contraction. K is the number of elements in a word;
 // D/K and the like are rounded up, and the last word filled up with zero.
 //
-// Symbols as in the design: B rows, D width, S samples (here distinct ones), R rows of one chunk.
+// Symbols: B rows, D width, S samples (here distinct ones), R rows of one chunk.
 // The rows of a chunk are partitioned into blocks of at most `tile_rows` rows.
 #pragma once
 
@@ -64,13 +64,12 @@ struct Samples {
 
 // Memory for one tile of packed samples, a thread's own. P = kPanel samples make a panel, the last
 // one of all padded; Dp = D rounded up to P.
-//   columns [panels][D/K][P]            vectors over samples, for z
-//   rows    [Dp / P][panels · P/K][P]   vectors over D, for dH; null where not needed
-//   adjust  [panels · P]                bias/τ − log n of each sample; −inf in the padding
-//   copies  [panels · P]                log_copies
-//   correction [panels · P]             with a link: log n, +inf in the padding, `adjust` then
-//   being
-//                                       b/τ alone; and of a sigmoid `copies` counts the copies
+//   columns    [panels][D/K][P]           vectors over samples, for z
+//   rows       [Dp / P][panels · P/K][P]  vectors over D, for dH; null where not needed
+//   adjust     [panels · P]               bias/τ − log n of each sample; −inf in the padding
+//   copies     [panels · P]               log_copies
+//   correction [panels · P]               with a link: log n, +inf in the padding; `adjust` is then
+//                                         b/τ alone, and a sigmoid's `copies` counts the copies
 template <class T>
 struct Tile {
   T* columns;

@@ -1,4 +1,5 @@
-// The caller's parallel-for, type-erased: csrc/cpu starts no threads itself (design decision D).
+// The caller's parallel-for, type-erased: csrc/cpu starts no threads itself, so that its work runs
+// in the pool of PyTorch, under torch.set_num_threads.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// This instruction set's stages as a table for csrc/cpu/loss.cpp.
+// This instruction set's stages as a table for csrc/cpu/loss_rows.cpp and loss_grads.cpp.
 #include "csrc/cpu/loss_stages.h"
 
 namespace ssc::SSC_ISA {

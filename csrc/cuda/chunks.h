@@ -63,9 +63,9 @@ To* at(void* workspace, int64_t offset) {
   return reinterpret_cast<To*>(static_cast<char*>(workspace) + offset);
 }
 
-// lose(launches, first, chunk, parts) makes the chunk's probabilities, and its coefficients where a
-// row's target is a class: `first` is the chunk's first row in the batch, chunk.loss and chunk.lse
-// are to be set. Then come the products, chunk by chunk, and the gradients by class.
+// lose(launches, first, chunk) makes the chunk's probabilities, and its coefficients where a row's
+// target is a class: `first` is the chunk's first row in the batch, chunk.loss and chunk.lse are to
+// be set. Then come the products, chunk by chunk, and the gradients by class.
 template <class T, class Lose>
 cudaError_t grads_by_chunks(const LossProblem<T>& problem, const LossGradients<T>& gradients,
                             const WorkspaceLayout& layout, void* workspace, MatmulPath path,

@@ -6,8 +6,8 @@
 //   probabilities   P_is = (k_i / κ) exp(z_is − lse_i) / τ and c_i = (k_i / κ) (p_it − 1) / τ
 //   input_products  P Ws, split over the samples       input_grad   dH_i = κ (Σ splits + c_i W_t)
 //   weight_products (+)= P^T H      bias_products (+)= P^T 1
-//   class_grads     per class, in the order of a sorted list: dW_c = κ (Σ samples + Σ c_i h_i),
-//   db_c
+//   class_grads     per class, in the order of a sorted list: dW_c = κ (Σ samples + Σ c_i h_i)
+//                   and db_c
 //
 // Three matmuls in all, since a scalar upstream gradient scales the result afterwards. Chunks of
 // rows bound the workspace: logits and P are [rows of a chunk][S]. Rows to be ignored are left out

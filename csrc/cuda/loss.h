@@ -2,7 +2,8 @@
 //
 //   target_logits   z_it = (h_i · W_t + b_t) / τ − log n_t
 //   score           z_is = (h_i · W_s + b_s) / τ − log n_s and, per row, (max, Σ exp) over the
-//   samples finish_rows     loss_i = log(exp z_it + Σ_s exp z_is) − z_it
+//                   samples
+//   finish_rows     loss_i = log(exp z_it + Σ_s exp z_is) − z_it
 //
 // Symbols: B rows, D width, S samples, C classes. Everything is in device memory; nothing
 // allocates, waits or reads back, so the whole can be captured in a CUDA graph. A class id outside

@@ -8,8 +8,8 @@
 //   C, D (16x8):    c[0,1] = C[group][2 pair, +1]    c[2,3] = C[group + 8][2 pair, +1]
 // and of m16n8k8 with tf32 ("Matrix Fragments for mma.m16n8k8"):
 //   A (16x8): a[0] = A[group][pair], a[1] = A[group + 8][pair], a[2] = A[group][pair + 4],
-//             a[3] = A[group + 8][pair + 4];   B (8x8): b[0] = B[pair][group], b[1] = B[pair +
-//             4][group]
+//             a[3] = A[group + 8][pair + 4]
+//   B (8x8):  b[0] = B[pair][group], b[1] = B[pair + 4][group]
 #pragma once
 
 #include <stdint.h>

@@ -5,12 +5,12 @@
 //
 // by the stages of loss.h, of which only those differ that are here:
 //
-//   label_rows        which rows count, as the targets that grads.h and products.cu look at
-//   find_hits         which samples are among the classes that a row leaves out, a bit for each
-//   score_negatives   z, in place of `score`
-//   finish_negatives  losses and peaks from the merged parts
-//   negative_probabilities   P_is = (k_i / κ) d loss_i / d z_is cap' / τ, in place of
-//   `probabilities`
+//   label_rows              which rows count, as the targets that grads.h and products.cu look at
+//   find_hits               which samples are among the classes that a row leaves out, a bit each
+//   score_negatives         z, in place of `score`
+//   finish_negatives        losses and peaks from the merged parts
+//   negative_probabilities  P_is = (k_i / κ) d loss_i / d z_is cap' / τ, in place of
+//                           `probabilities`
 //
 // A row that does not count gives 0 and no gradient, whatever it holds.
 #pragma once

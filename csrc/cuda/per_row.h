@@ -1,12 +1,14 @@
 // Losses against negatives of which every row has its own, and their gradients on the GPU: the
 // stages of csrc/cpu/per_row.h.
 //
-//   draw_rows      ids and log n of a chunk of rows, where a key stands for them
-//   score_rows     z_is = cap((h_i · W_s + b_s) / τ) − log n_is; per row (max, Σ exp), or Σ
-//   softplus finish_rows    loss_i = log(1 + Σ_s exp(z_is − r_i)), or Σ_s log(1 + exp z_is); the
-//   peak row_coefficients   c_is = k_i p_is dz/dx, in the place of z_is; and the list of their
-//   classes row_input_grad     dH_i = Σ_s c_is W_s row_class_grads    dW_c += Σ c_is h_i over a
-//   class's entries in the sorted list, db_c += Σ c_is
+//   draw_rows         ids and log n of a chunk of rows, where a key stands for them
+//   score_rows        z_is = cap((h_i · W_s + b_s) / τ) − log n_is; per row (max, Σ exp), or
+//                     Σ softplus
+//   finish_rows       loss_i = log(1 + Σ_s exp(z_is − r_i)), or Σ_s log(1 + exp z_is); the peak
+//   row_coefficients  c_is = k_i p_is dz/dx, in the place of z_is; and the list of their classes
+//   row_input_grad    dH_i = Σ_s c_is W_s
+//   row_class_grads   dW_c += Σ c_is h_i over a class's entries in the sorted list,
+//                     db_c += Σ c_is
 //
 // Bound by memory: B·S·D elements of W are read forward and twice that backward (z again, then dH),
 // each row whole, 16 bytes a lane. Ids that come from a key are drawn anew in both passes, a chunk

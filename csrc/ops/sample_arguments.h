@@ -8,7 +8,7 @@
 
 namespace ssc::ops {
 
-// How samples are drawn; the numbers are those of Method in sampled_softmax_cuda/samplers/_ops.py.
+// How samples are drawn; the numbers are those of Method in sampled_softmax_cuda/reference/sample.py.
 enum Method : int64_t { kWithReplacement = 0, kDistinct = 1, kRace = 2 };
 
 inline void check_draw(const Tensor& key, const Tensor& target, int64_t num_samples, int64_t method,

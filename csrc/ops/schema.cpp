@@ -1,7 +1,7 @@
 // Every operator of torch.ops.sampled_softmax on one screen. The kernels are registered in the file
-// of their stage (info.cpp, sample.cpp, loss.cpp, exact.cpp; for CUDA, in a library of their own,
-// info_cuda.cpp, sample_cuda.cpp, loss_cuda.cpp); fakes and autograd are in
-// sampled_softmax_cuda/_ops.py, and so is all checking of arguments with a message for users.
+// of their stage (sample.cpp, loss.cpp, negatives.cpp, ...; for CUDA in a library of their own, by
+// <stage>_cuda.cpp). Fakes and gradients are in the Python module of the stage, which checks the
+// arguments with messages for users.
 //
 // Shapes: B rows, D features, C classes, S samples, N touched rows.
 //   key [2] int64 (seed, offset); ids, target, grad_rows [1, N] int64; log counts float32
