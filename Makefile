@@ -6,6 +6,7 @@
 #   make simt    the CUDA kernels for the CPU (csrc/simt), which the Python tests run
 #   make lint    formatting, types, layering
 #   make bench   short benchmarks
+#   make docs    the documentation as a site, in build/site
 #   make gpu-check   on a machine with a GPU: build, tests, sanitizers, benchmarks, one report
 #   make build   the compiled library, in place (an edit to one file recompiles that file)
 #   make clean   removes what was built; the virtual environment stays (rm -r .venv)
@@ -17,7 +18,8 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := build
-.PHONY: demo test test-cpp test-python simt cuda cuda-torch-check gpu-check lint bench build clean
+.PHONY: demo test test-cpp test-python simt cuda cuda-torch-check gpu-check lint bench docs build \
+        clean
 .DELETE_ON_ERROR:
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
@@ -98,6 +100,11 @@ bench: build
 	for name in sample loss options per_row scale memory stages; do \
 	    $(BIN)/python benchmarks/bench_$$name.py --quick || exit 1; \
 	done
+
+# Strict: a link that leads nowhere fails. mkdocs-material's own notices are about its successor.
+docs: $(BIN)/.package
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "build/site/index.html"
 
 # With the Python that has torch for CUDA, not this checkout's environment; fetches nothing.
 gpu-check:

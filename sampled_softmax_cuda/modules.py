@@ -78,10 +78,11 @@ class SampledSoftmaxLoss(nn.Module):
         per_row: give every row S negatives of its own, drawn by the kernels and never stored.
             Default False: the batch shares them, which costs far less.
         temperature: divides the logits, in training and evaluation. Default 1.
-        correction, remove_accidental_hits, ignore_index, reduction, sparse_grad, loss, margin,
-            angular_margin, label_smoothing, calibration: as in `sampled_softmax_loss`. They are the
-            sampled loss's alone, but for ignore_index and reduction; the gradients of the exact
-            loss are dense, whatever sparse_grad says.
+        ignore_index, reduction: as in `sampled_softmax_loss`, in training and in evaluation.
+        correction, remove_accidental_hits, loss, margin, angular_margin: as there, of the sampled
+            loss alone.
+        label_smoothing, calibration: likewise.
+        sparse_grad: as there; the gradients of the exact loss are dense, whatever it says.
         softcap, cosine: as there, in training and in evaluation; `cosine` there divides all rows of
             weight by their norms, in a copy.
         device, dtype: of the parameters.

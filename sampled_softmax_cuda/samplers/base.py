@@ -156,7 +156,7 @@ class Sampler(nn.Module, ABC):
             `KeyedSamples`, whose `materialize()` gives the `Samples`.
 
         Raises:
-            As `sample`.
+            ValueError, TypeError, IndexError: as `sample`.
 
         Example:
             >>> import torch, sampled_softmax_cuda as ssc
@@ -182,7 +182,7 @@ class Sampler(nn.Module, ABC):
             ids [S] and num_draws [], int64. num_draws is S with replacement.
 
         Raises:
-            As `sample`.
+            ValueError, TypeError, IndexError: as `sample`.
 
         Example:
             >>> import torch, sampled_softmax_cuda as ssc

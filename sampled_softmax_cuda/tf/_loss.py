@@ -287,8 +287,8 @@ def nce_loss(
     unnormalized statistical models", AISTATS 2010.
 
     Args:
-        weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values,
-            partition_strategy, sparse_grad: as in `sampled_softmax_loss`.
+        weights, biases, labels, inputs, num_sampled, num_classes: as in `sampled_softmax_loss`.
+        num_true, sampled_values, partition_strategy, sparse_grad: likewise.
         remove_accidental_hits: as there, but False by default. True makes it the "sampled logistic"
             loss.
         name: ignored. There is no seed, as in TensorFlow: `set_seed`, or give sampled_values.
