@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from ._load import on_cpu
+from ._parallel import refuse_dtensor
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
 
@@ -40,6 +41,7 @@ def check_float(fn: str, name: str, value: Any) -> None:
     """TypeError unless `value` is a tensor of a floating dtype that the kernels take."""
     if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
         _fail_float(fn, name, value)
+    refuse_dtensor(fn, name, value)
 
 
 def check_int64(fn: str, name: str, value: Any) -> None:
@@ -48,6 +50,7 @@ def check_int64(fn: str, name: str, value: Any) -> None:
         raise TypeError(f"{fn}: {name} must be a Tensor, got {_describe(value)}")
     if value.dtype != torch.int64:
         raise TypeError(f"{fn}: {name} must be int64, got {value.dtype}")
+    refuse_dtensor(fn, name, value)
 
 
 def check_positive_int(fn: str, name: str, value: Any) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._load import on_cpu
+from ._parallel import in_process_group
 
 
 def sparse_rows(rows: Tensor, values: Tensor, parameter: Tensor, coalesced: bool = True) -> Tensor:
@@ -40,7 +42,9 @@ def mark_coalesced_when_done(parameters: Sequence[Tensor | None], rows: Tensor) 
             if grad is not None and grad.is_sparse and grad._indices().data_ptr() == address:
                 grad._coalesced_(True)
 
-    torch.autograd.Variable._execution_engine.queue_callback(mark)
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+    # DDP queues its own callback, which waits for threads that write to `.grad`; ours comes after.
+    queue(partial(queue, mark) if in_process_group() else mark)
 
 
 class _Fork(torch.autograd.Function):
@@ -77,3 +81,24 @@ def fork(table: Tensor, count: int) -> tuple[Tensor, ...]:
     16-bit one.
     """
     return _Fork.apply(table, count)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _AllRows(torch.autograd.Function):
+    """The autograd of `with_sparse_grad`."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor) -> Tensor:
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        (grad,) = grads
+        return sparse_rows(torch.arange(len(grad), device=grad.device)[None], grad, grad)
+
+
+def with_sparse_grad(table: Tensor) -> Tensor:
+    """`table` [C, ...] for a use with a dense gradient, handed on as a sparse one of all C rows.
+
+    For those who have been told that the gradient is sparse.
+    """
+    return _AllRows.apply(table)  # type: ignore[no-untyped-call, no-any-return]

@@ -15,6 +15,7 @@ from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._load import on_cpu
 from ._negatives import negatives_loss
 from ._option_checks import check_options
+from ._parallel import check_sparse_grad
 from ._unit_rows import unit_rows
 from .reference.composed import LossOptions, composed_rows, count_of_samples
 from .reference.loss import (
@@ -202,6 +203,8 @@ def sampled_softmax_loss(
     if sample_weight is not None:
         _checks.check_sample_weight(_NAME, sample_weight, input)
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
+    if sparse_grad:
+        check_sparse_grad(_NAME, weight, bias)
     options = LossOptions(
         loss,
         temperature,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from . import _checks, exact
 from ._option_checks import check_option_values
+from ._parallel import SparseRows, active_ddp, in_process_group
+from ._sparse import with_sparse_grad
 from .exact import TopK
 from .functional import sampled_softmax_loss
 from .memory import prefer_huge_pages
@@ -203,6 +206,17 @@ class SampledSoftmaxLoss(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As nn.Module's. In a process group, with sparse_grad=True, `SparseRows` comes first: it
+        tells DistributedDataParallel which gradients are sparse. Not among duplicates, which are
+        for those who put other parameters in place, such as fully_shard."""
+        announced = self.sparse_grad and remove_duplicate and "weight" in self._parameters
+        if announced and in_process_group() and (memo is None or self not in memo):
+            yield prefix, SparseRows(self)
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+
     def forward(self, input: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tensor:
         """The sampled loss in training mode, the exact one in eval mode.
 
@@ -217,15 +231,23 @@ class SampledSoftmaxLoss(nn.Module):
             A scalar, or [*] with reduction="none"; dtype as in `sampled_softmax_loss`.
         """
         if not self.training:
+            weight: Tensor = self.weight
+            bias: Tensor | None = self.bias
+            if self.sparse_grad and not torch.compiler.is_compiling() and active_ddp() is not None:
+                # What DDP has been told holds for this loss too.
+                weight = with_sparse_grad(weight)
+                bias = None if bias is None else with_sparse_grad(bias)
             return exact.exact_cross_entropy(
                 input,
-                self.weight,
+                weight,
                 target,
-                bias=self.bias,
+                bias=bias,
                 ignore_index=self.ignore_index,
                 reduction=self.reduction,
                 **self._logit_options(),
             )
+        if self.sparse_grad:
+            self._check_own_parameters()
         samples: Samples | KeyedSamples
         if self.per_row:
             num_true = target.shape[-1] if target.dim() == input.dim() else None
@@ -259,6 +281,18 @@ class SampledSoftmaxLoss(nn.Module):
             **self._logit_options(),
         )
         return loss
+
+    def _check_own_parameters(self) -> None:
+        """ValueError unless weight and bias are parameters themselves, which can have a row-sparse
+        gradient, and not computed from others."""
+        for name in ("weight", "bias"):
+            if name not in self._parameters:
+                raise ValueError(
+                    f"{_NAME}: sparse_grad=True needs {name} to be a parameter of the module, and"
+                    " it is computed from others (a parametrization, weight_norm or pruning), to"
+                    " which torch hands on no row-sparse gradient: use sparse_grad=False; see"
+                    " docs/sparse_gradients.md"
+                )
 
     def _logit_options(self) -> dict[str, Any]:
         """What makes logits of products, in training and in evaluation."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._load import on_cpu
+from .._parallel import refuse_dtensor
 from ..reference.sample import Method
 from . import _ops
 from ._row_draws import draw_rows
@@ -325,6 +326,7 @@ class Sampler(nn.Module, ABC):
             )
         if ids.dtype != torch.int64:
             raise TypeError(f"{self._name}.{method}: {argument} must be int64, got {ids.dtype}")
+        refuse_dtensor(f"{self._name}.{method}", argument, ids)
         device = self._device()
         if device is not None and ids.device != device:
             raise ValueError(
