@@ -149,7 +149,8 @@ def sampled_softmax_loss(
         reduction: "mean" (default) divides by the number, or the summed weight, of the rows that
             count and is 0 if there are none; "sum"; "none" gives losses of shape [*].
         sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors over the rows
-            touched, for SGD, Adagrad and SparseAdam. Default False: dense. On CUDA and under
+            touched, for SGD without momentum, Adagrad and SparseAdam; what else PyTorch can do with
+            them is in docs/sparse_gradients.md. Default False: dense. On CUDA and under
             torch.compile they have S + B rows, some of them zero, and are not marked as coalesced,
             because how many rows are distinct would have to be waited for; per-row samples B·S in
             place of S. Under torch.compile losses other than the plain one copy those rows first,
@@ -181,11 +182,13 @@ def sampled_softmax_loss(
 
     Raises:
         ValueError: shapes, devices or options that do not fit, or not together.
-        TypeError: wrong dtypes or types.
+        TypeError: wrong dtypes or types, DTensors among them.
         IndexError: an id or target outside [0, C), on the CPU. On CUDA such a target gives NaN in
             its row; SSC_CHECK_TARGETS=1 raises there too, at the price of waiting for the device.
-        RuntimeError: backward with create_graph=True through the compiled kernels. The same
-            function in `sampled_softmax_cuda.reference` can be differentiated twice.
+        RuntimeError: sparse_grad with a weight or bias of which DistributedDataParallel or
+            fully_shard expects a dense gradient; backward with create_graph=True through the
+            compiled kernels. The same function in `sampled_softmax_cuda.reference` can be
+            differentiated twice.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc

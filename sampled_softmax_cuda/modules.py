@@ -85,7 +85,8 @@ class SampledSoftmaxLoss(nn.Module):
         correction, remove_accidental_hits, loss, margin, angular_margin: as there, of the sampled
             loss alone.
         label_smoothing, calibration: likewise.
-        sparse_grad: as there; the gradients of the exact loss are dense, whatever it says.
+        sparse_grad: as there; the gradients of the exact loss are dense, whatever it says, except
+            under DistributedDataParallel.
         softcap, cosine: as there, in training and in evaluation; `cosine` there divides all rows of
             weight by their norms, in a copy.
         device, dtype: of the parameters.
