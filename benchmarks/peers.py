@@ -175,7 +175,8 @@ def full_step(problem: Problem) -> Step:
 
 
 def linear_cross_entropy_step(problem: Problem) -> Step:
-    """F.linear_cross_entropy with its chunked path (torch 2.13 and later)."""
+    """F.linear_cross_entropy with its chunked option (torch 2.13 and later), which is not its
+    default: that is `full_softmax_step`'s two functions."""
     if not hasattr(F, "linear_cross_entropy"):
         raise RuntimeError(f"torch {torch.__version__} has no F.linear_cross_entropy")
     options = torch.nn.LinearCrossEntropyOptions()

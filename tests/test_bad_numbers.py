@@ -147,3 +147,30 @@ def test_ids_out_of_range(compiled: str, bad: int) -> None:
     loss = bad_sample.loss(reduction="none")
     assert loss[2:].isnan().all()
     assert not loss[:2].any()
+
+
+@pytest.mark.parametrize(("norm", "expected"), [(1e18, None), (1e20, 0.0), (1e-24, 0.0)])
+@pytest.mark.parametrize("which", ["input", "weight"])
+def test_cosines_of_extreme_norms(
+    device: str, which: str, norm: float, expected: float | None
+) -> None:
+    """docs/numerics.md: float32 can't square norms above 1.8e19, whose cosines are 0, as those of
+    rows that are near zero; never NaN."""
+    torch.manual_seed(0)
+    h, weight = torch.randn(3, 16), torch.randn(20, 16)
+    rows = h if which == "input" else weight
+    rows[0] *= norm / rows[0].norm()
+    h.requires_grad_()
+    weight.requires_grad_()
+    samples = ssc.Samples(torch.arange(20), None, None)
+    target = torch.tensor([1, 2, 3])
+    cosine = torch.nn.functional.normalize(h.detach().double(), dim=-1, eps=0)
+    cosine = cosine @ torch.nn.functional.normalize(weight.detach().double(), dim=-1, eps=0).T
+    if expected is not None:
+        (cosine if which == "input" else cosine.T)[0] = expected
+    loss = ssc.sampled_softmax_loss(h, weight, target, samples, cosine=True, temperature=0.1)
+    truth = torch.nn.functional.cross_entropy(cosine / 0.1, target)
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    assert not h.grad.isnan().any()
+    assert not weight.grad.isnan().any()

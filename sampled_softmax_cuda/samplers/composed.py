@@ -51,8 +51,18 @@ def check_ignore_index(name: str, ignore_index: object) -> None:
         raise TypeError(f"{name}: ignore_index must be an int, got {type(ignore_index).__name__}")
 
 
+def in_backward_pass() -> bool:
+    """Whether autograd runs a backward pass now, in which checkpointing repeats forward passes."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def learn(sampler: nn.Module, target: Tensor) -> None:
-    """Update every sampler in `sampler` that asked for it, once each."""
+    """Update every sampler in `sampler` that asked for it, once each.
+
+    Not in a forward pass that is repeated, whose targets have been counted.
+    """
+    if in_backward_pass():
+        return
     for module in sampler.modules():
         if isinstance(module, Learner) and module.update_on_sample and module.training:
             module.update(target)

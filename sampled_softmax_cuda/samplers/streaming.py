@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from . import _ops
 from ._stream import CountedStream, IntervalStream
 from .base import Sampler, Samples, check_num_classes
-from .composed import ANY_CLASSES, Learner, check_ignore_index, learn
+from .composed import ANY_CLASSES, Learner, check_ignore_index, in_backward_pass, learn
 from .keyed import KeyedSamples
 
 _MODES = ("counts", "interval")
@@ -187,7 +187,7 @@ class StreamingSampler(Sampler, Learner):
 
     def _proposal(self) -> _ops.Proposal:
         stream = self._counted("a draw")
-        if stream.due():
+        if stream.due() and not in_backward_pass():  # a repeated pass draws what the first one drew
             self.rebuild()
         return stream.table._proposal()
 
