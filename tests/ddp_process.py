@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sharded_process
 import torch
 from sharded_process import WORLD, C, D, Model, S, batch_of, loss_of
@@ -220,6 +221,48 @@ def _frozen(rank: int) -> dict[str, Any]:
     return {"weight": model.head.weight.grad is None, "bias": bias.grad.is_sparse}
 
 
+def _left_out(rank: int) -> dict[str, Any]:
+    """A head whose parameters DDP is told to ignore keeps the gradients of its rank."""
+    torch.manual_seed(0)
+    model = Model()
+    single = copy.deepcopy(model)
+    names = ["head.weight", "head.bias"]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    loss_of(DistributedDataParallel(model), rank, 1, torch.float32).backward()
+    loss_of(single, rank, 1, torch.float32).backward()
+    expected = single.head.weight.grad.to_dense()
+    return {"own": torch.equal(model.head.weight.grad.to_dense(), expected)}
+
+
+def _joined(rank: int) -> dict[str, Any]:
+    """Rank 1 has one batch more than rank 0."""
+    model = Model()
+    ddp = DistributedDataParallel(model)
+    with ddp.join():
+        for number in range(1, 3 + rank):
+            model.zero_grad()
+            ddp(*batch_of(0, number, torch.float32)).backward()
+    return {"sparse": model.head.weight.grad.is_sparse}
+
+
+def _outside(loss: Callable[[Any, Tensor, Tensor], Tensor], model: nn.Module) -> dict[str, Any]:
+    """A loss that is taken of the module's parameters after DDP's forward pass."""
+    ddp = DistributedDataParallel(model)
+    x, target = torch.randn(6, D), torch.randint(C, (6,))
+    (ddp(x, target) * 0 + loss(ddp.module, x, target)).sum().backward()
+    return {}
+
+
+class Body(OwnParameter):
+    """The function's parameter, used only outside of the forward pass."""
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return x.sum()
+
+    def loss(self, x: Tensor, target: Tensor) -> Tensor:
+        return OwnParameter.forward(self, x, target)
+
+
 def _negatives(rank: int) -> dict[str, Any]:
     """The ids that both ranks draw, from one seed and from seeds of their own."""
     sampler, target = ssc.UniformSampler(10**6), torch.tensor([0])
@@ -254,6 +297,10 @@ def _cases(rank: int) -> dict[str, Callable[[], dict[str, Any]]]:
         "without DDP": _without_ddp,
         "own table": _own_table,
         "frozen weight": lambda: _frozen(rank),
+        "left out": lambda: _left_out(rank),
+        "join": lambda: _joined(rank),
+        "log_prob outside": lambda: _outside(lambda m, x, t: m.head.log_prob(x, t), Model()),
+        "function outside": lambda: _outside(Body.loss, Body(False)),
         "negatives": lambda: _negatives(rank),
         "unused head": _unused_head,
     }
@@ -262,6 +309,8 @@ def _cases(rank: int) -> dict[str, Callable[[], dict[str, Any]]]:
 def _guarded(case: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return case()
+    except pytest.skip.Exception as reason:  # the executor of the CUDA kernels isn't built
+        return {"skipped": str(reason)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
