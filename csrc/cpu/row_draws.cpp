@@ -7,8 +7,10 @@
 namespace ssc {
 namespace {
 
-// Of the probability, where draws are repeated until one is not excluded.
+// Of the probability: where draws are repeated until one is not excluded, and where only n depends
+// on it, to within 1e-6.
 constexpr double kLeastLeft = 1e-6;
+constexpr double kLeastLeftDistinct = 1e-10;
 
 }  // namespace
 
@@ -80,9 +82,9 @@ void RowSampler::exclude_row(int64_t row) {
         " classes of positive probability, " + std::to_string(needed) + " are needed");
   }
   left_ = 1.0 - std::min(mass, 1.0);
-  if (!distinct && draws_.num_samples > 0 && left_ < kLeastLeft) {
+  if (draws_.num_samples > 0 && left_ < (distinct ? kLeastLeftDistinct : kLeastLeft)) {
     throw std::runtime_error("sample: exclude leaves row " + std::to_string(row) +
-                             " less than a millionth of the proposal's probability");
+                             " too little of the proposal's probability");
   }
 }
 

@@ -22,7 +22,7 @@ using Word = IdTable::Word;
 
 constexpr int kThreads = 256;
 constexpr int kStepDraws = 2 * kThreads;
-constexpr double kLeastLeft = 1e-6;  // as in csrc/cpu/row_draws.cpp
+constexpr double kLeastLeft = 1e-6, kLeastLeftDistinct = 1e-10;  // as in csrc/cpu/row_draws.cpp
 
 template <class Proposal>
 struct FilteredArguments {
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const double left = 1.0 - (lost.mass < 1.0 ? lost.mass : 1.0);
     const uint64_t needed = a.filter.distinct ? static_cast<uint64_t>(a.samples) : 1;
     bool there = a.samples == 0 || (a.filter.num_drawable >= lost.classes + needed &&
-                                    (a.filter.distinct || left >= kLeastLeft));
+                                    left >= (a.filter.distinct ? kLeastLeftDistinct : kLeastLeft));
     int64_t* const ids = a.out.ids == nullptr ? nullptr : a.out.ids + row * a.samples;
     double tries = a.filter.device_tries == nullptr ? a.filter.tries : *a.filter.device_tries;
     const bool observed = a.filter.distinct && tries != tries;

@@ -9,7 +9,9 @@ from .._load import on_cpu
 from ..reference.sample_rows import excluded_mass
 from ._ops import Proposal
 
-_LEAST_LEFT = 1e-6  # of the probability, as in csrc/cpu/row_draws.cpp
+# Of the probability, as in csrc/cpu/row_draws.cpp.
+_LEAST_LEFT = 1e-6
+_LEAST_LEFT_DISTINCT = 1e-10
 
 
 def check_rows(name: str, target: Tensor, num_true: int | None) -> tuple[int, ...]:
@@ -39,12 +41,18 @@ def check_exclude(name: str, exclude: Tensor, shape: tuple[int, ...], num_classe
 
 
 def check_left(
-    name: str, proposal: Proposal, exclude: Tensor, num_drawable: int, needed: int
+    name: str,
+    proposal: Proposal,
+    exclude: Tensor,
+    num_drawable: int,
+    num_samples: int,
+    replacement: bool,
 ) -> None:
-    """On the CPU, exclude [B, E] leaves every row `needed` classes and a share of the draws."""
+    """On the CPU, exclude [B, E] leaves every row enough classes, and enough of the probability."""
     if torch.compiler.is_compiling() or not on_cpu(exclude) or exclude.shape[1] == 0:
         return
     mass, lost = excluded_mass(proposal, exclude)
+    needed = 1 if replacement else num_samples
     short = (num_drawable - lost < needed).nonzero()
     if short.numel() > 0:
         row = int(short[0])
@@ -52,9 +60,11 @@ def check_left(
             f"{name}: exclude leaves row {row} {num_drawable - int(lost[row])} classes of positive"
             f" probability, {needed} are needed"
         )
-    rare = (1.0 - mass < _LEAST_LEFT).nonzero()
-    if needed == 1 and rare.numel() > 0:
+    least = _LEAST_LEFT if replacement else _LEAST_LEFT_DISTINCT
+    rare = (1.0 - mass < least).nonzero()
+    if rare.numel() > 0:
+        part = "a millionth" if replacement else "the 10^10th part"
         raise ValueError(
-            f"{name}: exclude leaves row {int(rare[0])} less than a millionth of the proposal's"
-            " probability"
+            f"{name}: exclude leaves row {int(rare[0])} less than {part} of the proposal's"
+            " probability, too little to draw from: give its other classes larger weights"
         )

@@ -58,8 +58,8 @@ def draw_rows(
 
     def check_left() -> None:
         if exclude is not None:
-            needed = 1 if replacement else num_samples
-            _checks.check_left(name, proposal, exclude, sampler.num_drawable, needed)
+            drawable = sampler.num_drawable
+            _checks.check_left(name, proposal, exclude, drawable, num_samples, replacement)
 
     if not native_for(key.device, "sample_rows"):
         check_left()

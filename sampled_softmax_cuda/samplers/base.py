@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ _RACE_DRAWS_PER_CLASS = 4
 # The draws behind inclusion="estimated": fixed keys, so that every process estimates the same t.
 _ESTIMATE_SEED = 0x5353_4345_5354
 _ESTIMATE_DRAWS = 10
+
+# The operators count at most 2^62 draws. Of an expected number beyond this one, that might happen.
+_MOST_COUNTED = 2.0**57
 
 
 class _Plan(NamedTuple):
@@ -276,7 +280,17 @@ class Sampler(nn.Module, ABC):
 
     def _make_plan(self, num_samples: int, inclusion: str) -> _Plan:
         """Solve for t on the CPU, so that every device draws by the same method."""
-        expected = self._solve_tries(num_samples)
+        try:
+            expected = self._solve_tries(num_samples)
+        except ValueError as error:
+            raise ValueError(f"{self._name}: {error}") from None
+        draws = expected if expected < math.inf else self._draws_of_all()
+        if inclusion != "expected" and draws > _MOST_COUNTED:
+            raise ValueError(
+                f"{self._name}: {num_samples} distinct classes take about {draws:.1g} draws, more"
+                f" than can be counted for inclusion={inclusion!r}: use inclusion='expected', or"
+                " make the least weights 0"
+            )
         race = expected > _RACE_DRAWS_PER_CLASS * self.num_classes
         method = Method.RACE if race else Method.DISTINCT
         if inclusion == "observed":
@@ -284,6 +298,10 @@ class Sampler(nn.Module, ABC):
         if inclusion == "estimated":
             expected = self._estimate_tries(method, num_samples)
         return _Plan(method, torch.tensor(expected, dtype=torch.float64, device=self._device()))
+
+    def _draws_of_all(self) -> float:
+        """About how many draws find every class."""
+        return float(self.num_classes)
 
     def _estimate_tries(self, method: Method, num_samples: int) -> float:
         proposal = self._proposal()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..memory import prefer_huge_pages
 from ..reference.sample import Weighted
 from . import _ops
-from ._inclusion import ordered_sum, solve_tries
+from ._inclusion import list_tries, ordered_sum
 from .base import Sampler, check_num_classes
 
 _SMALLEST = torch.finfo(torch.float64).tiny
@@ -27,7 +27,7 @@ class WeightedSampler(Sampler):
 
     Args:
         weights: [C] not negative, finite, at least one positive; need not sum to 1. A class of
-            weight 0 is never drawn.
+            weight 0 is never drawn; any other has a q of at least 2.2e-308.
         power: exponent of the weights, e.g. 0.75 for word counts.
         smoothing: added to every weight before the power is taken. Default 0. `update` keeps both.
 
@@ -196,10 +196,11 @@ class WeightedSampler(Sampler):
         return Weighted(self.table, self.probability_bits)
 
     def _solve_tries(self, num_samples: int) -> float:
-        if num_samples == self.num_drawable:
-            return math.inf
-        q = self.probability_bits.detach().cpu().view(torch.float64)
-        return solve_tries(torch.log1p(-q[q > 0]), num_samples)
+        return list_tries(self.probability_bits.detach().cpu().view(torch.float64), num_samples)
+
+    def _draws_of_all(self) -> float:
+        q = self.probability_bits.detach().view(torch.float64)
+        return 1.0 / float(q[q > 0].min())
 
     def _device(self) -> torch.device:
         return self.table.device
