@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import arguments
 import torch
 from harness import (
     Case,
@@ -34,6 +36,7 @@ from harness import (
 )
 from peers import (
     Problem,
+    Step,
     eager_step,
     full_step,
     linear_cross_entropy_step,
@@ -48,6 +51,9 @@ import sampled_softmax_cuda as ssc
 
 TABLE = ("case", "threads", "isa", "median_ms", "p10_ms", "p90_ms", "ratio", "share_of_roof")
 TABLE += ("share_p90", "share_nominal", "roof_gops", "failure")
+
+
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 
 @dataclass(frozen=True)
@@ -178,32 +184,35 @@ def our_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case]
     return cases
 
 
+# By name: what makes a step of a problem and a number of threads, its title, how often to run it.
+PEERS: dict[str, tuple[Callable[[Problem, int], Step], str, int]] = {
+    "onednn": (lambda p, _: onednn_step(p), "three GEMMs, oneDNN", 10**9),
+    "mm": (lambda p, _: mm_step(p), "three GEMMs, torch.mm", 10**9),
+    "eager sparse": (lambda p, _: eager_step(p, sparse=True), "eager, sparse gradient", 7),
+    "eager dense": (lambda p, _: eager_step(p, sparse=False), "eager, dense gradient", 3),
+    "compiled dense": (
+        lambda p, _: eager_step(p, sparse=False, compiled=True),
+        "torch.compile, dense gradient",
+        3,
+    ),
+    "tensorflow": (lambda p, threads: tensorflow_step(p, threads, p.target), "TensorFlow", 10**9),
+    "full": (lambda p, _: full_step(p), "F.cross_entropy, all classes", 2),
+    "linear_cross_entropy": (
+        lambda p, _: linear_cross_entropy_step(p),
+        "F.linear_cross_entropy, all classes",
+        1,
+    ),
+}
+
+
 def peer_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case]:
     """The peers by name; those that cannot be built here become rows with the reason."""
     threads = config.threads[0]
     nominal = 6.0 * config.batch * config.samples * config.width
     kind = roof.kind_for(isa_in_use(), config.dtype) if roof else None
-    makers = {
-        "onednn": (onednn_step, "three GEMMs, oneDNN", 10**9),
-        "mm": (mm_step, "three GEMMs, torch.mm", 10**9),
-        "eager sparse": (lambda p: eager_step(p, sparse=True), "eager, sparse gradient", 7),
-        "eager dense": (lambda p: eager_step(p, sparse=False), "eager, dense gradient", 3),
-        "compiled dense": (
-            lambda p: eager_step(p, sparse=False, compiled=True),
-            "torch.compile, dense gradient",
-            3,
-        ),
-        "tensorflow": (lambda p: tensorflow_step(p, threads, p.target), "TensorFlow", 10**9),
-        "full": (full_step, "F.cross_entropy, all classes", 2),
-        "linear_cross_entropy": (
-            linear_cross_entropy_step,
-            "F.linear_cross_entropy, all classes",
-            1,
-        ),
-    }
     cases = []
     for name in config.peers:
-        maker, title, limit = makers[name]
+        maker, title, limit = PEERS[name]
         exact = name in ("full", "linear_cross_entropy")
         base = problem
         if exact:
@@ -212,7 +221,7 @@ def peer_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case
             base = make_problem(*shape, getattr(torch, config.dtype), config.sampler)
         columns = {"classes": base.num_classes}
         try:
-            run = maker(base)
+            run = maker(base, threads)
         except (ImportError, RuntimeError) as error:
             cases.append(Case(title, _raiser(error), columns=columns))
             continue
@@ -286,7 +295,7 @@ def configs_from(args: argparse.Namespace) -> list[Config]:
         configs = [HEADLINE]
     changes: dict[str, Any] = {}
     if args.shape:
-        batch, width, samples = (int(part) for part in args.shape.split(","))
+        batch, width, samples = args.shape
         changes.update(batch=batch, width=width, samples=samples)
     for name in ("classes", "dtype", "sampler"):
         if getattr(args, name):
@@ -294,22 +303,32 @@ def configs_from(args: argparse.Namespace) -> list[Config]:
     if args.replacement:
         changes["replacement"] = True
     if args.isa:
-        changes["isas"] = tuple(args.isa.split(","))
+        changes["isas"] = args.isa
     if args.peers is not None:
-        changes["peers"] = tuple(name for name in args.peers.split(",") if name)
+        changes["peers"] = args.peers
     threads = (args.threads, 1) if args.full and args.threads > 1 else (args.threads,)
     return [replace(config, threads=threads, **changes) for config in configs]
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--shape", metavar="B,D,S", help="another shape")
-    options.add_argument("--classes", type=int, help="C")
+    options.add_argument("--shape", metavar="B,D,S", type=arguments.shape, help="another shape")
+    options.add_argument("--classes", type=arguments.positive, help="C")
     options.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"))
     options.add_argument("--sampler", choices=("uniform", "log_uniform"))
     options.add_argument("--replacement", action="store_true", help="draw with replacement")
-    options.add_argument("--isa", metavar="A,B", help="instruction sets, as for SSC_CPU_ISA")
-    options.add_argument("--peers", metavar="A,B", help="peers by name; '' for none")
+    options.add_argument(
+        "--isa",
+        metavar="A,B",
+        type=arguments.names(ISAS),
+        help="instruction sets, as for SSC_CPU_ISA",
+    )
+    options.add_argument(
+        "--peers",
+        metavar="A,B",
+        type=arguments.names(PEERS),
+        help=f"of {', '.join(PEERS)}; '' for none",
+    )
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     roof = load_roof()

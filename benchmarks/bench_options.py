@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import arguments
 import torch
 from harness import (
     Case,
@@ -119,17 +120,18 @@ def cases_of(problem: Problem, name: str, roof: Roof | None, threads: int) -> li
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--shape", metavar="B,D,S", default="512,256,4096")
-    options.add_argument("--classes", type=int, default=1_000_000, help="C")
-    options.add_argument("--only", metavar="A,B", help="options by name")
+    options.add_argument("--shape", metavar="B,D,S", type=arguments.shape, default=(512, 256, 4096))
+    options.add_argument("--classes", type=arguments.positive, default=1_000_000, help="C")
+    options.add_argument(
+        "--only", metavar="A,B", type=arguments.names(OPTIONS), help=f"of {'; '.join(OPTIONS)}"
+    )
     args = options.parse_args()
-    shape = [8, 16, 32] if args.quick else [int(part) for part in args.shape.split(",")]
+    shape = (8, 16, 32) if args.quick else args.shape
     classes = 1000 if args.quick else args.classes
     torch.set_num_threads(args.threads)
     roof = load_roof()
     problem = make_problem(*shape, classes, torch.float32, "log_uniform")
-    names = args.only.split(",") if args.only else list(OPTIONS)
-    names = list(dict.fromkeys([PLAIN, *names]))
+    names = list(dict.fromkeys([PLAIN, *(args.only or OPTIONS)]))
     cases = {name: cases_of(problem, name, roof, args.threads) for name in names}
     # All take turns, so that options can be compared with each other.
     timings = iter(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import positive
 from bench_memory import MIB, peak_of
 from harness import Case, Row, environment, measure, parser, print_rows, rows_from, write_csv
 from roof import Roof, load_roof
@@ -164,10 +165,10 @@ def memory(batch: int, width: int, samples: int, classes: int, threads: int) -> 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--classes", type=int, default=1_000_000, help="C")
-    options.add_argument("--width", type=int, default=128, help="D, a multiple of 16")
-    options.add_argument("--samples", type=int, default=1024, help="S")
-    options.add_argument("--batch", type=int, default=256, help="B of the timed steps")
+    options.add_argument("--classes", type=positive, default=1_000_000, help="C")
+    options.add_argument("--width", type=positive, default=128, help="D, a multiple of 16")
+    options.add_argument("--samples", type=positive, default=1024, help="S")
+    options.add_argument("--batch", type=positive, default=256, help="B of the timed steps")
     options.add_argument("--worker", help="used by the script itself")
     args = options.parse_args()
     if args.worker:

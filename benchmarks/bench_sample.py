@@ -19,6 +19,7 @@ from typing import Any
 
 import sample_peers
 import torch
+from arguments import positive
 from harness import (
     Case,
     Row,
@@ -197,13 +198,13 @@ def draw_bars(axes: Any, rows: list[Row]) -> None:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--classes", type=int, default=1_000_000, help="C")
-    options.add_argument("--samples", type=int, default=8192, help="S of a step's draw")
-    options.add_argument("--batch", type=int, default=512, help="targets of a step")
+    options.add_argument("--classes", type=positive, default=1_000_000, help="C")
+    options.add_argument("--samples", type=positive, default=8192, help="S of a step's draw")
+    options.add_argument("--batch", type=positive, default=512, help="targets of a step")
     options.add_argument(
-        "--build", type=int, default=10_000_000, help="C of the alias tables built"
+        "--build", type=positive, default=10_000_000, help="C of the alias tables built"
     )
-    options.add_argument("--long", type=int, default=1 << 18, help="ids of a long draw")
+    options.add_argument("--long", type=positive, default=1 << 18, help="ids of a long draw")
     args = options.parse_args()
     classes, samples, length, table = args.classes, args.samples, args.long, args.build
     if args.quick:

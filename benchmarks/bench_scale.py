@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import arguments
 import torch
 from bench_loss import our_step
 from bench_memory import extra_memory
@@ -90,11 +91,12 @@ def draw_lines(axes: Any, rows: list[Row]) -> None:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--shape", metavar="B,D,S", default="512,128,4096")
-    options.add_argument("--classes", metavar="A,B", default="100000,1000000,10000000")
+    options.add_argument("--shape", metavar="B,D,S", type=arguments.shape, default=(512, 128, 4096))
+    options.add_argument(
+        "--classes", metavar="A,B", type=arguments.numbers, default=(10**5, 10**6, 10**7)
+    )
     args = options.parse_args()
-    shape: Any = tuple(int(part) for part in args.shape.split(","))
-    classes = [int(part) for part in args.classes.split(",")]
+    shape, classes = args.shape, list(args.classes)
     if args.quick:
         shape, classes = (8, 16, 32), [100, 1000]
     torch.set_num_threads(args.threads)

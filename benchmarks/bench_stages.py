@@ -22,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import arguments
 import native
 import torch
 from bench_loss import our_step
@@ -130,12 +131,12 @@ def draw_bars(axes: Any, rows: list[Row]) -> None:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--shape", metavar="B,D,S", default="512,256,4096")
-    options.add_argument("--classes", type=int, default=1_000_000)
+    options.add_argument("--shape", metavar="B,D,S", type=arguments.shape, default=(512, 256, 4096))
+    options.add_argument("--classes", type=arguments.positive, default=1_000_000)
     options.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     options.add_argument("--functions", type=int, default=0, help="show so many functions, too")
     args = options.parse_args()
-    batch, width, samples = (int(part) for part in args.shape.split(","))
+    batch, width, samples = args.shape
     classes, seconds = args.classes, 4.0
     if args.quick:
         batch, width, samples, classes, seconds = 8, 16, 32, 1000, 0.1

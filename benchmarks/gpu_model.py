@@ -29,6 +29,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import arguments
+
 SIZES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
 LAUNCH = 2e-6
 CHUNK_BYTES = 64 << 20
@@ -226,16 +228,13 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--shape", metavar="B,D,S", help="instead of three shapes")
+    options.add_argument(
+        "--shape", metavar="B,D,S", type=arguments.shape, help="instead of three shapes"
+    )
     options.add_argument("--dtype", choices=tuple(SIZES), help="instead of bfloat16 and float32")
     options.add_argument("--gpu", metavar="NAME", help="those whose name contains this")
     args = options.parse_args()
-    try:
-        shapes = (tuple(int(n) for n in args.shape.split(",")),) if args.shape else SHAPES
-        if any(len(shape) != 3 or min(shape) < 1 for shape in shapes):
-            raise ValueError
-    except ValueError:
-        options.error(f"--shape must be three positive numbers B,D,S, got {args.shape!r}")
+    shapes = (args.shape,) if args.shape else SHAPES
     wanted = [gpu for gpu in GPUS if (args.gpu or "").lower() in gpu.name.lower()]
     if not wanted:
         options.error(f"--gpu must be part of one of: {', '.join(gpu.name for gpu in GPUS)}")

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import arguments
 import torch
 from native import BUILD_DIR
 from roof import Roof
@@ -307,7 +308,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     result.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     result.add_argument("--full", action="store_true", help="every configuration, slow peers too")
-    result.add_argument("--threads", type=int, default=torch.get_num_threads())
+    result.add_argument("--threads", type=arguments.positive, default=torch.get_num_threads())
     result.add_argument("--repetitions", type=int, default=0, help="blocks per case (0: a default)")
     result.add_argument(
         "--output", type=Path, default=BUILD_DIR, help="folder for the CSV file and the plot"

@@ -128,6 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=5, help="random starts to take means of")
     runs = parser.parse_args().runs
+    if runs < 1:
+        parser.error(f"--runs must be at least 1, got {runs}")
     torch.set_num_threads(1)  # more only get in each other's way on such small matrices
     curves = {
         method: mean([train(method, seed) for seed in range(runs)])

@@ -7,7 +7,6 @@ of the public function, which opens the message.
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any, NoReturn
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from ._arguments import as_float, as_int, check_int64, describe, fail_tensor
 from ._load import on_cpu
 from ._parallel import refuse_dtensor
 from .samplers.keyed import KeyedSamples
@@ -25,15 +25,20 @@ CORRECTIONS = ("both", "negatives", "none", "reweighted")
 REDUCTIONS = ("none", "mean", "sum")
 
 
+# Divided by temperatures and caps outside these bounds, numbers leave the range of float32.
+LEAST_DIVISOR, LARGEST_DIVISOR = 1e-30, 1e30
+
+
 def _describe(value: object) -> str:
-    return f"{list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+    return f"{list(value.shape)}" if isinstance(value, Tensor) else describe(value)
 
 
 def _fail_float(fn: str, name: str, value: Any) -> NoReturn:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{fn}: {name} must be a Tensor, got {_describe(value)}")
+        fail_tensor(fn, name, value)
+    advice = "" if value.is_complex() else f": pass {name}.float()"
     raise TypeError(
-        f"{fn}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}"
+        f"{fn}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}{advice}"
     )
 
 
@@ -44,42 +49,47 @@ def check_float(fn: str, name: str, value: Any) -> None:
     refuse_dtensor(fn, name, value)
 
 
-def check_int64(fn: str, name: str, value: Any) -> None:
-    """TypeError unless `value` is an int64 tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{fn}: {name} must be a Tensor, got {_describe(value)}")
-    if value.dtype != torch.int64:
-        raise TypeError(f"{fn}: {name} must be int64, got {value.dtype}")
-    refuse_dtensor(fn, name, value)
-
-
-def check_positive_int(fn: str, name: str, value: Any) -> None:
-    """TypeError unless `value` is an int, ValueError unless it is at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{fn}: {name} must be an int, got {_describe(value)}")
-    if value < 1:
-        raise ValueError(f"{fn}: {name} must be at least 1, got {value}")
+def check_positive_int(fn: str, name: str, value: Any) -> int:
+    """`value` as an int; TypeError unless it is one, ValueError unless it is at least 1."""
+    return as_int(fn, name, value, least=1)
 
 
 def check_choice(fn: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     """ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         allowed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{fn}: {name} must be one of {allowed}, got {value!r}")
 
 
-def check_temperature(fn: str, value: Any) -> None:
-    """TypeError unless `value` is a number, ValueError unless it is positive and finite."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{fn}: temperature must be a float, got {_describe(value)}")
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"{fn}: temperature must be positive and finite, got {value}")
+def check_divisor(fn: str, name: str, value: Any, instead: str = "") -> float:
+    """`value`, by which logits are divided, as a float; TypeError unless it is a number, ValueError
+    unless it is positive, finite, and such that quotients stay in the range of float32.
+
+    Args:
+        instead: what else may be passed, for the message.
+    """
+    number = as_float(fn, name, value)
+    if not number > 0.0:
+        raise ValueError(f"{fn}: {name} must be positive{instead}, got {value}")
+    if not LEAST_DIVISOR <= number <= LARGEST_DIVISOR:
+        raise ValueError(
+            f"{fn}: {name} must be in [{LEAST_DIVISOR:g}, {LARGEST_DIVISOR:g}], so that logits"
+            f" divided by it stay in the range of float32{instead}, got {value}"
+        )
+    return number
 
 
-def check_ignore_index(fn: str, value: Any) -> None:
-    """TypeError unless `value` is an int."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{fn}: ignore_index must be an int, got {_describe(value)}")
+def check_temperature(fn: str, value: Any) -> float:
+    """The temperature as a float; see `check_divisor`."""
+    return check_divisor(fn, "temperature", value)
+
+
+def check_ignore_index(fn: str, value: Any) -> int:
+    """`value` as an int; TypeError unless it is one, ValueError if int64 can't hold it."""
+    index = as_int(fn, "ignore_index", value)
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"{fn}: ignore_index must be an int64, got {index}")
+    return index
 
 
 def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
@@ -91,9 +101,11 @@ def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
         raise ValueError(f"{fn}: input must be [*, D], got a tensor without dimensions")
     width = shape[-1]
     if weight.dim() != 2 or weight.shape[1] != width:
+        transposed = weight.dim() == 2 and weight.shape[0] == width
+        advice = ", which is its transpose: pass weight.t().contiguous()" if transposed else ""
         raise ValueError(
             f"{fn}: weight must be [C, D={width}] to match input {list(shape)},"
-            f" got {list(weight.shape)}"
+            f" got {list(weight.shape)}{advice}"
         )
     num_classes = weight.shape[0]
     if num_classes == 0 or width == 0:
@@ -104,9 +116,10 @@ def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
     if bias is not None:
         check_float(fn, "bias", bias)
         if bias.dim() != 1 or bias.shape[0] != num_classes:
+            column = bias.numel() == num_classes
             raise ValueError(
                 f"{fn}: bias must be [C={num_classes}] to match weight {list(weight.shape)},"
-                f" got {list(bias.shape)}"
+                f" got {list(bias.shape)}{': pass bias.flatten()' if column else ''}"
             )
         _check_pair(fn, "bias", bias, input)
 
@@ -129,21 +142,41 @@ def check_device(fn: str, name: str, tensor: Tensor, input: Tensor) -> None:
         )
 
 
-def check_target(fn: str, target: Any, input: Tensor) -> None:
-    """target has the shape of input without its last dimension."""
+def _check_class_ids(fn: str, target: Any, input: Tensor, num_classes: int) -> None:
+    """target is int64; of rows of probabilities, F.cross_entropy's other kind, it says so."""
+    if (
+        isinstance(target, Tensor)
+        and target.dtype in FLOAT_DTYPES
+        and target.shape == (*input.shape[:-1], num_classes)
+    ):
+        raise TypeError(
+            f"{fn}: target must be int64 class ids, got {target.dtype} rows over C={num_classes}"
+            " classes: pass target.argmax(-1) if they are one-hot; soft labels need the full"
+            " softmax"
+        )
     check_int64(fn, "target", target)
+
+
+def _squeezed(target: Tensor, expected: torch.Size) -> str:
+    """What to do about a target [*, 1]."""
+    return ": pass target.squeeze(-1)" if target.shape == (*expected, 1) else ""
+
+
+def check_target(fn: str, target: Any, input: Tensor, num_classes: int) -> None:
+    """target has the shape of input without its last dimension."""
+    _check_class_ids(fn, target, input, num_classes)
     expected = input.shape[:-1]
     if target.shape != expected:
         raise ValueError(
             f"{fn}: target must be {list(expected)} to match input {list(input.shape)},"
-            f" got {list(target.shape)}"
+            f" got {list(target.shape)}{_squeezed(target, expected)}"
         )
     check_device(fn, "target", target, input)
 
 
-def check_targets(fn: str, target: Any, input: Tensor) -> None:
+def check_targets(fn: str, target: Any, input: Tensor, num_classes: int) -> None:
     """target is [*] for input [*, D], or [*, T] with T >= 1 true classes for each row."""
-    check_int64(fn, "target", target)
+    _check_class_ids(fn, target, input, num_classes)
     leading = input.shape[:-1]
     if target.shape != leading and (
         target.dim() != input.dim() or target.shape[:-1] != leading or target.shape[-1] == 0

@@ -6,50 +6,84 @@ As in `_checks`, a function's first argument is the name of the public function.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from . import _checks
+from ._arguments import as_bool, as_float, check_int64
 from .reference.composed import LOSSES, LossOptions
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
 
 
-def _check_number(fn: str, name: str, value: Any, low: float, high: float) -> None:
-    """TypeError unless `value` is a number, ValueError unless low <= value < high."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{fn}: {name} must be a float, got {type(value).__name__}")
-    if not low <= value < high:
-        raise ValueError(f"{fn}: {name} must be in [{low:g}, {high:g}), got {value}")
+def _number(fn: str, name: str, value: Any, high: float, *, open_end: bool = False) -> float:
+    """`value` as a float; TypeError unless it is a number, ValueError unless 0 <= value <= high, or
+    < high with `open_end`."""
+    number = as_float(fn, name, value)
+    if not 0.0 <= number <= high or (open_end and number == high):
+        end = ")" if open_end else "]"
+        raise ValueError(f"{fn}: {name} must be in [0, {high:g}{end}, got {value}")
+    return number
 
 
 def _refuse(fn: str, option: str, other: str, reason: str) -> None:
     raise ValueError(f"{fn}: {option} does not go with {other}: {reason}")
 
 
-def check_softcap(fn: str, softcap: Any) -> None:
-    """softcap is None or a positive number."""
+def check_softcap(fn: str, softcap: Any) -> float | None:
+    """softcap as None or a positive float."""
     if softcap is None:
-        return
-    _check_number(fn, "softcap", softcap, 0.0, math.inf)
-    if softcap == 0:
-        raise ValueError(f"{fn}: softcap must be positive, or None for no cap, got 0")
+        return None
+    return _checks.check_divisor(fn, "softcap", softcap, ", or None for no cap")
 
 
-def check_option_values(fn: str, o: LossOptions, *, shared: bool) -> None:
-    """Every option by itself and against the others, for samples that rows share or don't."""
-    _checks.check_temperature(fn, o.temperature)
-    _checks.check_choice(fn, "correction", o.correction, _checks.CORRECTIONS)
-    _checks.check_ignore_index(fn, o.ignore_index)
-    if o.plain:
-        return
+def _in_python(fn: str, o: LossOptions) -> LossOptions:
+    """The options, each by itself right, with Python's numbers in place of NumPy's."""
     _checks.check_choice(fn, "loss", o.loss, LOSSES)
-    check_softcap(fn, o.softcap)
-    _check_number(fn, "margin", o.margin, 0.0, math.inf)
-    _check_number(fn, "angular_margin", o.angular_margin, 0.0, math.pi)
-    _check_number(fn, "label_smoothing", o.label_smoothing, 0.0, 1.0)
-    _check_number(fn, "calibration", o.calibration, 0.0, math.nextafter(1.0, 2.0))
+    _checks.check_choice(fn, "correction", o.correction, _checks.CORRECTIONS)
+    return replace(
+        o,
+        temperature=_checks.check_temperature(fn, o.temperature),
+        remove_accidental_hits=as_bool(fn, "remove_accidental_hits", o.remove_accidental_hits),
+        ignore_index=_checks.check_ignore_index(fn, o.ignore_index),
+        softcap=check_softcap(fn, o.softcap),
+        cosine=as_bool(fn, "cosine", o.cosine),
+        margin=_number(fn, "margin", o.margin, math.inf, open_end=True),
+        angular_margin=_number(fn, "angular_margin", o.angular_margin, math.pi, open_end=True),
+        label_smoothing=_number(fn, "label_smoothing", o.label_smoothing, 1.0),
+        calibration=_number(fn, "calibration", o.calibration, 1.0),
+    )
+
+
+def _is_usual(o: LossOptions) -> bool:
+    """Whether it is the plain loss with Python's numbers: the common case, found quickly."""
+    return (
+        type(o.loss) is type(o.correction) is str
+        and o.loss == "softmax"
+        and o.correction == "both"
+        and type(o.temperature) is float
+        and _checks.LEAST_DIVISOR <= o.temperature <= _checks.LARGEST_DIVISOR
+        and (o.remove_accidental_hits is True or o.remove_accidental_hits is False)
+        and type(o.ignore_index) is int
+        and -(2**63) <= o.ignore_index < 2**63
+        and o.softcap is None
+        and o.cosine is False
+        and type(o.margin) is type(o.angular_margin) is type(o.label_smoothing) is float
+        and o.margin == o.angular_margin == o.label_smoothing == 0.0
+        and o.calibration == 0.75
+    )
+
+
+def check_option_values(fn: str, o: LossOptions, *, shared: bool) -> LossOptions:
+    """The options as Python's numbers, each checked by itself and against the others, for samples
+    that rows share or don't."""
+    if _is_usual(o):
+        return o
+    o = _in_python(fn, o)
+    if o.plain:
+        return o
     if o.loss in ("negative_sampling", "gbce") and o.correction not in ("both", "none"):
         _refuse(
             fn,
@@ -73,6 +107,7 @@ def check_option_values(fn: str, o: LossOptions, *, shared: bool) -> None:
             _refuse(fn, "label_smoothing", "softcap", "capped logits have no mean by linearity")
         if o.correction == "reweighted":
             _refuse(fn, "label_smoothing", "correction='reweighted'", "its label is one class")
+    return o
 
 
 def check_options(
@@ -82,17 +117,18 @@ def check_options(
     input: Tensor,
     samples: Samples | KeyedSamples,
     exclude: Any,
-) -> None:
-    """All options, with the target, the samples and the excluded classes that they meet."""
-    check_option_values(fn, o, shared=samples.shared)
+) -> LossOptions:
+    """The options as `check_option_values` gives them, checked with all that they meet: the target,
+    the samples and the excluded classes."""
+    o = check_option_values(fn, o, shared=samples.shared)
     if target.dim() == input.dim() and target.shape[-1] > 1:
         if o.loss == "gbce":
             _refuse(fn, "a target [*, T]", "loss='gbce'", "beta is that of a single positive")
         if o.correction == "reweighted":
             _refuse(fn, "a target [*, T]", "correction='reweighted'", "it weighs a single class")
     if exclude is None:
-        return
-    _checks.check_int64(fn, "exclude", exclude)
+        return o
+    check_int64(fn, "exclude", exclude)
     leading = input.shape[:-1]
     if exclude.dim() != input.dim() or exclude.shape[:-1] != leading:
         raise ValueError(
@@ -105,3 +141,4 @@ def check_options(
         _refuse(fn, "exclude", "remove_accidental_hits=False", reason)
     if o.label_smoothing != 0:
         _refuse(fn, "label_smoothing", "exclude", "excluded classes would get a share of the label")
+    return o

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, exact
+from ._arguments import fail_tensor
+from ._torchscript import NotScriptable
 from .functional import sampled_softmax_loss
 from .samplers import WeightedSampler
 
@@ -40,8 +42,9 @@ class SampledSoftmaxResult(NamedTuple):
     """[B] 1 where some sample has a larger corrected logit than the target, else 0."""
 
 
-def _sampler(fn: str, weights: Any, num_samples: int, allow_duplicates: bool) -> WeightedSampler:
+def _sampler(fn: str, weights: Any, num_samples: Any, allow_duplicates: bool) -> WeightedSampler:
     """A sampler over weights [C] or [1, C], with CNTK's conditions checked."""
+    _checks.check_positive_int(fn, "num_samples", num_samples)
     _checks.check_float(fn, "weights", weights)
     if weights.dim() not in (1, 2) or (weights.dim() == 2 and weights.shape[0] != 1):
         raise ValueError(f"{fn}: weights must be [C] or [1, C], got {list(weights.shape)}")
@@ -56,8 +59,7 @@ def _sampler(fn: str, weights: Any, num_samples: int, allow_duplicates: bool) ->
     return WeightedSampler(flat)
 
 
-def _check_num_samples(fn: str, num_samples: int, allow_duplicates: bool, positive: int) -> None:
-    _checks.check_positive_int(fn, "num_samples", num_samples)
+def _check_num_samples(fn: str, num_samples: Any, allow_duplicates: bool, positive: int) -> None:
     if not allow_duplicates and num_samples > positive:
         raise ValueError(
             f"{fn}: num_samples must be at most {positive}, the number of classes with positive"
@@ -140,7 +142,7 @@ def _class_ids(fn: str, target: Any, hidden: Tensor, num_classes: int) -> Tensor
     device. Of sparse rows only those wait that are not coalesced, or hold zeros.
     """
     if not isinstance(target, Tensor):
-        raise TypeError(f"{fn}: target_vector must be a Tensor, got {type(target).__name__}")
+        fail_tensor(fn, "target_vector", target)
     leading = hidden.shape[:-1]
     if target.shape == leading and target.layout == torch.strided:
         return target
@@ -229,6 +231,9 @@ def cross_entropy_with_sampled_softmax_and_embedding(
         (torch.Size([2, 5]), tensor([1.7918, 1.7918]))
     """
     fn = "cross_entropy_with_sampled_softmax_and_embedding"
+    num_classes = _checks.check_positive_int(fn, "num_classes", num_classes)
+    hidden_dim = _checks.check_positive_int(fn, "hidden_dim", hidden_dim)
+    num_samples = _checks.check_positive_int(fn, "num_samples", num_samples)
     _checks.check_float(fn, "weight", weight)
     _checks.check_float(fn, "bias", bias)
     if weight.shape != (num_classes, hidden_dim):
@@ -244,7 +249,6 @@ def cross_entropy_with_sampled_softmax_and_embedding(
     _checks.check_parameters(fn, hidden_vector, weight, flat_bias)
     if isinstance(sampling_weights, WeightedSampler):
         sampler = sampling_weights
-        _checks.check_positive_int(fn, "num_samples", num_samples)
     else:
         sampler = _sampler(fn, sampling_weights, num_samples, allow_duplicates)
     if sampler.num_classes != num_classes:
@@ -253,7 +257,7 @@ def cross_entropy_with_sampled_softmax_and_embedding(
             f" got {sampler.num_classes}"
         )
     target = _class_ids(fn, target_vector, hidden_vector, num_classes)
-    _checks.check_target(fn, target, hidden_vector)
+    _checks.check_target(fn, target, hidden_vector, num_classes)
     _checks.check_id_range(fn, "target_vector", target, num_classes)
     samples = sampler.sample(
         target, num_samples, replacement=allow_duplicates, inclusion="estimated"
@@ -272,7 +276,7 @@ def cross_entropy_with_sampled_softmax_and_embedding(
     return SampledSoftmaxResult(z, cross_entropy, details.error)
 
 
-class CrossEntropyWithSampledSoftmax(nn.Module):
+class CrossEntropyWithSampledSoftmax(NotScriptable, nn.Module):
     """`cross_entropy_with_sampled_softmax_and_embedding` with its own parameters and sampler.
 
     weight [num_classes, hidden_dim] is glorot-uniform and bias [num_classes, 1] zero, as in CNTK.
@@ -307,8 +311,9 @@ class CrossEntropyWithSampledSoftmax(nn.Module):
     ) -> None:
         super().__init__()
         fn = type(self).__name__
-        _checks.check_positive_int(fn, "num_classes", num_classes)
-        _checks.check_positive_int(fn, "hidden_dim", hidden_dim)
+        num_classes = _checks.check_positive_int(fn, "num_classes", num_classes)
+        hidden_dim = _checks.check_positive_int(fn, "hidden_dim", hidden_dim)
+        num_samples = _checks.check_positive_int(fn, "num_samples", num_samples)
         sampler = _sampler(fn, sampling_weights, num_samples, allow_duplicates)
         if sampler.num_classes != num_classes:
             raise ValueError(

@@ -150,12 +150,13 @@ def diagnose(
         'exact is cheaper here: C=3,000, S=2,048'
     """
     _checks.check_parameters(_NAME, input, weight, bias)
-    _checks.check_target(_NAME, target, input)
-    _checks.check_temperature(_NAME, temperature)
-    _checks.check_ignore_index(_NAME, ignore_index)
+    _checks.check_target(_NAME, target, input, weight.shape[0])
+    temperature = _checks.check_temperature(_NAME, temperature)
+    ignore_index = _checks.check_ignore_index(_NAME, ignore_index)
     if not isinstance(sampler, Sampler):
         raise TypeError(f"{_NAME}: sampler must be a Sampler, got {type(sampler).__name__}")
-    _checks.check_positive_int(_NAME, "num_draws", num_draws)
+    num_samples = _checks.check_positive_int(_NAME, "num_samples", num_samples)
+    num_draws = _checks.check_positive_int(_NAME, "num_draws", num_draws)
     if num_draws < 2:
         raise ValueError(f"{_NAME}: num_draws must be at least 2, got {num_draws}")
     _checks.check_id_range(_NAME, "target", target, weight.shape[0], ignore_index)
@@ -168,7 +169,7 @@ def diagnose(
         weight.detach(),
         None if bias is None else bias.detach(),
         rows,
-        float(temperature),
+        temperature,
     )
     with _in_eval_mode(sampler):
         loss, lse = _exact_rows(batch)

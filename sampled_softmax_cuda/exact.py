@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks, reference
+from ._arguments import as_bool, check_int64
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._negatives import negatives_loss
 from ._option_checks import check_softcap
@@ -85,14 +86,15 @@ def _logits(
 
 def _checked_operands(
     fn: str, input: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, cosine: bool
-) -> tuple[Tensor, Tensor]:
-    """input and weight, with rows of norm 1 for cosines: a copy of all C rows."""
+) -> tuple[Tensor, Tensor, float | None]:
+    """input, weight and softcap, with rows of norm 1 for cosines: a copy of all C rows."""
     _checks.check_parameters(fn, input, weight, bias)
-    check_softcap(fn, softcap)
-    if not cosine:
-        return input, weight
+    cap_at = check_softcap(fn, softcap)
+    if not as_bool(fn, "cosine", cosine):
+        return input, weight, cap_at
     dtype = compute_dtype(input)
-    return F.normalize(input.to(dtype), dim=-1), F.normalize(weight.to(dtype), dim=-1)
+    unit_input, unit_weight = (F.normalize(x.to(dtype), dim=-1) for x in (input, weight))
+    return unit_input, unit_weight, cap_at
 
 
 def exact_cross_entropy(
@@ -134,10 +136,10 @@ def exact_cross_entropy(
     """
     fn = "exact_cross_entropy"
     dtype = result_dtype(input, weight, bias)
-    input, weight = _checked_operands(fn, input, weight, bias, softcap, cosine)
-    _checks.check_target(fn, target, input)
-    _checks.check_temperature(fn, temperature)
-    _checks.check_ignore_index(fn, ignore_index)
+    input, weight, softcap = _checked_operands(fn, input, weight, bias, softcap, cosine)
+    _checks.check_target(fn, target, input, weight.shape[0])
+    temperature = _checks.check_temperature(fn, temperature)
+    ignore_index = _checks.check_ignore_index(fn, ignore_index)
     _checks.check_choice(fn, "reduction", reduction, _checks.REDUCTIONS)
     _checks.check_id_range(fn, "target", target, weight.shape[0], ignore_index)
     flat = target.reshape(-1)
@@ -168,8 +170,8 @@ def logits(
         >>> logits(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=2.0)
         tensor([[1.5000, 3.5000]])
     """
-    input, weight = _checked_operands("logits", input, weight, bias, softcap, cosine)
-    _checks.check_temperature("logits", temperature)
+    input, weight, softcap = _checked_operands("logits", input, weight, bias, softcap, cosine)
+    temperature = _checks.check_temperature("logits", temperature)
     num_classes = weight.shape[0]
     h = input.reshape(-1, input.shape[-1])
     z = _logits(h, weight, bias, 0, num_classes, temperature, softcap)
@@ -207,9 +209,9 @@ def log_prob(
                 [0.1250, 0.1250]])
     """
     fn = "log_prob"
-    input, weight = _checked_operands(fn, input, weight, bias, softcap, cosine)
-    _checks.check_int64(fn, "ids", ids)
-    _checks.check_temperature(fn, temperature)
+    input, weight, softcap = _checked_operands(fn, input, weight, bias, softcap, cosine)
+    check_int64(fn, "ids", ids)
+    temperature = _checks.check_temperature(fn, temperature)
     leading = input.shape[:-1]
     if ids.shape != leading and (ids.dim() != input.dim() or ids.shape[:-1] != leading):
         raise ValueError(
@@ -266,9 +268,9 @@ def topk(
         tensor([1, 2])
     """
     fn = "topk"
-    input, weight = _checked_operands(fn, input, weight, bias, softcap, cosine)
-    _checks.check_positive_int(fn, "k", k)
-    _checks.check_temperature(fn, temperature)
+    input, weight, softcap = _checked_operands(fn, input, weight, bias, softcap, cosine)
+    k = _checks.check_positive_int(fn, "k", k)
+    temperature = _checks.check_temperature(fn, temperature)
     num_classes = weight.shape[0]
     if k > num_classes:
         raise ValueError(f"{fn}: k must be at most C={num_classes}, got {k}")

@@ -16,6 +16,7 @@ from ._load import on_cpu
 from ._negatives import negatives_loss
 from ._option_checks import check_options
 from ._parallel import check_sparse_grad
+from ._torchscript import check_not_traced
 from ._unit_rows import unit_rows
 from .reference.composed import LossOptions, composed_rows, count_of_samples
 from .reference.loss import (
@@ -200,8 +201,9 @@ def sampled_softmax_loss(
         >>> loss.shape, weight.grad.is_sparse, weight.grad.shape
         (torch.Size([]), True, torch.Size([1000, 16]))
     """
+    check_not_traced(_NAME)
     _checks.check_parameters(_NAME, input, weight, bias)
-    _checks.check_targets(_NAME, target, input)
+    _checks.check_targets(_NAME, target, input, weight.shape[0])
     _checks.check_samples(_NAME, samples, target, input, weight.shape[0])
     if sample_weight is not None:
         _checks.check_sample_weight(_NAME, sample_weight, input)
@@ -221,7 +223,8 @@ def sampled_softmax_loss(
         label_smoothing,
         calibration,
     )
-    check_options(_NAME, options, target, input, samples, exclude)
+    options = check_options(_NAME, options, target, input, samples, exclude)
+    ignore_index = options.ignore_index
     plain = reference.is_plain(options, target, input, samples, exclude)
     given = samples.materialize() if plain else None
     fused = given is not None and kernels_take("loss_and_grads", input, weight, bias, *given[1:])
@@ -234,9 +237,9 @@ def sampled_softmax_loss(
             target,
             samples,
             bias=bias,
-            temperature=temperature,
+            temperature=options.temperature,
             correction=correction,
-            remove_accidental_hits=remove_accidental_hits,
+            remove_accidental_hits=options.remove_accidental_hits,
             ignore_index=ignore_index,
             sample_weight=sample_weight,
             reduction=reduction,
@@ -263,8 +266,8 @@ def sampled_softmax_loss(
         given.ids,
         _log_count(count_of_samples(given.log_expected_count, options.corrects_samples)),
         _log_count(samples.target_log_expected_count) if options.corrects_targets else None,
-        1.0 / temperature,
-        remove_accidental_hits,
+        1.0 / options.temperature,
+        options.remove_accidental_hits,
         ignore_index,
     )
     shape = input.shape[:-1]

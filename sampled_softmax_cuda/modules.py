@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, exact
+from ._arguments import as_bool, describe
 from ._option_checks import check_option_values
 from ._parallel import SparseRows, active_ddp, in_process_group
 from ._sparse import with_sparse_grad
+from ._torchscript import NotScriptable
 from .exact import TopK
 from .functional import sampled_softmax_loss
 from .memory import prefer_huge_pages
@@ -30,6 +32,10 @@ from .samplers.composed import ANY_CLASSES
 __all__ = ["SampledSoftmaxLoss"]
 
 _NAME = "SampledSoftmaxLoss"
+_SAMPLERS: dict[str, type[UniformSampler | LogUniformSampler]] = {
+    "uniform": UniformSampler,
+    "log_uniform": LogUniformSampler,
+}
 
 
 def _make_sampler(sampler: object, num_classes: int) -> Sampler:
@@ -47,21 +53,45 @@ def _make_sampler(sampler: object, num_classes: int) -> Sampler:
                 f"{_NAME}: sampler weights must be [C={num_classes}], got {list(sampler.shape)}"
             )
         return WeightedSampler(sampler)
-    if sampler == "uniform":
-        return UniformSampler(num_classes)
-    if sampler == "log_uniform":
-        return LogUniformSampler(num_classes)
     if isinstance(sampler, str):
+        if sampler in _SAMPLERS:
+            return _SAMPLERS[sampler](num_classes)
+        close = sampler.lower().replace("-", "_")
+        advice = f": did you mean {close!r}?" if close in _SAMPLERS else ""
         raise ValueError(
             f"{_NAME}: sampler must be 'uniform', 'log_uniform', a Sampler or a tensor of weights"
-            f" [C], got {sampler!r}"
+            f" [C], got {sampler!r}{advice}"
         )
-    raise TypeError(
-        f"{_NAME}: sampler must be a str, a Sampler or a Tensor, got {type(sampler).__name__}"
-    )
+    got = describe(sampler)
+    advice = ""
+    if got.startswith("a NumPy array"):
+        advice = ": pass torch.from_numpy(sampler)"
+    elif isinstance(sampler, (list, tuple)):
+        advice = ": pass torch.tensor(sampler)"
+    elif isinstance(sampler, type) and issubclass(sampler, Sampler):
+        advice = f", the class {sampler.__name__}: pass an instance of it"
+    raise TypeError(f"{_NAME}: sampler must be a str, a Sampler or a Tensor, got {got}{advice}")
 
 
-class SampledSoftmaxLoss(nn.Module):
+def _check_draws(sampler: Sampler, num_samples: int, replacement: bool, per_row: bool) -> None:
+    """The sampler can draw, so many classes and for each row."""
+    if not sampler.draws:
+        raise ValueError(
+            f"{_NAME}: sampler must be one that draws, got a {type(sampler).__name__} that only"
+            " knows frequencies: make it the log_q of an InBatchSampler or QueueSampler"
+        )
+    if per_row and not sampler.draws_rows:
+        raise ValueError(
+            f"{_NAME}: per_row=True needs a sampler whose rows can have draws of their own, got"
+            f" {type(sampler).__name__}, whose ids are shared by all rows: use per_row=False"
+        )
+    try:
+        sampler._check_num_samples("sample", num_samples, replacement, "expected")
+    except ValueError as error:
+        raise ValueError(f"{_NAME}: {error}") from None
+
+
+class SampledSoftmaxLoss(NotScriptable, nn.Module):
     """Softmax over many classes, trained on sampled ones and evaluated on all.
 
     In training mode `forward` draws `num_samples` negatives, shared by the batch, and returns the
@@ -142,12 +172,13 @@ class SampledSoftmaxLoss(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_features", in_features),
-            ("num_classes", num_classes),
-            ("num_samples", num_samples),
-        ):
-            _checks.check_positive_int(_NAME, name, value)
+        in_features = _checks.check_positive_int(_NAME, "in_features", in_features)
+        num_classes = _checks.check_positive_int(_NAME, "num_classes", num_classes)
+        num_samples = _checks.check_positive_int(_NAME, "num_samples", num_samples)
+        bias = as_bool(_NAME, "bias", bias)
+        replacement = as_bool(_NAME, "replacement", replacement)
+        per_row = as_bool(_NAME, "per_row", per_row)
+        sparse_grad = as_bool(_NAME, "sparse_grad", sparse_grad)
         if not replacement and num_samples > num_classes:
             raise ValueError(
                 f"{_NAME}: num_samples must be at most num_classes={num_classes} without"
@@ -167,30 +198,33 @@ class SampledSoftmaxLoss(nn.Module):
             label_smoothing,
             calibration,
         )
-        check_option_values(_NAME, options, shared=not per_row)
+        options = check_option_values(_NAME, options, shared=not per_row)
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
+            text = f"{dtype!r}: pass torch.{dtype}" if isinstance(dtype, str) else f"{dtype}"
             raise TypeError(
-                f"{_NAME}: dtype must be float32, bfloat16, float16 or float64, got {dtype}"
+                f"{_NAME}: dtype must be float32, bfloat16, float16 or float64 of torch, got {text}"
             )
+        made = _make_sampler(sampler, num_classes)
+        _check_draws(made, num_samples, replacement, per_row)
         self.in_features = in_features
         self.num_classes = num_classes
         self.num_samples = num_samples
         self.replacement = replacement
         self.per_row = per_row
-        self.temperature = temperature
+        self.temperature = options.temperature
         self.correction = correction
-        self.remove_accidental_hits = remove_accidental_hits
-        self.ignore_index = ignore_index
+        self.remove_accidental_hits = options.remove_accidental_hits
+        self.ignore_index = options.ignore_index
         self.reduction = reduction
         self.sparse_grad = sparse_grad
         self.loss = loss
-        self.softcap = softcap
-        self.cosine = cosine
-        self.margin = margin
-        self.angular_margin = angular_margin
-        self.label_smoothing = label_smoothing
-        self.calibration = calibration
-        self.sampler = _make_sampler(sampler, num_classes).to(device=device)
+        self.softcap = options.softcap
+        self.cosine = options.cosine
+        self.margin = options.margin
+        self.angular_margin = options.angular_margin
+        self.label_smoothing = options.label_smoothing
+        self.calibration = options.calibration
+        self.sampler = made.to(device=device)
         self.weight = nn.Parameter(
             prefer_huge_pages(torch.empty((num_classes, in_features), device=device, dtype=dtype))
         )

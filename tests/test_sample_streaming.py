@@ -295,7 +295,7 @@ def test_bad_arguments() -> None:
         (ValueError, "staleness must be a number >= 0, got -1", lambda: make(5, staleness=-1)),
         (ValueError, r"rate must be in \(0, 1\], got 0", lambda: make(mode="interval", rate=0)),
         (ValueError, "num_buckets must be an int >= 1, got 0", lambda: make(5, num_buckets=0)),
-        (ValueError, "num_hashes must be an int >= 1, got 1.5", lambda: make(5, num_hashes=1.5)),
+        (TypeError, "num_hashes must be an int, got float", lambda: make(5, num_hashes=1.5)),
         (TypeError, "ignore_index must be an int, got float", lambda: make(5, ignore_index=0.0)),
         (TypeError, "target must be int64", lambda: make(5).update(target.int())),
         (IndexError, r"got 5", lambda: make(5).log_prob(torch.tensor([5]))),

@@ -85,7 +85,7 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--device", default="cuda")
+    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     device = options.parse_args().device
     torch.manual_seed(0)
     failures = []

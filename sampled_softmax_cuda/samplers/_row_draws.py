@@ -44,7 +44,8 @@ def draw_rows(
             " not one distribution that a key alone gives draws from"
         )
     sampler._check_ids(method, "target", target)
-    sampler._check_num_samples(method, num_samples, replacement, inclusion)
+    num_samples = sampler._check_num_samples(method, num_samples, replacement, inclusion)
+    how = num_samples, replacement, inclusion
     shape = _checks.check_rows(name, target, num_true)
     if exclude is not None:
         sampler._check_ids(method, "exclude", exclude)

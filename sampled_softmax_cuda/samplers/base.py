@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from .._arguments import as_int, check_int64
 from .._load import on_cpu
-from .._parallel import refuse_dtensor
+from .._torchscript import NotScriptable
 from ..reference.sample import Method
 from . import _ops
 from ._row_draws import draw_rows
@@ -37,7 +40,7 @@ class _Plan(NamedTuple):
     tries: Tensor | None
 
 
-class Sampler(nn.Module, ABC):
+class Sampler(NotScriptable, nn.Module, ABC):
     """Draws class ids for sampled softmax: the base of all samplers.
 
     A draw is a pure function of a key of two 64-bit numbers, which `sample` takes from PyTorch's
@@ -47,6 +50,16 @@ class Sampler(nn.Module, ABC):
     num_classes: int
     num_drawable: int
     """The number of classes with q > 0."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether it can draw at all, or only knows frequencies."""
+        return True
+
+    @property
+    def draws_rows(self) -> bool:
+        """Whether every row can have draws of its own (per_row=True)."""
+        return self.draws
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +143,7 @@ class Sampler(nn.Module, ABC):
                     " batch are the same for every row"
                 )
         self._check_ids("sample", "target", target)
-        self._check_num_samples("sample", num_samples, replacement, inclusion)
+        num_samples = self._check_num_samples("sample", num_samples, replacement, inclusion)
         plan = self._plan(num_samples, replacement, inclusion)
         key = _ops.new_key(target.device, generator)
         ids, _, log_count, target_log_count = _ops.sample(
@@ -197,7 +210,7 @@ class Sampler(nn.Module, ABC):
         self._check_ids("draw", "key", key)
         if key.shape != (2,):
             raise ValueError(f"{self._name}.draw: key must be [2], got {list(key.shape)}")
-        self._check_num_samples("draw", num_samples, replacement, "observed")
+        num_samples = self._check_num_samples("draw", num_samples, replacement, "observed")
         plan = self._plan(num_samples, replacement, "observed")
         ids, num_draws, _, _ = _ops.sample(
             self._proposal(), key.contiguous(), key.new_empty(0), num_samples, *plan
@@ -245,7 +258,7 @@ class Sampler(nn.Module, ABC):
         """
         name = "log_expected_count"
         self._check_ids(name, "ids", ids)
-        self._check_num_samples(name, num_samples, replacement, inclusion)
+        num_samples = self._check_num_samples(name, num_samples, replacement, inclusion)
         if not replacement and inclusion == "observed":
             raise ValueError(
                 f"{self._name}.{name}: inclusion='observed' needs a draw, which only sample() has;"
@@ -269,7 +282,15 @@ class Sampler(nn.Module, ABC):
     # the plans that the graph will depend on.
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _keep_plan(self, num_samples: int, inclusion: str) -> int:
-        return int(self._kept_plan(num_samples, inclusion).method)
+        if (num_samples, inclusion) not in self._plans and any(
+            isinstance(buffer, FakeTensor) for buffer in self.buffers()
+        ):
+            raise RuntimeError(
+                f"{self._name}.sample: torch.export hides the probabilities, from which draws"
+                " without replacement are planned: draw once before you export"
+            )
+        with _disable_current_modes():  # numbers, also where torch.export makes all tensors fake
+            return int(self._kept_plan(num_samples, inclusion).method)
 
     def _kept_plan(self, num_samples: int, inclusion: str) -> _Plan:
         plan = self._plans.get((num_samples, inclusion))
@@ -337,14 +358,8 @@ class Sampler(nn.Module, ABC):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _check_ids(self, method: str, argument: str, ids: object) -> None:
-        if not isinstance(ids, Tensor):
-            raise TypeError(
-                f"{self._name}.{method}: {argument} must be a Tensor, got {type(ids).__name__}"
-            )
-        if ids.dtype != torch.int64:
-            raise TypeError(f"{self._name}.{method}: {argument} must be int64, got {ids.dtype}")
-        refuse_dtensor(f"{self._name}.{method}", argument, ids)
+    def _check_ids(self, method: str, argument: str, ids: Any) -> None:
+        check_int64(f"{self._name}.{method}", argument, ids)
         device = self._device()
         if device is not None and ids.device != device:
             raise ValueError(
@@ -363,28 +378,25 @@ class Sampler(nn.Module, ABC):
             )
 
     def _check_num_samples(
-        self, method: str, num_samples: int, replacement: bool, inclusion: str
-    ) -> None:
+        self, method: str, num_samples: Any, replacement: bool, inclusion: str
+    ) -> int:
         name = f"{self._name}.{method}"
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool):
-            raise TypeError(f"{name}: num_samples must be an int, got {type(num_samples).__name__}")
-        if num_samples < 1:
-            raise ValueError(f"{name}: num_samples must be at least 1, got {num_samples}")
+        count = as_int(name, "num_samples", num_samples, least=1)
         if inclusion not in _INCLUSIONS:
             raise ValueError(
                 f"{name}: inclusion must be one of {', '.join(_INCLUSIONS)}, got {inclusion!r}"
             )
-        if not replacement and num_samples > self.num_drawable:
+        if not replacement and count > self.num_drawable:
             raise ValueError(
                 f"{name}: num_samples must be at most {self.num_drawable}, the number of classes"
-                f" with positive probability, without replacement, got {num_samples}"
+                f" with positive probability, without replacement, got {count}"
             )
+        return count
 
 
 def check_num_classes(name: str, num_classes: object, limit: int) -> int:
     """num_classes as an int in [1, limit]."""
-    if not isinstance(num_classes, int) or isinstance(num_classes, bool):
-        raise TypeError(f"{name}: num_classes must be an int, got {type(num_classes).__name__}")
+    num_classes = as_int(name, "num_classes", num_classes)
     if not 1 <= num_classes <= limit:
         raise ValueError(f"{name}: num_classes must be in [1, {limit}], got {num_classes}")
     return num_classes

@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
+from .._arguments import as_int
 from . import _ops
 from .base import Sampler, Samples
 
@@ -45,10 +46,9 @@ class Learner(nn.Module):
         """Take account of a batch's targets."""
 
 
-def check_ignore_index(name: str, ignore_index: object) -> None:
-    """TypeError unless ignore_index is an int."""
-    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
-        raise TypeError(f"{name}: ignore_index must be an int, got {type(ignore_index).__name__}")
+def check_ignore_index(name: str, ignore_index: object) -> int:
+    """ignore_index as an int; TypeError unless it is one."""
+    return as_int(name, "ignore_index", ignore_index)
 
 
 def in_backward_pass() -> bool:
@@ -99,6 +99,10 @@ def capacity(sampler: Sampler, target: Tensor, replacement: bool) -> int:
 class ComposedSampler(Sampler):
     """The base of pools and mixtures. Negatives are shared by the batch."""
 
+    @property
+    def draws_rows(self) -> bool:
+        return False
+
     @abstractmethod
     def _begin_draw(
         self,
@@ -144,7 +148,7 @@ class ComposedSampler(Sampler):
             if given:
                 self._refuse(".sample", argument)
         self._check_ids("sample", "target", target)
-        self._check_num_samples("sample", num_samples, replacement, inclusion)
+        num_samples = self._check_num_samples("sample", num_samples, replacement, inclusion)
         draw = self._begin_draw(target, num_samples, replacement, inclusion, generator)
         num_ids = draw.ids.shape[0]
         known = (target >= 0) & (target < self.num_classes)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._arguments import fail_tensor
 from ..reference.sample import Method
 from ._rows import ProposalArguments, sample_rows
 from .samples import Samples
@@ -93,9 +94,10 @@ def mask_samples(samples: Samples, exclude: Tensor) -> Samples:
         tensor([[0., inf],
                 [0., 0.]])
     """
-    if not isinstance(exclude, Tensor) or exclude.dtype != torch.int64:
-        found = exclude.dtype if isinstance(exclude, Tensor) else type(exclude).__name__
-        raise TypeError(f"mask_samples: exclude must be an int64 Tensor, got {found}")
+    if not isinstance(exclude, Tensor):
+        fail_tensor("mask_samples", "exclude", exclude)
+    if exclude.dtype != torch.int64:
+        raise TypeError(f"mask_samples: exclude must be an int64 Tensor, got {exclude.dtype}")
     ids, log_count, target_log_count = samples
     lead = exclude.shape[:-1]
     if exclude.dim() == 0 or (ids.dim() != 1 and ids.shape[:-1] != lead):

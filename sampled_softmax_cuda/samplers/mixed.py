@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .._arguments import as_float
 from .base import Sampler
 from .composed import ANY_CLASSES, UNLIMITED, ComposedSampler, Draw, begin_draw, capacity
 
@@ -98,11 +99,10 @@ class MixedSampler(ComposedSampler):
                 f"MixedSampler: proportions must be {len(samplers)} numbers, one for each sampler,"
                 f" got {len(proportions)}"
             )
+        proportions = [as_float("MixedSampler", "proportions", p) for p in proportions]
         for p in proportions:
-            if not isinstance(p, (int, float)) or not 0 < p < math.inf:
-                raise ValueError(
-                    f"MixedSampler: proportions must be positive and finite, got {p!r}"
-                )
+            if not 0 < p < math.inf:
+                raise ValueError(f"MixedSampler: proportions must be positive and finite, got {p}")
         self.samplers = nn.ModuleList(samplers)
         self.proportions = [p / math.fsum(proportions) for p in proportions]
         self.num_classes = classes.pop() if classes else ANY_CLASSES
@@ -137,7 +137,9 @@ class MixedSampler(ComposedSampler):
         Raises:
             ValueError, IndexError, TypeError: as `log_prob` and `Sampler.log_expected_count`.
         """
-        self._check_num_samples("log_expected_count", num_samples, replacement, inclusion)
+        num_samples = self._check_num_samples(
+            "log_expected_count", num_samples, replacement, inclusion
+        )
         most = [UNLIMITED if replacement else s.num_drawable for s in self._components()]
         shares = split_samples(num_samples, self.proportions, most)
         counts = [

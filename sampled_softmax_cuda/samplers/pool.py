@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._arguments import as_int
 from ..reference.sample import Method, Uniform
 from . import _ops
 from .base import Sampler, check_num_classes
@@ -47,16 +49,15 @@ class _PoolSampler(ComposedSampler):
                 f"{name}: log_q must be a Sampler, whose log_prob is used, or None, got"
                 f" {type(log_q).__name__}; for probabilities [C] use WeightedSampler(probabilities)"
             )
-        check_ignore_index(name, ignore_index)
+        self.ignore_index = check_ignore_index(name, ignore_index)
         if num_classes is not None:
-            check_num_classes(name, num_classes, ANY_CLASSES)
+            num_classes = check_num_classes(name, num_classes, ANY_CLASSES)
         known = ANY_CLASSES if log_q is None else log_q.num_classes
         if num_classes is not None and known not in (num_classes, ANY_CLASSES):
             raise ValueError(
                 f"{name}: num_classes must be that of log_q, {known}, or None, got {num_classes}"
             )
         self.log_q = log_q
-        self.ignore_index = ignore_index
         self.num_classes = known if num_classes is None else num_classes
         self.num_drawable = self.num_classes
 
@@ -86,7 +87,9 @@ class _PoolSampler(ComposedSampler):
             ValueError: there is no log_q. IndexError, TypeError: as `Sampler.log_expected_count`.
         """
         log_q = self._known_q("log_expected_count").log_prob(ids)
-        self._check_num_samples("log_expected_count", num_samples, replacement, inclusion)
+        num_samples = self._check_num_samples(
+            "log_expected_count", num_samples, replacement, inclusion
+        )
         tries = torch.tensor(num_samples, dtype=torch.float64, device=ids.device)
         return _log_count(log_q, tries, replacement).to(torch.float32)
 
@@ -103,10 +106,10 @@ class _PoolSampler(ComposedSampler):
         return self.log_q
 
     def _check_num_samples(
-        self, method: str, num_samples: int, replacement: bool, inclusion: str
-    ) -> None:
+        self, method: str, num_samples: Any, replacement: bool, inclusion: str
+    ) -> int:
         # Any number is enough: it is the most that is taken from the pool.
-        super()._check_num_samples(method, num_samples, True, inclusion)
+        return super()._check_num_samples(method, num_samples, True, inclusion)
 
     def _device(self) -> torch.device | None:
         return None if self.log_q is None else self.log_q._device()
@@ -285,11 +288,7 @@ class QueueSampler(_PoolSampler, Learner):
         update_on_sample: bool = True,
     ) -> None:
         super().__init__(log_q, num_classes, ignore_index)
-        if not isinstance(capacity, int) or isinstance(capacity, bool):
-            raise TypeError(f"QueueSampler: capacity must be an int, got {type(capacity).__name__}")
-        if capacity < 1:
-            raise ValueError(f"QueueSampler: capacity must be at least 1, got {capacity}")
-        self.capacity = capacity
+        self.capacity = capacity = as_int("QueueSampler", "capacity", capacity, least=1)
         self.update_on_sample = update_on_sample
         # The slot behind the last one takes what is not kept, so that nothing depends on values.
         self.register_buffer("queue", torch.full((capacity + 1,), -1))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from .._arguments import as_float, as_int
 from . import _ops
 from ._stream import CountedStream, IntervalStream
 from .base import Sampler, Samples, check_num_classes
@@ -76,30 +77,37 @@ class StreamingSampler(Sampler, Learner):
         name = "StreamingSampler"
         if mode not in _MODES:
             raise ValueError(f"{name}: mode must be 'counts' or 'interval', got {mode!r}")
-        if not isinstance(staleness, (int, float)) or not 0 <= staleness < math.inf:
-            raise ValueError(f"{name}: staleness must be a number >= 0, got {staleness!r}")
-        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ValueError(f"{name}: rate must be in (0, 1], got {rate!r}")
+        staleness = as_float(name, "staleness", staleness)
+        if not 0 <= staleness < math.inf:
+            raise ValueError(f"{name}: staleness must be a number >= 0, got {staleness}")
+        rate = as_float(name, "rate", rate)
+        if not 0 < rate <= 1:
+            raise ValueError(f"{name}: rate must be in (0, 1], got {rate}")
+        num_buckets = as_int(name, "num_buckets", num_buckets)
+        num_hashes = as_int(name, "num_hashes", num_hashes)
         for label, value in (("num_buckets", num_buckets), ("num_hashes", num_hashes)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: {label} must be an int >= 1, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name}: {label} must be an int >= 1, got {value}")
         if mode == "counts" or num_classes is not None:
-            check_num_classes(name, num_classes, ANY_CLASSES)
-        check_ignore_index(name, ignore_index)
+            num_classes = check_num_classes(name, num_classes, ANY_CLASSES)
         self.num_classes = ANY_CLASSES if num_classes is None else num_classes
         self.num_drawable = self.num_classes
         self.mode = mode
         self.update_on_sample = update_on_sample
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(name, ignore_index)
         self.stream: CountedStream | IntervalStream
         if mode == "counts":
-            self.stream = CountedStream(self.num_classes, float(staleness))
+            self.stream = CountedStream(self.num_classes, staleness)
         else:
-            self.stream = IntervalStream(num_buckets, num_hashes, float(rate))
+            self.stream = IntervalStream(num_buckets, num_hashes, rate)
         # After the table, which is loaded after this module itself.
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             type(self)._state_loaded
         )
+
+    @property
+    def draws(self) -> bool:
+        return self.mode == "counts"
 
     @property
     def counts(self) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arguments import as_float, as_int, check_int64, fail_tensor
 from ..memory import prefer_huge_pages
 from ..reference.sample import Weighted
 from . import _ops
@@ -47,12 +48,12 @@ class WeightedSampler(Sampler):
 
     def __init__(self, weights: Tensor, power: float = 1.0, smoothing: float = 0.0) -> None:
         super().__init__()
-        if not isinstance(power, (int, float)) or not math.isfinite(power):
-            raise ValueError(f"WeightedSampler: power must be a finite number, got {power!r}")
-        self.power = float(power)
-        if not isinstance(smoothing, (int, float)) or not 0 <= smoothing < math.inf:
-            raise ValueError(f"WeightedSampler: smoothing must be a number >= 0, got {smoothing!r}")
-        self.smoothing = float(smoothing)
+        self.power = as_float("WeightedSampler", "power", power)
+        if not math.isfinite(self.power):
+            raise ValueError(f"WeightedSampler: power must be a finite number, got {power}")
+        self.smoothing = as_float("WeightedSampler", "smoothing", smoothing)
+        if not 0 <= self.smoothing < math.inf:
+            raise ValueError(f"WeightedSampler: smoothing must be a number >= 0, got {smoothing}")
         probabilities = self._normalise(weights)
         self.num_classes = probabilities.shape[0]
         self.num_drawable = int(torch.count_nonzero(probabilities))
@@ -111,10 +112,10 @@ class WeightedSampler(Sampler):
             >>> sampler.log_prob(torch.tensor([0, 1, 2])).exp()
             tensor([0.3333, 0.0000, 0.6667])
         """
-        if not isinstance(target, Tensor) or target.dtype != torch.int64:
-            got = target.dtype if isinstance(target, Tensor) else type(target).__name__
-            raise TypeError(f"WeightedSampler.from_targets: target must be int64, got {got}")
-        check_num_classes("WeightedSampler.from_targets", num_classes, 2**62)
+        name = "WeightedSampler.from_targets"
+        check_int64(name, "target", target)
+        num_classes = check_num_classes(name, num_classes, 2**62)
+        ignore_index = as_int(name, "ignore_index", ignore_index)
         ids = target.detach().reshape(-1)
         ids = ids[(ids >= 0) & (ids < num_classes) & (ids != ignore_index)]
         return cls(torch.bincount(ids, minlength=num_classes), power, smoothing)
@@ -156,7 +157,7 @@ class WeightedSampler(Sampler):
         """
         name = "WeightedSampler"
         if not isinstance(weights, Tensor):
-            raise TypeError(f"{name}: weights must be a Tensor, got {type(weights).__name__}")
+            fail_tensor(name, "weights", weights)
         if weights.is_complex() or weights.dtype == torch.bool:
             raise TypeError(f"{name}: weights must be real numbers, got {weights.dtype}")
         if weights.dim() != 1 or weights.numel() == 0:

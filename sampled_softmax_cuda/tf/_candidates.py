@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._arguments import as_bool
 from ..samplers import LogUniformSampler, Sampler, Samples, UniformSampler, _ops
 from ._seeds import draw_key
 
@@ -39,23 +40,25 @@ def true_class_ids(
     fn: str, name: str, ids: Any, num_true: int, device: torch.device | None = None
 ) -> Tensor:
     """True classes as int64 [B, num_true]."""
-    _checks.check_positive_int(fn, "num_true", num_true)
+    num_true = _checks.check_positive_int(fn, "num_true", num_true)
     tensor = class_ids(fn, name, ids, device)
     if tensor.dim() != 2 or tensor.shape[1] != num_true:
         raise ValueError(f"{fn}: {name} must be [B, num_true={num_true}], got {list(tensor.shape)}")
     return tensor
 
 
-def check_sizes(fn: str, num_sampled: Any, unique: Any, range_max: Any, drawable: int) -> None:
-    """num_sampled fits into the classes that can be drawn."""
-    _checks.check_positive_int(fn, "num_sampled", num_sampled)
-    if not isinstance(unique, (bool, int)):
-        raise TypeError(f"{fn}: unique must be a bool, got {type(unique).__name__}")
+def check_sizes(
+    fn: str, num_sampled: Any, unique: Any, range_max: int, drawable: int
+) -> tuple[int, bool]:
+    """num_sampled, which fits into the classes that can be drawn, and unique."""
+    num_sampled = _checks.check_positive_int(fn, "num_sampled", num_sampled)
+    unique = as_bool(fn, "unique", unique)
     if unique and num_sampled > drawable:
         raise ValueError(
             f"{fn}: num_sampled must be at most {drawable}, the number of classes of"
             f" range_max={range_max} that can be drawn, when unique=True; got {num_sampled}"
         )
+    return num_sampled, unique
 
 
 def expected_count(q: Tensor, num_sampled: int, num_tries: Tensor) -> Tensor:
@@ -85,9 +88,9 @@ def draw(
     """A draw from a sampler, with the logarithms of TensorFlow's counts, as of `expected_count`."""
     truth = true_class_ids(fn, "true_classes", true_classes, num_true, device)
     num_classes = sampler.num_classes
-    check_sizes(fn, num_sampled, unique, num_classes, sampler.num_drawable)
+    num_sampled, unique = check_sizes(fn, num_sampled, unique, num_classes, sampler.num_drawable)
     _checks.check_id_range(fn, "true_classes", truth, num_classes)
-    key = draw_key(fn, seed, (num_true, num_sampled, bool(unique), num_classes), truth.device)
+    key = draw_key(fn, seed, (truth.shape[1], num_sampled, unique, num_classes), truth.device)
     proposal = sampler._proposal()
     plan = sampler._plan(num_sampled, not unique, "observed")
     truth = truth.contiguous()
@@ -172,7 +175,7 @@ def uniform_candidate_sampler(
         (torch.Size([4]), tensor([[0.5000, 0.5000]]), tensor([0.5000, 0.5000, 0.5000, 0.5000]))
     """
     fn = "uniform_candidate_sampler"
-    _checks.check_positive_int(fn, "range_max", range_max)
+    range_max = _checks.check_positive_int(fn, "range_max", range_max)
     sampler = _shared("uniform", range_max)
     samples = draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
     return sampled_values(samples)
@@ -221,7 +224,7 @@ def draw_log_uniform(
 ) -> Samples:
     """`log_uniform_candidate_sampler` with the logarithms of its counts."""
     fn = "log_uniform_candidate_sampler"
-    _checks.check_positive_int(fn, "range_max", range_max)
+    range_max = _checks.check_positive_int(fn, "range_max", range_max)
     sampler = _shared("log_uniform", range_max)
     return draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
 
@@ -256,7 +259,7 @@ def all_candidate_sampler(
     """
     fn = "all_candidate_sampler"
     truth = true_class_ids(fn, "true_classes", true_classes, num_true)
-    _checks.check_positive_int(fn, "num_sampled", num_sampled)
+    num_sampled = _checks.check_positive_int(fn, "num_sampled", num_sampled)
     _checks.check_id_range(fn, "true_classes", truth, num_sampled)
     ids = torch.arange(num_sampled, device=truth.device)
     counts = (torch.ones_like(k, dtype=torch.float32) for k in (truth, ids))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from .._arguments import check_int64
+from .._torchscript import NotScriptable
 from ..reference.philox import mul_wide, philox_bits
 from ..reference.sample import sample_distinct, sample_race
 from ._candidates import SampledValues, check_sizes, expected_count, true_class_ids
@@ -36,7 +38,7 @@ class _Counts(NamedTuple):
         return self.counts[ids].double() / self.total
 
 
-class LearnedUnigram(nn.Module):
+class LearnedUnigram(NotScriptable, nn.Module):
     """The state of `learned_unigram_candidate_sampler`: how often each class was a target, plus 1.
 
     A module, so that it can be saved with a model, which TensorFlow doesn't do with its own. A draw
@@ -77,7 +79,7 @@ class LearnedUnigram(nn.Module):
             TypeError: classes that are not int64. IndexError: one outside [0, C), on the CPU; on
                 CUDA it counts for the first or the last class.
         """
-        _checks.check_int64("LearnedUnigram.observe", "classes", classes)
+        check_int64("LearnedUnigram.observe", "classes", classes)
         _checks.check_id_range("LearnedUnigram.observe", "classes", classes, self.num_classes)
         flat = classes.reshape(-1).clamp(0, self.num_classes - 1)
         self.counts.index_add_(0, flat, torch.ones_like(flat))

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from .. import _checks
+from .._arguments import as_int
 
 _WORD = 2**64 - 1
 _KEY_LIMIT = 2**63 - 1
@@ -37,8 +37,7 @@ def set_seed(seed: int) -> None:
         (True, True, False)
     """
     global _global_seed
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"set_seed: seed must be an int, got {type(seed).__name__}")
+    seed = as_int("set_seed", "seed", seed)
     torch.manual_seed(seed)
     _global_seed = seed
     _calls.clear()
@@ -64,8 +63,7 @@ def draw_key(fn: str, seed: int | None, attributes: Hashable, device: torch.devi
     """
     if seed is None:
         return torch.randint(_KEY_LIMIT, (2,), device=device)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"{fn}: seed must be an int or None, got {_checks._describe(seed)}")
+    seed = as_int(fn, "seed", seed, kind="an int or None")
     if torch.compiler.is_compiling():
         raise ValueError(
             f"{fn}: seed must be None under torch.compile, which would draw the same classes in"
