@@ -21,7 +21,7 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a Tensor {list(value.shape)} of {value.dtype}"
     if _is_array(value):
-        return f"a NumPy array {list(value.shape)} of {value.dtype}"  # type: ignore[attr-defined]
+        return f"ndarray {list(value.shape)} of {value.dtype}"  # type: ignore[attr-defined]
     return type(value).__name__
 
 
@@ -85,7 +85,7 @@ def fail_tensor(fn: str, name: str, value: Any) -> NoReturn:
     """The error of what is no tensor, with what to do about arrays and lists."""
     got = describe(value)
     advice = ""
-    if got.startswith("a NumPy array"):
+    if got.startswith("ndarray"):
         advice = f": pass torch.from_numpy({name})"
     elif isinstance(value, (list, tuple)) or type(value).__module__ == "numpy":
         advice = f": pass torch.as_tensor({name})"

@@ -64,7 +64,7 @@ def _make_sampler(sampler: object, num_classes: int) -> Sampler:
         )
     got = describe(sampler)
     advice = ""
-    if got.startswith("a NumPy array"):
+    if got.startswith("ndarray"):
         advice = ": pass torch.from_numpy(sampler)"
     elif isinstance(sampler, (list, tuple)):
         advice = ": pass torch.tensor(sampler)"

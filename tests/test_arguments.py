@@ -123,7 +123,7 @@ def test_what_is_no_integer(name: str) -> None:
         (np.float32(number), "float32"),
         (str(number), "str"),
         (torch.tensor(number), r"a Tensor \[\] of torch.int64: pass \w+.item\(\)"),
-        (np.array([number, 1]), r"a NumPy array \[2\] of int64"),
+        (np.array([number, 1]), r"ndarray \[2\] of int64"),
     ):
         with pytest.raises(TypeError, match=rf": \w+ must be an int( or None)?, got {got}"):
             function(value)
@@ -175,7 +175,7 @@ def test_what_is_no_number(name: str) -> None:
         (True, "bool"),
         (str(number), "str"),
         (torch.tensor(number), r"a Tensor \[\] of torch.float32: pass \w+.item\(\)"),
-        (np.array([number, 1]), r"a NumPy array \[2\] of float64"),
+        (np.array([number, 1]), r"ndarray \[2\] of float64"),
         (1j, "complex"),
     ):
         with pytest.raises(TypeError, match=rf": \w+ must be a float, got {got}"):
@@ -251,13 +251,12 @@ ADVICE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an array as target": (
         lambda: ssc.sampled_softmax_loss(h, W, t.numpy(), samples),
         TypeError,
-        "target must be a Tensor, got a NumPy array [4] of int64: pass torch.from_numpy(target)",
+        "target must be a Tensor, got ndarray [4] of int64: pass torch.from_numpy(target)",
     ),
     "an array as weights": (
         lambda: ssc.WeightedSampler(np.ones(C)),
         TypeError,
-        "weights must be a Tensor, got a NumPy array [40] of float64:"
-        " pass torch.from_numpy(weights)",
+        "weights must be a Tensor, got ndarray [40] of float64: pass torch.from_numpy(weights)",
     ),
     "a list as target": (
         lambda: ssc.UniformSampler(C).sample([1, 2], S),
@@ -307,7 +306,7 @@ ADVICE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an array as sampler": (
         lambda: ssc.SampledSoftmaxLoss(D, C, S, sampler=np.ones(C)),
         TypeError,
-        "sampler must be a str, a Sampler or a Tensor, got a NumPy array [40] of float64:"
+        "sampler must be a str, a Sampler or a Tensor, got ndarray [40] of float64:"
         " pass torch.from_numpy(sampler)",
     ),
     "a list as sampler": (
@@ -381,7 +380,7 @@ ADVICE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "one true class for cntk as an array": (
         lambda: ssc.cntk.CrossEntropyWithSampledSoftmax(C, D, S, torch.ones(C))(h, t.numpy()),
         TypeError,
-        "target_vector must be a Tensor, got a NumPy array [4] of int64",
+        "target_vector must be a Tensor, got ndarray [4] of int64",
     ),
 }
 

@@ -222,7 +222,7 @@ def test_inputs_as_numpy_users_have_them(either: str) -> None:
     [
         ({"labels": [1] * B}, ValueError, r"labels must be \[B, num_true=2\], got \[7\]"),
         ({"labels": [[1, 2]]}, ValueError, r"labels must be \[B=7, num_true=2\].*got \[1, 2\]"),
-        ({"labels": [[1.0, 2.0]] * B}, TypeError, "labels must be int32 or int64, got .*float32"),
+        ({"labels": [[1j, 2.0]] * B}, TypeError, "labels must be real numbers, got .*complex64"),
         (
             {"labels": [[1, C]] * B},
             IndexError,

@@ -24,26 +24,53 @@ class SampledValues(NamedTuple):
     """[S] float32, the same for the samples."""
 
 
-def class_ids(fn: str, name: str, ids: Any, device: torch.device | None = None) -> Tensor:
+# TensorFlow counts classes whose samplers need memory for each in int32, and allows less than this.
+CLASSES_IN_MEMORY = 2**31 - 1
+
+
+def check_range_max(fn: str, range_max: Any, limit: int, why: str, name: str = "range_max") -> int:
+    """range_max as an int in [1, limit)."""
+    number = _checks.check_positive_int(fn, name, range_max)
+    if number >= limit:
+        raise ValueError(f"{fn}: {name} must be below {limit}, {why}, got {number}")
+    return number
+
+
+def class_ids(
+    fn: str, name: str, ids: Any, device: torch.device | None = None, *, cast: bool = False
+) -> Tensor:
     """int64 ids from a tensor, an array or a list of int32 or int64.
 
     Args:
         device: where ids that are not a tensor go.
+        cast: whether other numbers are converted, as the losses of TensorFlow do.
     """
     tensor = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device=device)
-    if tensor.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{fn}: {name} must be int32 or int64, got {tensor.dtype}")
+    integers = tensor.dtype in (torch.int32, torch.int64) or tensor.numel() == 0
+    if tensor.is_complex() or not (cast or integers):
+        allowed = "real numbers" if cast else "int32 or int64"
+        raise TypeError(f"{fn}: {name} must be {allowed}, got {tensor.dtype}")
     return tensor.to(torch.int64)
 
 
 def true_class_ids(
-    fn: str, name: str, ids: Any, num_true: int, device: torch.device | None = None
+    fn: str,
+    name: str,
+    ids: Any,
+    num_true: int,
+    device: torch.device | None = None,
+    *,
+    cast: bool = False,
 ) -> Tensor:
     """True classes as int64 [B, num_true]."""
     num_true = _checks.check_positive_int(fn, "num_true", num_true)
-    tensor = class_ids(fn, name, ids, device)
+    tensor = class_ids(fn, name, ids, device, cast=cast)
     if tensor.dim() != 2 or tensor.shape[1] != num_true:
-        raise ValueError(f"{fn}: {name} must be [B, num_true={num_true}], got {list(tensor.shape)}")
+        column = tensor.dim() == 1 and num_true == 1
+        raise ValueError(
+            f"{fn}: {name} must be [B, num_true={num_true}], got {list(tensor.shape)}"
+            f"{f': pass {name}[:, None]' if column else ''}"
+        )
     return tensor
 
 
@@ -175,7 +202,7 @@ def uniform_candidate_sampler(
         (torch.Size([4]), tensor([[0.5000, 0.5000]]), tensor([0.5000, 0.5000, 0.5000, 0.5000]))
     """
     fn = "uniform_candidate_sampler"
-    range_max = _checks.check_positive_int(fn, "range_max", range_max)
+    range_max = check_range_max(fn, range_max, 2**63, "the number of int64 ids")
     sampler = _shared("uniform", range_max)
     samples = draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
     return sampled_values(samples)
@@ -224,7 +251,7 @@ def draw_log_uniform(
 ) -> Samples:
     """`log_uniform_candidate_sampler` with the logarithms of its counts."""
     fn = "log_uniform_candidate_sampler"
-    range_max = _checks.check_positive_int(fn, "range_max", range_max)
+    range_max = check_range_max(fn, range_max, 2**52, "up to which draws are exact")
     sampler = _shared("log_uniform", range_max)
     return draw(fn, sampler, true_classes, num_true, num_sampled, unique, seed)
 
@@ -259,7 +286,9 @@ def all_candidate_sampler(
     """
     fn = "all_candidate_sampler"
     truth = true_class_ids(fn, "true_classes", true_classes, num_true)
-    num_sampled = _checks.check_positive_int(fn, "num_sampled", num_sampled)
+    num_sampled = check_range_max(
+        fn, num_sampled, CLASSES_IN_MEMORY, "since all classes are listed", "num_sampled"
+    )
     _checks.check_id_range(fn, "true_classes", truth, num_sampled)
     ids = torch.arange(num_sampled, device=truth.device)
     counts = (torch.ones_like(k, dtype=torch.float32) for k in (truth, ids))

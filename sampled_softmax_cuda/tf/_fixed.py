@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._arguments import as_float, as_int
 from ..samplers import WeightedSampler
-from ._candidates import SampledValues, draw, sampled_values
+from ._candidates import (
+    CLASSES_IN_MEMORY,
+    SampledValues,
+    check_range_max,
+    draw,
+    sampled_values,
+)
 
 
 def _counts_of_file(fn: str, vocab_file: str) -> Tensor:
@@ -78,8 +85,12 @@ def fixed_unigram_sampler(
     if (len(unigrams) > 0) == (path != ""):
         given = "both" if path else "neither"
         raise ValueError(f"{fn}: exactly one of vocab_file and unigrams must be given, got {given}")
-    _checks.check_positive_int(fn, "range_max", range_max)
-    _checks.check_positive_int(fn, "num_shards", num_shards)
+    why = "as in TensorFlow, since every class has a weight in memory"
+    range_max = check_range_max(fn, range_max, CLASSES_IN_MEMORY, why)
+    num_shards = _checks.check_positive_int(fn, "num_shards", num_shards)
+    shard = as_int(fn, "shard", shard)
+    distortion = as_float(fn, "distortion", distortion)
+    num_reserved_ids = as_int(fn, "num_reserved_ids", num_reserved_ids)
     if num_reserved_ids < 0:
         raise ValueError(f"{fn}: num_reserved_ids must not be negative, got {num_reserved_ids}")
     if not 0 <= shard < num_shards:
@@ -90,15 +101,15 @@ def fixed_unigram_sampler(
         counts = torch.as_tensor(unigrams).detach().reshape(-1)
         device = counts.device if device is None else device
         counts = counts.to("cpu", torch.float64)
-    # Distorted before the reserved classes join: they are never drawn, and 0^0 is 1.
-    weights = torch.cat((counts.new_zeros(num_reserved_ids), counts.pow(distortion)))
-    weights = weights[shard::num_shards]
-    if weights.shape[0] != range_max:
+    num_classes = len(range(shard, num_reserved_ids + counts.shape[0], num_shards))
+    if num_classes != range_max:
         raise ValueError(
-            f"{fn}: range_max must be the number of classes, {weights.shape[0]}, reserved ones"
+            f"{fn}: range_max must be the number of classes, {num_classes}, reserved ones"
             f" included, got {range_max}"
         )
-    return WeightedSampler(weights).to(device=device)
+    # Distorted before the reserved classes join: they are never drawn, and 0^0 is 1.
+    weights = torch.cat((counts.new_zeros(num_reserved_ids), counts.pow(distortion)))
+    return WeightedSampler(weights[shard::num_shards]).to(device=device)
 
 
 def fixed_unigram_candidate_sampler(

@@ -12,11 +12,19 @@ from .._arguments import check_int64
 from .._torchscript import NotScriptable
 from ..reference.philox import mul_wide, philox_bits
 from ..reference.sample import sample_distinct, sample_race
-from ._candidates import SampledValues, check_sizes, expected_count, true_class_ids
+from ._candidates import (
+    CLASSES_IN_MEMORY,
+    SampledValues,
+    check_range_max,
+    check_sizes,
+    expected_count,
+    true_class_ids,
+)
 from ._seeds import draw_key
 
 # Unique classes are drawn by rejection, unless that would need more tries per class than this.
 _TRIES_PER_CLASS = 4
+_WHY = "as in TensorFlow, since every class has a count in memory"
 
 
 class _Counts(NamedTuple):
@@ -63,7 +71,7 @@ class LearnedUnigram(NotScriptable, nn.Module):
 
     def __init__(self, range_max: int) -> None:
         super().__init__()
-        _checks.check_positive_int("LearnedUnigram", "range_max", range_max)
+        range_max = check_range_max("LearnedUnigram", range_max, CLASSES_IN_MEMORY, _WHY)
         self.register_buffer("counts", torch.ones(range_max, dtype=torch.int64))
         self._total = range_max  # the counts' sum, without asking a device for it
 
@@ -159,10 +167,10 @@ def learned_unigram_candidate_sampler(
                 [0.7500, 0.5000]])
     """
     fn = "learned_unigram_candidate_sampler"
-    _checks.check_positive_int(fn, "range_max", range_max)
+    range_max = check_range_max(fn, range_max, CLASSES_IN_MEMORY, _WHY)
     device = None if state is None else state.counts.device
     truth = true_class_ids(fn, "true_classes", true_classes, num_true, device)
-    check_sizes(fn, num_sampled, unique, range_max, range_max)
+    num_sampled, unique = check_sizes(fn, num_sampled, unique, range_max, range_max)
     _checks.check_id_range(fn, "true_classes", truth, range_max)
     if state is None:
         owner = (name, range_max, truth.device)
@@ -179,8 +187,8 @@ def learned_unigram_candidate_sampler(
             f"{fn}: true_classes must be on the device of state, {state.counts.device}, got"
             f" {truth.device}"
         )
-    key = draw_key(fn, seed, (num_true, num_sampled, bool(unique), range_max), truth.device)
-    ids, num_tries = state.draw(key, num_sampled, bool(unique))
+    key = draw_key(fn, seed, (truth.shape[1], num_sampled, unique, range_max), truth.device)
+    ids, num_tries = state.draw(key, num_sampled, unique)
     counts = (expected_count(state.probability(k), num_sampled, num_tries) for k in (truth, ids))
     values = SampledValues(ids, *counts)
     state.observe(truth)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._arguments import as_bool
 from ..functional import sampled_softmax_loss as _sampled_softmax_loss
 from ..samplers import Samples
 from ._candidates import class_ids, draw_log_uniform, true_class_ids
@@ -89,6 +90,8 @@ def _whole(fn: str, name: str, shards: Any, partition_strategy: str) -> Any:
             f"{fn}: {name} in {len(shards)} shards must follow partition_strategy='div',"
             " consecutive classes in each, got 'mod'"
         )
+    for i, shard in enumerate(shards):
+        _checks.check_float(fn, f"{name}[{i}]", shard)
     return torch.cat(tuple(shards))
 
 
@@ -115,15 +118,15 @@ def _rows_loss(
         _checks.check_float(fn, name, value)
     if inputs.dim() != 2:
         raise ValueError(f"{fn}: inputs must be [B, D], got {list(inputs.shape)}")
-    _checks.check_positive_int(fn, "num_sampled", num_sampled)
-    _checks.check_positive_int(fn, "num_classes", num_classes)
+    num_sampled = _checks.check_positive_int(fn, "num_sampled", num_sampled)
+    num_classes = _checks.check_positive_int(fn, "num_classes", num_classes)
     if weight.dim() != 2 or weight.shape[0] < num_classes:
         raise ValueError(
             f"{fn}: weights must be [num_classes={num_classes}, D={inputs.shape[1]}], got"
             f" {list(weight.shape)}"
         )
     _checks.check_parameters(fn, inputs, weight, bias)
-    truth = true_class_ids(fn, "labels", labels, num_true, inputs.device)
+    truth = true_class_ids(fn, "labels", labels, num_true, inputs.device, cast=True)
     if truth.shape[0] != inputs.shape[0]:
         raise ValueError(
             f"{fn}: labels must be [B={inputs.shape[0]}, num_true={num_true}] to match inputs"
@@ -147,7 +150,7 @@ def _rows_loss(
         truth,
         samples,
         bias=bias,
-        remove_accidental_hits=bool(remove_accidental_hits),
+        remove_accidental_hits=as_bool(fn, "remove_accidental_hits", remove_accidental_hits),
         ignore_index=_IGNORE_NOTHING,
         reduction="none",
         sparse_grad=sparse_grad,
@@ -156,26 +159,45 @@ def _rows_loss(
 
 
 def _samples(fn: str, sampled_values: Any, truth: Tensor, num_sampled: int) -> Samples:
-    """`sampled_values` as `Samples`; no gradient flows through it."""
+    """`sampled_values` as `Samples`; no gradient flows through it.
+
+    As in TensorFlow the counts are broadcast, to the logits that they correct: those of the true
+    classes to [B, T], those of the samples to [B, S], where rows may then differ.
+    """
     if not isinstance(sampled_values, Sequence) or len(sampled_values) != 3:
         raise TypeError(
             f"{fn}: sampled_values must be (sampled_candidates, true_expected_count,"
             f" sampled_expected_count), got {_checks._describe(sampled_values)}"
         )
-    ids = class_ids(fn, "sampled_candidates", sampled_values[0], truth.device)
+    ids = class_ids(fn, "sampled_candidates", sampled_values[0], truth.device, cast=True)
+    if ids.shape != (num_sampled,):
+        raise ValueError(
+            f"{fn}: sampled_values' sampled_candidates must be {[num_sampled]}, got"
+            f" {list(ids.shape)}"
+        )
     true_count, count = (
         _count(torch.as_tensor(value, device=truth.device)) for value in sampled_values[1:]
     )
-    for name, tensor, shape in (
-        ("sampled_candidates", ids, (num_sampled,)),
-        ("true_expected_count", true_count, truth.shape),
-        ("sampled_expected_count", count, (num_sampled,)),
-    ):
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{fn}: sampled_values' {name} must be {list(shape)}, got {list(tensor.shape)}"
-            )
+    true_count = _broadcast(fn, "true_expected_count", true_count, truth.shape)
+    rows = count.dim() == 2 and count.shape[0] > 1
+    shape = (truth.shape[0], num_sampled)
+    count = _broadcast(fn, "sampled_expected_count", count, shape)
+    if rows:
+        ids = ids.expand(shape)
+    else:
+        count = count[0] if shape[0] > 0 else count.new_ones(num_sampled)
     return Samples(ids, count.log(), true_count.log())
+
+
+def _broadcast(fn: str, name: str, count: Tensor, shape: Sequence[int]) -> Tensor:
+    """A count of the shape that it has to have."""
+    try:
+        return count.expand(*shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{fn}: sampled_values' {name} must be {list(shape)}, or broadcast to it, got"
+            f" {list(count.shape)}"
+        ) from None
 
 
 def _count(value: Tensor) -> Tensor:
@@ -214,12 +236,14 @@ def sampled_softmax_loss(
         weights: [C, D] floating point; or a list of tensors that together are it, which are put
             together at every call, O(C D).
         biases: [C], or a list as weights.
-        labels: [B, num_true] int64 or int32, a tensor, an array or lists.
+        labels: [B, num_true], a tensor, an array or lists, of any real dtype: cast to int64.
         inputs: [B, D] floating point.
         num_sampled: S, classes drawn for the whole batch.
         num_classes: C; weights may have more rows, which are never drawn.
         num_true: T, labels per row. Default 1, which is what the fused kernels are made for.
-        sampled_values: what a candidate sampler returned. None (default) draws
+        sampled_values: what a candidate sampler returned, or (sampled_candidates [S],
+            true_expected_count, sampled_expected_count), counts that broadcast to [B, num_true] and
+            to [S] or [B, S]. None (default) draws
             `log_uniform_candidate_sampler(labels, num_true, num_sampled, True, num_classes, seed)`.
         remove_accidental_hits: leave out samples that equal a label of the row. Default True.
         seed: of that draw; see `uniform_candidate_sampler`.
