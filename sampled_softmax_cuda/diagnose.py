@@ -16,26 +16,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _checks, exact
+from ._advice import advise as _advice
+from ._advice import percent
 from .functional import sampled_softmax_loss
 from .reference.exact import CHUNK_ELEMENTS, chunk_classes
 from .reference.sample import LogUniform
 from .samplers import Sampler, Samples
+from .samplers.composed import ComposedSampler
+from .samplers.pool import PoolSampler
 
 __all__ = ["Diagnosis", "diagnose"]
 
 _NAME = "diagnose"
-
-# What the advice aims at: a relative deviation of the partition function, or more than that.
-_GOOD_DEVIATION = 0.1
-_POOR_DEVIATION = 0.3
-_POOR_BIAS = 0.1  # a batch whose own targets are the samples is off by some per cent, by chance
 
 
 class Diagnosis(NamedTuple):
@@ -72,6 +71,14 @@ class Diagnosis(NamedTuple):
     log-uniform proposal, and from the best one for this batch, q ∝ sqrt(mean over rows of p^2)."""
     advice: tuple[str, ...]
     """What to do, in words."""
+    from_pool: bool = False
+    """Whether samples come from the batch itself, or from a queue of earlier ones. The deviation,
+    and the error of the bias, are then those over batches: pools drawn anew from the one there is.
+    """
+    samples_per_draw: float = math.nan
+    """Samples that counted, mean; below num_samples where a pool holds less."""
+    non_finite_rows: int = 0
+    """Rows whose exact loss is NaN or infinite."""
 
     @property
     def partition_deviation(self) -> float:
@@ -80,26 +87,25 @@ class Diagnosis(NamedTuple):
 
     def __str__(self) -> str:
         kind = "with" if self.replacement else "without"
-        others = ", ".join(f"{name} {_percent(x)}" for name, x in self.deviations.items())
+        others = ", ".join(f"{name} {percent(x)}" for name, x in self.deviations.items())
         bias, error = 100 * self.partition_bias, 100 * self.partition_bias_error
+        short = self.samples_per_draw < self.num_samples
+        pool = f" (the pool has {self.samples_per_draw:,.4g})" if short else ""
+        over = ", over batches" if self.from_pool else ""
         lines = (
-            f"{self.num_samples:,} of {self.num_classes:,} classes {kind} replacement,"
+            f"{self.num_samples:,}{pool} of {self.num_classes:,} classes {kind} replacement,"
             f" {self.num_rows:,} rows, {self.num_draws} draws",
             f"  effective sample size          {self.effective_sample_size:,.1f}",
-            f"  distinct samples               {_percent(self.distinct_share)}",
-            f"  rows with an accidental hit    {_percent(self.hit_rate)}",
+            f"  distinct samples               {percent(self.distinct_share)}",
+            f"  rows with an accidental hit    {percent(self.hit_rate)}",
             f"  partition function, bias       {bias:+.2g} % (standard error {error:.2g} %)",
-            f"  partition function, deviation  {_percent(self.partition_deviation)}",
+            f"  partition function, deviation  {percent(self.partition_deviation)}{over}",
             f"    with replacement from        {others}",
-            f"  gradient of the input, error   {_percent(self.gradient_error)}",
-            f"  never drawn, of the model      {_percent(self.never_drawn)}",
+            f"  gradient of the input, error   {percent(self.gradient_error)}",
+            f"  never drawn, of the model      {percent(self.never_drawn)}",
             *(f"- {line}" for line in self.advice),
         )
         return "\n".join(lines)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def diagnose(
@@ -121,6 +127,10 @@ def diagnose(
 
     Costs about three passes over all classes and `num_draws` sampled steps; no array [B, C] is
     stored. The sampler learns nothing from it (it is in eval mode meanwhile).
+
+    An in-batch or queue sampler gives one batch the same samples every time. How it varies over
+    batches is found by drawing pools of the same size from the pool that is there (the bootstrap).
+    Every row of per_row=True draws alike, so the figures are those of each row.
 
     Args:
         input: [*, D], the batch that a model in training gives; some hundred rows say enough.
@@ -173,17 +183,25 @@ def diagnose(
     )
     with _in_eval_mode(sampler):
         loss, lse = _exact_rows(batch)
-        model = _sweep(batch, sampler, loss, lse, num_samples)
         options: dict[str, Any] = {
             "replacement": replacement,
             "inclusion": inclusion,
             "generator": generator,
         }
         samples = [sampler.sample(rows, num_samples, **options) for _ in range(num_draws)]
-    draws = [_measure(batch, drawn, loss, lse) for drawn in samples]
-    ratio = torch.stack([draw.ratio for draw in draws])  # [draws, rows]
-    by_draw = ratio.mean(dim=1)
-    never_drawn, deviations = model
+        draws = [_measure(batch, drawn, loss, lse) for drawn in samples]
+        samples_per_draw = _mean([draw.counted for draw in draws])
+        never_drawn, deviations = _sweep(batch, sampler, loss, lse, samples_per_draw)
+        pools = [part for part in sampler.modules() if isinstance(part, PoolSampler)]
+        varied = draws
+        if pools:
+            with ExitStack() as stack:
+                for pool in pools:
+                    stack.enter_context(pool._resampled())
+                others = [sampler.sample(rows, num_samples, **options) for _ in range(num_draws)]
+            varied = [_measure(batch, drawn, loss, lse) for drawn in others]
+    by_draw = _ratios(draws).mean(dim=1)
+    over_batches = float(_ratios(varied).mean(dim=1).std()) if pools else 0.0
     result = Diagnosis(
         num_classes=weight.shape[0],
         num_samples=num_samples,
@@ -192,16 +210,19 @@ def diagnose(
         replacement=replacement,
         effective_sample_size=_mean([draw.size for draw in draws]),
         hit_rate=_mean([draw.hit for draw in draws]),
-        distinct_share=_mean([draw.distinct for draw in draws]) / num_samples,
+        distinct_share=_mean([draw.distinct for draw in draws]) / max(samples_per_draw, 1.0),
         partition_bias=float(by_draw.mean()) - 1.0,
-        partition_bias_error=float(by_draw.std()) / math.sqrt(num_draws),
-        partition_variance=float(ratio.var(dim=0).mean()),
+        partition_bias_error=math.hypot(float(by_draw.std()) / math.sqrt(num_draws), over_batches),
+        partition_variance=float(_ratios(varied).var(dim=0).mean()),
         gradient_error=_gradient_error(batch, samples),
         never_drawn=never_drawn,
         deviations=deviations,
         advice=(),
+        from_pool=bool(pools),
+        samples_per_draw=samples_per_draw,
+        non_finite_rows=int((~torch.isfinite(loss + lse)).sum()),
     )
-    return result._replace(advice=_advice(result))
+    return result._replace(advice=_advice(result, all(p.log_q is not None for p in pools)))
 
 
 @contextmanager
@@ -228,6 +249,11 @@ class _Batch(NamedTuple):
     temperature: float
 
 
+def _ratios(draws: list[_Draw]) -> Tensor:
+    """Ẑ / Z, [draws, rows]."""
+    return torch.stack([draw.ratio for draw in draws])
+
+
 class _Draw(NamedTuple):
     """What one draw says."""
 
@@ -239,6 +265,8 @@ class _Draw(NamedTuple):
     """[B] 1 where the target is among the samples."""
     distinct: Tensor
     """[] number of distinct classes."""
+    counted: Tensor
+    """[] number of samples that count."""
 
 
 @torch.no_grad()
@@ -265,7 +293,8 @@ def _measure(batch: _Batch, samples: Samples, loss: Tensor, lse: Tensor) -> _Dra
         terms.append((z.logsumexp(1), effective_sample_size(z), hits.any(1)))
     negatives, size, hit = (torch.cat(parts) for parts in zip(*terms, strict=True))
     ratio = (negatives - lse).exp() + (-loss).exp()
-    return _Draw(ratio, size, hit, torch.tensor(torch.unique(ids[log_n < torch.inf]).numel()))
+    there = ids[log_n < torch.inf]
+    return _Draw(ratio, size, hit, *(torch.tensor(x.numel()) for x in (torch.unique(there), there)))
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -300,12 +329,14 @@ def _gradient_error(batch: _Batch, draws: list[Samples]) -> float:
             square += float((grad.double() - expected.double()).square().sum())
     scale = float(expected.double().square().sum())
     error = square / len(draws)
-    return math.sqrt(error / scale) if scale > 0 else (math.inf if error > 0 else 0.0)
+    if scale == 0:
+        return math.inf if error > 0 else 0.0
+    return math.sqrt(error / scale)
 
 
 @torch.no_grad()
 def _sweep(
-    batch: _Batch, sampler: Sampler, loss: Tensor, lse: Tensor, num_samples: int
+    batch: _Batch, sampler: Sampler, loss: Tensor, lse: Tensor, num_samples: float
 ) -> tuple[float, dict[str, float]]:
     """Over all classes: the probability that is never drawn, and deviations of other proposals.
 
@@ -314,7 +345,7 @@ def _sweep(
     """
     h, weight, bias, target, temperature = batch
     num_classes = weight.shape[0]
-    some_are_never_drawn = getattr(sampler, "num_drawable", num_classes) < num_classes
+    some_are_never_drawn = _may_miss_classes(sampler, num_classes)
     sums = dict.fromkeys(("uniform", "log-uniform", "the best proposal"), 0.0)
     never = 0.0
     chunk = chunk_classes(h.shape[0], num_classes)
@@ -331,61 +362,17 @@ def _sweep(
             never += float(p.mean(dim=0)[sampler.log_prob(ids) == -torch.inf].sum())
     sums["the best proposal"] **= 2
     others = float((-torch.expm1(-loss)).square().mean())
-    deviations = {name: math.sqrt(max(x - others, 0.0) / num_samples) for name, x in sums.items()}
+    n = max(num_samples, 1.0)
+    deviations = {
+        name: math.sqrt(max(x - others, 0.0) / n) if math.isfinite(x) else math.nan
+        for name, x in sums.items()
+    }
     return never, deviations
 
 
-def _advice(d: Diagnosis) -> tuple[str, ...]:
-    """What follows from the figures, the most important first."""
-    advice = []
-    C, S, deviation = d.num_classes, d.num_samples, d.partition_deviation
-    if 2 * S >= C:
-        advice.append(f"exact is cheaper here: C={C:,}, S={S:,}")
-    if d.never_drawn > 0.01:
-        advice.append(
-            f"{_percent(d.never_drawn)} of the model's probability is on classes that the sampler"
-            " never draws, which the loss can't push down: give them a small weight"
-        )
-    unexplained = abs(d.partition_bias + d.never_drawn)
-    if unexplained > max(_POOR_BIAS, 4 * d.partition_bias_error):
-        advice.append(
-            f"the partition function is off by {100 * d.partition_bias:+.3g} %: the expected counts"
-            " do not fit the draws"
-        )
-    if deviation > _POOR_DEVIATION:
-        advice.append(
-            f"the effective sample size is {d.effective_sample_size:,.0f} of {S:,}: the proposal is"
-            " far from the model's distribution, and the partition function deviates by"
-            f" {_percent(deviation)}"
-        )
-        advice.extend(_remedies(d))
-    if d.replacement and d.distinct_share < 0.7 and 2 * S < C:
-        advice.append(
-            f"only {_percent(d.distinct_share)} of the samples are distinct: replacement=False"
-            f" gives {S:,} different classes"
-        )
-    return tuple(advice) or (
-        f"nothing to change: the partition function deviates by {_percent(deviation)}",
-    )
-
-
-def _remedies(d: Diagnosis) -> Iterator[str]:
-    """What would lower a poor deviation."""
-    best = d.deviations["the best proposal"]
-    name, other = min(
-        (item for item in d.deviations.items() if item[0] != "the best proposal"),
-        key=lambda item: item[1],
-    )
-    if other < 0.7 * d.partition_deviation:
-        yield f"try a {name} proposal: it would deviate by {_percent(other)}"
-    if best < 0.7 * min(other, d.partition_deviation):
-        yield (
-            "try a proposal nearer to the model: class frequencies to the power 0.75, or in-batch"
-            f" targets mixed in; the best one for this batch would deviate by {_percent(best)}"
-        )
-    needed = d.num_samples * (d.partition_deviation / _GOOD_DEVIATION) ** 2
-    if 2 * needed < d.num_classes:
-        yield (
-            f"or S={math.ceil(needed):,} samples, with which it would deviate by"
-            f" {_percent(_GOOD_DEVIATION)}"
-        )
+def _may_miss_classes(sampler: Sampler, num_classes: int) -> bool:
+    """Whether some classes may have a q of 0 that `log_prob` knows of."""
+    if not isinstance(sampler, ComposedSampler):
+        return getattr(sampler, "num_drawable", num_classes) < num_classes
+    pools = (part for part in sampler.modules() if isinstance(part, PoolSampler))
+    return all(pool.log_q is not None for pool in pools)

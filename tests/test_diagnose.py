@@ -231,3 +231,106 @@ def test_errors(changes: dict[str, Any], kind: Any, message: str) -> None:
     arguments = {"input": h, "weight": w, "target": t, "sampler": ssc.UniformSampler(C)}
     with pytest.raises(kind, match=f"^diagnose: {message}"):
         ssc.diagnose(**{**arguments, "num_samples": 20, "bias": b, **changes})
+
+
+def zipf_batch(rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A model whose classes are as frequent as their targets: frequencies, and h, w, b."""
+    frequency = 1.0 / torch.arange(1.0, C + 1)
+    h, w = 0.5 * torch.randn(rows, D), 0.3 * torch.randn(C, D)
+    return frequency / frequency.sum(), h, w, frequency.log()
+
+
+def pools(frequency: Tensor, kind: str) -> ssc.Sampler:
+    known = ssc.WeightedSampler(frequency)
+    if kind == "in-batch":
+        return ssc.InBatchSampler(known)
+    if kind == "mixed":
+        return ssc.MixedSampler([ssc.InBatchSampler(known), ssc.UniformSampler(C)], [3, 1])
+    queue = ssc.QueueSampler(100, known)
+    queue.update(torch.multinomial(frequency, 100, replacement=True))
+    return queue
+
+
+@pytest.mark.parametrize("kind", ["in-batch", "queue", "mixed"])
+@pytest.mark.parametrize("replacement", [True, False])
+def test_a_pool_varies_as_batches_do(native: None, kind: str, replacement: bool) -> None:
+    """The deviation of one batch, in the mean, is that over many batches; 0 it never is."""
+    rows, S, rounds = 80, 100, 60
+    frequency, h, w, b = zipf_batch(rows)
+    z = h.double() @ w.double().T + b.double()
+    deviations, ratios = [], []
+    for _ in range(rounds):
+        t = torch.multinomial(frequency, rows, replacement=True)
+        sampler = pools(frequency, kind)
+        d = ssc.diagnose(h, w, t, sampler, S, bias=b, replacement=replacement, num_draws=8)
+        assert d.from_pool
+        assert d.partition_variance > 0
+        deviations.append(d.partition_variance)
+        ids, log_n, _ = sampler.eval().sample(t, S, replacement=replacement)
+        terms = (z[:, ids] - log_n.double()).masked_fill(ids == t[:, None], -torch.inf)
+        target = z.gather(1, t[:, None])[:, 0].exp()
+        ratios.append((terms.logsumexp(1).exp() + target) / z.logsumexp(1).exp())
+    truth = float(torch.stack(ratios).var(dim=0).mean()) ** 0.5
+    assert np.mean(deviations) ** 0.5 == pytest.approx(truth, rel=0.3)
+
+
+def test_reports_of_pools(native: None) -> None:
+    """Advice that a pool can follow, and the number of samples that it has."""
+    frequency, h, w, b = zipf_batch(40)
+    t = torch.multinomial(frequency, 40, replacement=True)
+    known = ssc.InBatchSampler(ssc.WeightedSampler(frequency))
+    d = ssc.diagnose(h, w, t, known, 100, bias=b)
+    assert (d.samples_per_draw, d.hit_rate) == (40.0, 1.0)
+    assert d.distinct_share == t.unique().numel() / 40
+    assert "100 (the pool has 40) of 300 classes" in str(d)
+    assert "%, over batches" in str(d)
+    assert not any("replacement=False" in line for line in d.advice)
+    assert d.partition_bias_error > 0.01
+    unknown = ssc.diagnose(h, w, t, ssc.InBatchSampler(), 100, bias=b)
+    assert unknown.advice[0].startswith("without log_q every class of the pool weighs the same")
+    poor = ssc.diagnose(20 * h, w, t, known, 100, bias=b)
+    assert poor.partition_deviation > 0.3
+    assert "a QueueSampler of more earlier targets" in poor.advice[-1]
+    wrong = ssc.WeightedSampler(frequency.flip(0))
+    off = ssc.diagnose(h, 0 * w, t, ssc.InBatchSampler(wrong), 100, bias=b)
+    assert any("do not have the frequencies that log_q says" in line for line in off.advice)
+
+
+def test_a_pool_stays_as_it_was(native: None) -> None:
+    frequency, h, w, b = zipf_batch(40)
+    t = torch.multinomial(frequency, 40, replacement=True)
+    sampler = pools(frequency, "queue")
+    before = {name: value.clone() for name, value in sampler.state_dict().items()}
+    g = torch.Generator().manual_seed(3)
+    first = ssc.diagnose(h, w, t, sampler, 30, bias=b, generator=g)
+    for name, value in sampler.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert first == ssc.diagnose(h, w, t, sampler, 30, bias=b, generator=g.manual_seed(3))
+    ids = sampler.sample(t, 140).ids
+    assert torch.equal(ids.sort().values, torch.cat((t, before["queue"][:100])).sort().values)
+
+
+def test_mixtures_that_never_draw_a_class(native: None) -> None:
+    h, w, t, b = batch()
+    weights = torch.ones(C)
+    weights[::3] = 0
+    part = ssc.WeightedSampler(weights)
+    d = ssc.diagnose(h, w, t, ssc.MixedSampler([part, part]), 50, bias=b, num_draws=2)
+    assert d.never_drawn == pytest.approx(model(h, w, t, b)[:, ::3].sum(1).mean(), rel=1e-4)
+    d = ssc.diagnose(h, w, t, ssc.MixedSampler([part, ssc.UniformSampler(C)]), 50, num_draws=2)
+    assert d.never_drawn == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_model_that_is_not_finite_is_told_so(device: str, bad: float) -> None:
+    h, w, t, b = batch()
+    w[3, 2] = bad
+    d = ssc.diagnose(h, w, t, ssc.UniformSampler(C), 50, bias=b, num_draws=2)
+    rows = int((~(h @ w.T + b).logsumexp(1).isfinite()).sum())  # a logit of -inf is a number yet
+    assert d.non_finite_rows == rows > 0
+    (line,) = d.advice
+    assert line.startswith(f"the model's logits are not finite in {rows} of 12 rows: look for")
+    h, w, t, b = batch()
+    h[5] = bad
+    d = ssc.diagnose(h, w, t, ssc.UniformSampler(C), 50, bias=b, num_draws=2)
+    assert d.advice[0].startswith("the model's logits are not finite in 1 of 12 rows")

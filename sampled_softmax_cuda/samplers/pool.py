@@ -11,7 +11,8 @@ their own in the weight matrix and are never stale.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from .composed import (
 _LAST = 2**63 - 1  # sorts behind every id
 
 
-class _PoolSampler(ComposedSampler):
+class PoolSampler(ComposedSampler):
     """Takes ids from a pool that holds the batch's own targets among others.
 
     With `log_q`: the N ids of the pool are N draws from q. A row's own target is a hit, which the
@@ -60,6 +61,17 @@ class _PoolSampler(ComposedSampler):
         self.log_q = log_q
         self.num_classes = known if num_classes is None else num_classes
         self.num_drawable = self.num_classes
+
+    _resampling = False
+
+    @contextmanager
+    def _resampled(self) -> Iterator[None]:
+        """Meanwhile a pool is as many draws from itself: another batch, as far as one can tell."""
+        self._resampling = True
+        try:
+            yield
+        finally:
+            self._resampling = False
 
     @abstractmethod
     def _pool(self, target: Tensor) -> Tensor:
@@ -135,6 +147,12 @@ class _PoolSampler(ComposedSampler):
         if pool.shape[0] == 0:  # an empty batch still has one sample, which counts for nothing
             pool = pool.new_full((1,), -1)
         valid = self._is_class(pool)
+        if self._resampling:
+            there = pool[valid]
+            picks = torch.randint(
+                max(1, there.numel()), there.shape, device=pool.device, generator=generator
+            )
+            pool = pool.masked_scatter(valid, there[picks])
         num_valid = valid.sum().to(torch.float64)
         chosen, counted, num_chosen = pool, valid, num_valid
         if num_samples < pool.shape[0]:
@@ -207,7 +225,7 @@ def _pool_counts(
     return log_count
 
 
-class InBatchSampler(_PoolSampler):
+class InBatchSampler(PoolSampler):
     """The targets of the batch are its negatives: each row's are those of all other rows.
 
     `sample(target, num_samples)` takes the batch's targets (all labels of [*, T]; entries that are
@@ -251,7 +269,7 @@ class InBatchSampler(_PoolSampler):
         return target.reshape(-1)
 
 
-class QueueSampler(_PoolSampler, Learner):
+class QueueSampler(PoolSampler, Learner):
     """The targets of the batch and of the batches before it are the negatives.
 
     A ring buffer keeps the last `capacity` targets, in the state_dict; in training mode `sample`
