@@ -136,7 +136,7 @@ def sampled_softmax_loss(
             never stored. A count of None means n = 1, a log count of +inf leaves the sample out.
             Ids may repeat, also with different counts. No gradient flows through the counts.
         bias: [C] or None (the default).
-        temperature: divides the logits before the correction; positive. Default 1.
+        temperature: divides the logits before the correction; 1e-30 to 1e30. Default 1.
         correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow
             do; "negatives" from the samples only, which makes exp(lse) an unbiased estimate of the
             partition function when hits are removed; "none" from neither. "reweighted" is (1 - p)
@@ -169,7 +169,7 @@ def sampled_softmax_loss(
         margin: subtracted from the target's product input · weight_t (with `cosine`: CosFace).
         angular_margin: added to the angle between input and weight_t, in radians (ArcFace); needs
             `cosine`.
-        label_smoothing: the share of the label that is spread over all classes, as in
+        label_smoothing: 0 to 1, the share of the label that is spread over all classes, as in
             F.cross_entropy; the mean of their logits is estimated from the samples with weights
             1 / n_s, normalised. Softmax and shared samples only.
         calibration: 0 to 1, gBCE's t. Default 0.75.
