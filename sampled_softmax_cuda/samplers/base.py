@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._load import on_cpu
 from .._parallel import refuse_dtensor
 from ..reference.sample import Method
 from . import _ops
 from ._row_draws import draw_rows
+from ._state import Stateful
 from .keyed import KeyedSamples
 from .samples import Samples as Samples
 
@@ -33,7 +34,7 @@ class _Plan(NamedTuple):
     tries: Tensor | None
 
 
-class Sampler(nn.Module, ABC):
+class Sampler(Stateful, ABC):
     """Draws class ids for sampled softmax: the base of all samplers.
 
     A draw is a pure function of a key of two 64-bit numbers, which `sample` takes from PyTorch's
@@ -41,12 +42,15 @@ class Sampler(nn.Module, ABC):
     """
 
     num_classes: int
-    num_drawable: int
-    """The number of classes with q > 0."""
 
     def __init__(self) -> None:
         super().__init__()
         self._plans: dict[tuple[int, str], _Plan] = {}
+
+    @property
+    def num_drawable(self) -> int:
+        """The number of classes with q > 0."""
+        return self.num_classes
 
     @abstractmethod
     def _proposal(self) -> _ops.Proposal:
@@ -193,10 +197,11 @@ class Sampler(nn.Module, ABC):
         self._check_ids("draw", "key", key)
         if key.shape != (2,):
             raise ValueError(f"{self._name}.draw: key must be [2], got {list(key.shape)}")
+        proposal = self._proposal()
         self._check_num_samples("draw", num_samples, replacement, "observed")
         plan = self._plan(num_samples, replacement, "observed")
         ids, num_draws, _, _ = _ops.sample(
-            self._proposal(), key.contiguous(), key.new_empty(0), num_samples, *plan
+            proposal, key.contiguous(), key.new_empty(0), num_samples, *plan
         )
         return ids, num_draws
 
@@ -241,6 +246,7 @@ class Sampler(nn.Module, ABC):
         """
         name = "log_expected_count"
         self._check_ids(name, "ids", ids)
+        proposal = self._proposal()
         self._check_num_samples(name, num_samples, replacement, inclusion)
         if not replacement and inclusion == "observed":
             raise ValueError(
@@ -249,7 +255,7 @@ class Sampler(nn.Module, ABC):
             )
         self._check_range(name, ids)
         plan = self._plan(num_samples, replacement, inclusion)
-        return _ops.log_counts(self._proposal(), ids, num_samples, plan.tries)
+        return _ops.log_counts(proposal, ids, num_samples, plan.tries)
 
     # --- plans ---------------------------------------------------------------------------------
 
@@ -268,6 +274,7 @@ class Sampler(nn.Module, ABC):
         return int(self._kept_plan(num_samples, inclusion).method)
 
     def _kept_plan(self, num_samples: int, inclusion: str) -> _Plan:
+        self._settle()
         plan = self._plans.get((num_samples, inclusion))
         if plan is None:
             plan = self._make_plan(num_samples, inclusion)
@@ -275,7 +282,14 @@ class Sampler(nn.Module, ABC):
         return plan
 
     def _make_plan(self, num_samples: int, inclusion: str) -> _Plan:
-        """Solve for t on the CPU, so that every device draws by the same method."""
+        """Solve for t on the CPU, so that every device draws by the same method.
+
+        The tensor outlives this draw: whatever mode that is in, training can save it.
+        """
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            return self._solve_plan(num_samples, inclusion)
+
+    def _solve_plan(self, num_samples: int, inclusion: str) -> _Plan:
         expected = self._solve_tries(num_samples)
         race = expected > _RACE_DRAWS_PER_CLASS * self.num_classes
         method = Method.RACE if race else Method.DISTINCT
@@ -304,14 +318,18 @@ class Sampler(nn.Module, ABC):
                 new = _Plan(new.method, old.tries.copy_(new.tries))
             self._plans[num_samples, inclusion] = new
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Sampler:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._plans.clear()  # their tensors may belong on another device now
-        return self
+    def _state_changed(self) -> None:
+        self._refresh_plans()
+
+    def _moved(self) -> None:
+        self._plans.clear()  # their tensors belong on the other device
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_plans": {}}
 
     def _device(self) -> torch.device | None:
         """Where the sampler's tensors are; None if it has none and serves any device."""
-        return None
+        return self._state_device() if self._STATE else None
 
     # --- checks --------------------------------------------------------------------------------
 
@@ -331,7 +349,7 @@ class Sampler(nn.Module, ABC):
         if device is not None and ids.device != device:
             raise ValueError(
                 f"{self._name}.{method}: {argument} must be on the sampler's device {device},"
-                f" got {ids.device}"
+                f" got {ids.device}; sampler.to({str(ids.device)!r}) moves the sampler"
             )
 
     def _check_range(self, method: str, ids: Tensor) -> None:
