@@ -10,12 +10,20 @@ along.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 _META = torch.device("meta")
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Inside, tensors are made that outlive the caller's modes: on the CPU, for training too."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        yield
 
 
 class Stateful(nn.Module):
@@ -53,7 +61,7 @@ class Stateful(nn.Module):
         self.persistent = persistent
         if not persistent:
             self._non_persistent_buffers_set.update(self._STATE)  # whom distributed.checkpoint asks
-        with torch.inference_mode(False):
+        with lasting():
             for name, value in values.items():
                 self._place(name, value, device)
 
@@ -128,7 +136,7 @@ class Stateful(nn.Module):
         """
         if torch.compiler.is_compiling() or self._unchanged():
             return
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             values = self._values()
             if any(value is not None and value.is_meta for value in values.values()):
                 raise RuntimeError(f"{type(self).__name__}: {self._advice('it has no values yet')}")
@@ -154,6 +162,14 @@ class Stateful(nn.Module):
         # A copy has tensors of its own, whose versions begin anew.
         return {**self.__dict__, "_seen": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        with lasting():
+            for name in self._STATE:
+                tensor = getattr(self, name)
+                if tensor is not None and tensor.is_inference():  # copied in inference mode
+                    setattr(self, name, tensor.clone())
+
     # --- what PyTorch does with modules --------------------------------------------------------
 
     def _apply(self, fn: Any, recurse: bool = True) -> Stateful:
@@ -165,7 +181,7 @@ class Stateful(nn.Module):
     def _follow(self, fn: Any) -> None:
         """Go where fn puts tensors, whatever else it does to them."""
         device = self._state_device()
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             try:
                 there = fn(torch.zeros(1, dtype=torch.int64, device=device))
             except NotImplementedError:
@@ -246,7 +262,7 @@ class Stateful(nn.Module):
             return
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with lasting():
                 self._take(there, assign)
         except ValueError as error:
             error_msgs.append(f'While loading "{prefix[:-1]}" ({type(self).__name__}): {error}')

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from ..reference.philox import mul_wide
-from ._state import Stateful
+from ._state import Stateful, lasting
 from .weighted import WeightedSampler
 
 # Odd multipliers of a 64-bit finaliser (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
@@ -107,7 +107,7 @@ class CountedStream(Stateful):
     def rebuild(self) -> None:
         """Draw from the counts as they are now."""
         self._settle()
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             self.table.update(self._known("counts"))
             self._overwrite(pending=torch.zeros_like(self.pending))
         self._table_total = int(self._known("total"))
@@ -121,7 +121,7 @@ class CountedStream(Stateful):
 
     def sync(self, group: Any) -> None:
         """All that any process has counted, in every process."""
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             base = torch.ones_like(self.counts) if self.merged is None else self.merged
             _check_alike(base, group)
             added = _all_reduce(self.counts - base, distributed.ReduceOp.SUM, group)
@@ -131,7 +131,7 @@ class CountedStream(Stateful):
 
     def _table_is_close(self) -> bool:
         """Whether the table is one, and as near to the counts as `staleness` promises."""
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             try:
                 self.table._settle()
             except RuntimeError:
@@ -220,7 +220,7 @@ class IntervalStream(Stateful):
 
     def sync(self, group: Any) -> None:
         """Gaps averaged over the processes, by the number of hits that each remembers."""
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             self._merge(group)
 
     def _merge(self, group: Any) -> None:

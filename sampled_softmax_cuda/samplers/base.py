@@ -13,7 +13,7 @@ from .._parallel import refuse_dtensor
 from ..reference.sample import Method
 from . import _ops
 from ._row_draws import draw_rows
-from ._state import Stateful
+from ._state import Stateful, lasting
 from .keyed import KeyedSamples
 from .samples import Samples as Samples
 
@@ -286,7 +286,7 @@ class Sampler(Stateful, ABC):
 
         The tensor outlives this draw: whatever mode that is in, training can save it.
         """
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        with lasting():
             return self._solve_plan(num_samples, inclusion)
 
     def _solve_plan(self, num_samples: int, inclusion: str) -> _Plan:

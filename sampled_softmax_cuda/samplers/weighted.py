@@ -13,6 +13,7 @@ from ..memory import prefer_huge_pages
 from ..reference.sample import Weighted
 from . import _ops
 from ._inclusion import ordered_sum, solve_tries
+from ._state import lasting
 from ._table_check import check_alias_table
 from .base import Sampler, check_num_classes
 
@@ -80,7 +81,7 @@ class WeightedSampler(Sampler):
             nothing = torch.empty(self.num_classes, dtype=torch.int64, device="meta")
             table, bits = nothing, nothing
         else:
-            with torch.inference_mode(False), torch.no_grad():
+            with lasting():
                 table, bits = self._build(self._normalise(weights))
         self._set_state(weights.device, persistent, table=table, probability_bits=bits)
         if not weights.is_meta:
@@ -179,7 +180,7 @@ class WeightedSampler(Sampler):
         _check_weights(weights)
         if weights.is_meta:
             raise ValueError("WeightedSampler: weights must have values, got some on meta")
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             probabilities = self._normalise(weights)
             if probabilities.shape[0] != self.num_classes:
                 raise ValueError(
