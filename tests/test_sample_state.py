@@ -493,6 +493,21 @@ def test_counts_that_others_write_while_learning(device: str) -> None:
     torch.testing.assert_close(state.probability(torch.arange(C)), q, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("replacement", [True, False])
+def test_a_graph_of_no_values_is_refused(native: None, replacement: bool) -> None:
+    torch.compiler.reset()
+    sampler = weighted_on_meta().to_empty(device="cpu")
+    compiled = torch.compile(
+        lambda target: sampler.sample(target, 12, replacement=replacement),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    with pytest.raises(Exception, match=r"no values yet.*load_state_dict"):
+        compiled(TARGET)
+    sampler.update(zipf(C))
+    assert compiled(TARGET).ids.shape == (12,)
+
+
 @pytest.mark.parametrize("kind", ["weighted", "counted"])
 def test_compiled_graphs_of_copies(native: None, kind: str) -> None:
     """A copy checks its table at its first draw, which a graph must not hold."""

@@ -129,13 +129,24 @@ class Stateful(nn.Module):
         return True
 
     def _settle(self) -> None:
-        """Derive anew if somebody else has written the tensors; no graph can hold that.
+        """Derive anew if somebody else has written the tensors.
 
         Raises:
             RuntimeError: there are no values, or they can't be right.
         """
-        if torch.compiler.is_compiling() or self._unchanged():
-            return
+        if torch.compiler.is_compiling():
+            self._settle_while_tracing()
+        elif not self._unchanged():
+            self._look_again()
+
+    # No graph can hold that: torch.compile runs it once, while it traces.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _settle_while_tracing(self) -> bool:
+        if not self._unchanged():
+            self._look_again()
+        return True
+
+    def _look_again(self) -> None:
         with lasting():
             values = self._values()
             if any(value is not None and value.is_meta for value in values.values()):

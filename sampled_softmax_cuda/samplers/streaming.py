@@ -192,7 +192,8 @@ class StreamingSampler(Sampler, Learner):
 
     def _proposal(self) -> _ops.Proposal:
         stream = self._counted("a draw")
-        if stream.due() and not in_backward_pass():  # a repeated pass draws what the first one drew
+        # A pass that is repeated there draws what the first one drew.
+        if not in_backward_pass() and stream.due():
             self.rebuild()
         return stream.table._proposal()
 
