@@ -108,3 +108,18 @@ def state_tensors(sampler: nn.Module) -> dict[str, Tensor]:
         for name, tensor in module.named_buffers(recurse=False):
             found[f"{prefix}.{name}" if prefix else name] = tensor
     return found
+
+
+def other(kind: str) -> nn.Module:
+    """A sampler of the same kind with another state."""
+    sampler = MAKERS[kind]()
+    for module in sampler.modules():
+        if isinstance(module, ssc.WeightedSampler):
+            module.update(zipf(C).flip(0))
+        elif isinstance(module, (ssc.StreamingSampler, ssc.QueueSampler)):
+            module.update(torch.tensor([11, 12, 12, 13]))
+        elif isinstance(module, ssc.tf.LearnedUnigram):
+            module.observe(torch.tensor([11, 12, 12, 13]))
+    if isinstance(sampler, ssc.StreamingSampler):
+        sampler.rebuild()
+    return sampler

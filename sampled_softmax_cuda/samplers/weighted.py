@@ -248,6 +248,12 @@ class WeightedSampler(Sampler):
         return solve_tries(torch.log1p(-q[q > 0]), num_samples)
 
     def _derive(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        for name, value in values.items():
+            if value.shape != (self.num_classes,) or value.dtype != torch.int64:
+                raise ValueError(
+                    f"{name} must be int64 [C={self.num_classes}], got {value.dtype}"
+                    f" {list(value.shape)}"
+                )
         q = values["probability_bits"].view(torch.float64)
         return {"_num_drawable": check_alias_table(values["table"], q)}
 
