@@ -49,7 +49,7 @@ def _sampler(fn: str, weights: Any, num_samples: Any, allow_duplicates: bool) ->
     if weights.dim() not in (1, 2) or (weights.dim() == 2 and weights.shape[0] != 1):
         raise ValueError(f"{fn}: weights must be [C] or [1, C], got {list(weights.shape)}")
     flat = weights.detach().reshape(-1)
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or flat.is_meta):
         if bool((flat < 0).any()):
             first = int((flat < 0).nonzero()[0])
             raise ValueError(
@@ -57,6 +57,22 @@ def _sampler(fn: str, weights: Any, num_samples: Any, allow_duplicates: bool) ->
             )
         _check_num_samples(fn, num_samples, allow_duplicates, int((flat > 0).sum()))
     return WeightedSampler(flat)
+
+
+def _own_sampler(
+    fn: str, weights: Any, num_samples: int, allow_duplicates: bool, num_classes: int
+) -> WeightedSampler:
+    """The caller's sampler, or one over the caller's weights, of num_classes classes."""
+    if isinstance(weights, WeightedSampler):
+        sampler = weights
+    else:
+        sampler = _sampler(fn, weights, num_samples, allow_duplicates)
+    if sampler.num_classes != num_classes:
+        raise ValueError(
+            f"{fn}: sampling_weights must hold num_classes={num_classes} weights,"
+            f" got {sampler.num_classes}"
+        )
+    return sampler
 
 
 def _check_num_samples(fn: str, num_samples: Any, allow_duplicates: bool, positive: int) -> None:
@@ -247,15 +263,7 @@ def cross_entropy_with_sampled_softmax_and_embedding(
         )
     flat_bias = bias.reshape(-1)
     _checks.check_parameters(fn, hidden_vector, weight, flat_bias)
-    if isinstance(sampling_weights, WeightedSampler):
-        sampler = sampling_weights
-    else:
-        sampler = _sampler(fn, sampling_weights, num_samples, allow_duplicates)
-    if sampler.num_classes != num_classes:
-        raise ValueError(
-            f"{fn}: sampling_weights must hold num_classes={num_classes} weights,"
-            f" got {sampler.num_classes}"
-        )
+    sampler = _own_sampler(fn, sampling_weights, num_samples, allow_duplicates, num_classes)
     target = _class_ids(fn, target_vector, hidden_vector, num_classes)
     _checks.check_target(fn, target, hidden_vector, num_classes)
     _checks.check_id_range(fn, "target_vector", target, num_classes)
@@ -283,7 +291,8 @@ class CrossEntropyWithSampledSoftmax(NotScriptable, nn.Module):
 
     Args:
         num_classes, hidden_dim, num_samples, sampling_weights, allow_duplicates: as in the
-            function. The sampling weights become a buffer of the module's sampler.
+            function. The state_dict has the sampler's table, unless a
+            `WeightedSampler(weights, persistent=False)` is given.
         device, dtype: of the parameters.
 
     Raises:
@@ -303,7 +312,7 @@ class CrossEntropyWithSampledSoftmax(NotScriptable, nn.Module):
         num_classes: int,
         hidden_dim: int,
         num_samples: int,
-        sampling_weights: Tensor,
+        sampling_weights: Tensor | WeightedSampler,
         allow_duplicates: bool = True,
         *,
         device: torch.device | str | None = None,
@@ -314,12 +323,7 @@ class CrossEntropyWithSampledSoftmax(NotScriptable, nn.Module):
         num_classes = _checks.check_positive_int(fn, "num_classes", num_classes)
         hidden_dim = _checks.check_positive_int(fn, "hidden_dim", hidden_dim)
         num_samples = _checks.check_positive_int(fn, "num_samples", num_samples)
-        sampler = _sampler(fn, sampling_weights, num_samples, allow_duplicates)
-        if sampler.num_classes != num_classes:
-            raise ValueError(
-                f"{fn}: sampling_weights must hold num_classes={num_classes} weights,"
-                f" got {sampler.num_classes}"
-            )
+        sampler = _own_sampler(fn, sampling_weights, num_samples, allow_duplicates, num_classes)
         self.num_classes = num_classes
         self.hidden_dim = hidden_dim
         self.num_samples = num_samples

@@ -105,7 +105,9 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
         num_classes: C.
         num_samples: S, classes drawn per step.
         sampler: "log_uniform" (default; classes sorted by falling frequency), "uniform", a
-            Sampler, or a vector [C] of non-negative weights.
+            Sampler, or a vector [C] of non-negative weights, which is short for
+            `WeightedSampler(weights)`. The state_dict has what a sampler is made of or has learnt;
+            a sampler built with `persistent=False` keeps it out.
         bias: whether classes have a bias. Default True.
         replacement: draw with replacement (default), or distinct classes.
         per_row: give every row S negatives of its own, drawn by the kernels and never stored.

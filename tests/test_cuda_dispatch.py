@@ -231,9 +231,9 @@ def test_cntks_loss(record: Recorder, layout: str) -> None:
     empty = torch.empty(C, dtype=torch.int64, device="cuda")
     sampler = ssc.WeightedSampler.__new__(ssc.WeightedSampler)
     ssc.Sampler.__init__(sampler)
-    sampler.num_classes = sampler.num_drawable = C
-    sampler.register_buffer("table", empty)
-    sampler.register_buffer("probability_bits", empty)
+    sampler.num_classes = sampler._num_drawable = C
+    sampler.table = sampler.probability_bits = empty
+    sampler._stamp()
     h, weight, bias = parameters()
     labels = target() if layout == "ids" else torch.empty(B, C, device="cuda")
     z, cross_entropy, error = ssc.cntk.cross_entropy_with_sampled_softmax_and_embedding(

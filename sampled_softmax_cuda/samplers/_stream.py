@@ -1,17 +1,19 @@
 """What a `StreamingSampler` knows of the targets it has seen: counts, or hashed intervals.
 
-Both are made of integer buffers, which no `.half()` of a surrounding module rounds, are updated by
+Both are made of integers, which no `.half()` of a surrounding module rounds, are updated by
 operations whose shapes depend on no value (nothing waits for a GPU), and merge over processes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from ..reference.philox import mul_wide
+from ._state import Stateful, lasting
 from .weighted import WeightedSampler
 
 # Odd multipliers of a 64-bit finaliser (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
@@ -19,13 +21,27 @@ from .weighted import WeightedSampler
 _MIX = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 _GOLDEN = -0x61C8864680B583EB
 
+_ROUNDING = 1e-9  # of a distance between two distributions
+
 
 def _all_reduce(tensor: Tensor, op: Any, group: Any) -> Tensor:
     distributed.all_reduce(tensor, op, group)
     return tensor
 
 
-class CountedStream(nn.Module):
+def _check_alike(base: Tensor, group: Any) -> None:
+    """RuntimeError unless all processes start from the same counts."""
+    place = torch.arange(1, base.numel() + 1, device=base.device)
+    marks = torch.stack((torch.tensor(base.numel(), device=base.device), (base * place).sum()))
+    most = _all_reduce(torch.cat((marks, -marks)), distributed.ReduceOp.MAX, group)
+    if not torch.equal(most[:2], -most[2:]):
+        raise RuntimeError(
+            "StreamingSampler.sync: the processes' samplers don't start from the same counts: build"
+            " them alike, and load the same checkpoint in every process or in none"
+        )
+
+
+class CountedStream(Stateful):
     """Counts that start at 1 each, and the alias table of the counts that they were at some time.
 
     The table is built anew for the first draw at which the targets since the last time exceed
@@ -35,69 +51,118 @@ class CountedStream(nn.Module):
     new, the two distributions differ by at most staleness / (1 + staleness) in total variation.
     """
 
+    _STATE = ("counts", "total", "pending", "merged")
+    _OPTIONAL = frozenset({"merged"})
+
     counts: Tensor
     total: Tensor
     pending: Tensor
     merged: Tensor | None
+    """The counts after the last `sync`: what processes have added since is the difference."""
 
-    def __init__(self, num_classes: int, staleness: float) -> None:
+    def __init__(self, num_classes: int, staleness: float, persistent: bool) -> None:
         super().__init__()
         self.staleness = staleness
-        self.register_buffer("counts", torch.ones(num_classes, dtype=torch.int64))
-        self.register_buffer("total", torch.tensor(num_classes))
-        self.register_buffer("pending", torch.zeros((), dtype=torch.int64))
-        # The counts after the last `sync`: what processes have added since is the difference.
-        self.register_buffer("merged", None)
-        self.table = WeightedSampler(self.counts)
-        self._read_back()
+        device = torch.get_default_device()
+        ones = torch.ones(num_classes, dtype=torch.int64, device="cpu")
+        self._set_state(
+            device,
+            persistent,
+            counts=ones,
+            total=torch.tensor(num_classes, device="cpu"),
+            pending=torch.zeros((), dtype=torch.int64, device="cpu"),
+            merged=None,
+        )
+        self.table = WeightedSampler(ones, persistent=persistent).to(device)
+        # Pending targets and the table's total as Python numbers, which nothing has to wait for.
+        self._pending = 0
+        self._table_total = num_classes
+        self._table_in_doubt = False
+        self._stamp()
 
     def update(self, ids: Tensor, valid: Tensor) -> None:
         """Count ids [N] where valid."""
+        known = not torch.compiler.is_compiling() and self._unchanged()
         one = valid.to(torch.int64)
         self.counts.index_add_(0, torch.where(valid, ids, 0), one)
         self.total.add_(one.sum())
         self.pending.add_(ids.numel())
-        if not torch.compiler.is_compiling():
-            self._pending += ids.numel()  # on the host, so that nothing has to be waited for
+        if known:
+            self._pending += ids.numel()
+            self._stamp()
 
     def due(self) -> bool:
         """Whether the next draw should have another table; no graph can hold the building."""
         if torch.compiler.is_compiling():
             return False
+        if not (self._unchanged() and self.table._unchanged()):
+            self._settle()
+            self._table_in_doubt = True
+        if self._table_in_doubt:
+            self._table_in_doubt = False
+            if not self._table_is_close():
+                return True
         return self._pending > self.staleness * self._table_total
 
     def rebuild(self) -> None:
         """Draw from the counts as they are now."""
-        self.table.update(self.counts)
-        self.pending.zero_()
-        self._read_back()
+        self._settle()
+        with lasting():
+            self.table.update(self._known("counts"))
+            self._overwrite(pending=torch.zeros_like(self.pending))
+        self._table_total = int(self._known("total"))
+        self._pending = 0
+        self._table_in_doubt = False
+        self._stamp()
 
     def log_prob(self, ids: Tensor) -> Tensor:
+        self._settle()
         return (self.counts[ids].to(torch.float64) / self.total).log().to(torch.float32)
 
     def sync(self, group: Any) -> None:
         """All that any process has counted, in every process."""
-        base = torch.ones_like(self.counts) if self.merged is None else self.merged
-        added = _all_reduce(self.counts - base, distributed.ReduceOp.SUM, group)
-        self.counts.copy_(base + added)
-        self.merged = self.counts.clone()
-        self.total.copy_(self.counts.sum())
+        with lasting():
+            base = torch.ones_like(self.counts) if self.merged is None else self.merged
+            _check_alike(base, group)
+            added = _all_reduce(self.counts - base, distributed.ReduceOp.SUM, group)
+            self.counts.copy_(base + added)
+            self._place("merged", self.counts.clone(), self.counts.device)
         self.rebuild()
 
-    def _read_back(self) -> None:
-        """Pending targets and the table's total as Python numbers."""
-        self._pending = int(self.pending)
-        self._table_total = int(self.total) - self._pending
+    def _table_is_close(self) -> bool:
+        """Whether the table is one, and as near to the counts as `staleness` promises."""
+        with lasting():
+            try:
+                self.table._settle()
+            except RuntimeError:
+                return False  # the counts know better
+            counts = self._known("counts").to(torch.float64)
+            q = self.table._known("probability_bits").view(torch.float64)
+            distance = (counts / counts.sum() - q).abs().sum() / 2
+            return float(distance) <= self.staleness / (1 + self.staleness) + _ROUNDING
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        there = prefix + "merged" in state_dict
-        if there != (self.merged is not None):
-            self.merged = torch.empty_like(self.counts) if there else None
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._read_back()
+    def _derive(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        counts, merged = values["counts"], values["merged"]
+        if merged is not None and merged.shape != counts.shape:
+            raise ValueError(f"merged must be {list(counts.shape)}, got {list(merged.shape)}")
+        facts = torch.stack((counts.min(), counts.sum(), values["pending"]))
+        least, total, pending = facts.tolist()
+        if least < 0 or total <= 0:
+            raise ValueError(
+                "counts must not be negative and have a positive sum, got a least one of"
+                f" {least} and a sum of {total}"
+            )
+        if pending < 0:
+            raise ValueError(f"pending must not be negative, got {pending}")
+        return {"_pending": pending, "_table_total": total - pending}
+
+    def _state_changed(self) -> None:
+        self._overwrite(total=torch.full_like(self.total, self._table_total + self._pending))
+        self._table_in_doubt = True
+        self._stamp()
 
 
-class IntervalStream(nn.Module):
+class IntervalStream(Stateful):
     """A moving estimate of the number of targets between hits, in hashed arrays.
 
     Method: Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
@@ -112,23 +177,26 @@ class IntervalStream(nn.Module):
       bucket that was never hit counts as if it were now.
     """
 
+    _STATE = ("hits", "last", "gap_bits", "seen", "seen_elsewhere")
+
     hits: Tensor
     last: Tensor
     gap_bits: Tensor
     seen: Tensor
     seen_elsewhere: Tensor
 
-    def __init__(self, num_buckets: int, num_hashes: int, rate: float) -> None:
+    def __init__(self, num_buckets: int, num_hashes: int, rate: float, persistent: bool) -> None:
         super().__init__()
         self.num_buckets = num_buckets
         self.num_hashes = num_hashes
         self.rate = rate
         # The last bucket takes what does not count.
-        for name in ("hits", "last", "gap_bits"):
-            empty = torch.zeros(num_buckets * num_hashes + 1, dtype=torch.int64)
-            self.register_buffer(name, empty)
-        for name in ("seen", "seen_elsewhere"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        sizes = dict.fromkeys(("hits", "last", "gap_bits"), (num_buckets * num_hashes + 1,))
+        zeros = {
+            name: torch.zeros(sizes.get(name, ()), dtype=torch.int64, device="cpu")
+            for name in self._STATE
+        }
+        self._set_state(torch.get_default_device(), persistent, **zeros)
 
     def update(self, ids: Tensor, valid: Tensor) -> None:
         """The targets ids [N] where valid, as hits at one time."""
@@ -152,6 +220,10 @@ class IntervalStream(nn.Module):
 
     def sync(self, group: Any) -> None:
         """Gaps averaged over the processes, by the number of hits that each remembers."""
+        with lasting():
+            self._merge(group)
+
+    def _merge(self, group: Any) -> None:
         weight = self.hits.to(torch.float64).clamp(max=1 / self.rate)
         gap = self._gap()
         total = _all_reduce(weight * gap, distributed.ReduceOp.SUM, group)
@@ -160,6 +232,12 @@ class IntervalStream(nn.Module):
         _all_reduce(self.hits, distributed.ReduceOp.MAX, group)
         seen = _all_reduce(self.seen.clone(), distributed.ReduceOp.SUM, group)
         self.seen_elsewhere.copy_(seen - self.seen)
+
+    def _derive(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        gap = values["gap_bits"].view(torch.float64)
+        if not bool((torch.isfinite(gap) & (gap >= 0) & (values["hits"] >= 0)).all()):
+            raise ValueError("gaps must be finite, and neither they nor hits may be negative")
+        return {}
 
     def _gap(self) -> Tensor:
         return self.gap_bits.view(torch.float64)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -17,6 +17,7 @@ from .._torchscript import NotScriptable
 from ..reference.sample import Method
 from . import _ops
 from ._row_draws import draw_rows
+from ._state import Stateful, lasting
 from .keyed import KeyedSamples
 from .samples import Samples as Samples
 
@@ -40,7 +41,7 @@ class _Plan(NamedTuple):
     tries: Tensor | None
 
 
-class Sampler(NotScriptable, nn.Module, ABC):
+class Sampler(NotScriptable, Stateful, ABC):
     """Draws class ids for sampled softmax: the base of all samplers.
 
     A draw is a pure function of a key of two 64-bit numbers, which `sample` takes from PyTorch's
@@ -48,8 +49,6 @@ class Sampler(NotScriptable, nn.Module, ABC):
     """
 
     num_classes: int
-    num_drawable: int
-    """The number of classes with q > 0."""
 
     @property
     def draws(self) -> bool:
@@ -64,6 +63,11 @@ class Sampler(NotScriptable, nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._plans: dict[tuple[int, str], _Plan] = {}
+
+    @property
+    def num_drawable(self) -> int:
+        """The number of classes with q > 0."""
+        return self.num_classes
 
     @abstractmethod
     def _proposal(self) -> _ops.Proposal:
@@ -210,10 +214,11 @@ class Sampler(NotScriptable, nn.Module, ABC):
         self._check_ids("draw", "key", key)
         if key.shape != (2,):
             raise ValueError(f"{self._name}.draw: key must be [2], got {list(key.shape)}")
+        proposal = self._proposal()
         num_samples = self._check_num_samples("draw", num_samples, replacement, "observed")
         plan = self._plan(num_samples, replacement, "observed")
         ids, num_draws, _, _ = _ops.sample(
-            self._proposal(), key.contiguous(), key.new_empty(0), num_samples, *plan
+            proposal, key.contiguous(), key.new_empty(0), num_samples, *plan
         )
         return ids, num_draws
 
@@ -258,6 +263,7 @@ class Sampler(NotScriptable, nn.Module, ABC):
         """
         name = "log_expected_count"
         self._check_ids(name, "ids", ids)
+        proposal = self._proposal()
         num_samples = self._check_num_samples(name, num_samples, replacement, inclusion)
         if not replacement and inclusion == "observed":
             raise ValueError(
@@ -266,7 +272,7 @@ class Sampler(NotScriptable, nn.Module, ABC):
             )
         self._check_range(name, ids)
         plan = self._plan(num_samples, replacement, inclusion)
-        return _ops.log_counts(self._proposal(), ids, num_samples, plan.tries)
+        return _ops.log_counts(proposal, ids, num_samples, plan.tries)
 
     # --- plans ---------------------------------------------------------------------------------
 
@@ -293,6 +299,7 @@ class Sampler(NotScriptable, nn.Module, ABC):
             return int(self._kept_plan(num_samples, inclusion).method)
 
     def _kept_plan(self, num_samples: int, inclusion: str) -> _Plan:
+        self._settle()
         plan = self._plans.get((num_samples, inclusion))
         if plan is None:
             plan = self._make_plan(num_samples, inclusion)
@@ -300,7 +307,14 @@ class Sampler(NotScriptable, nn.Module, ABC):
         return plan
 
     def _make_plan(self, num_samples: int, inclusion: str) -> _Plan:
-        """Solve for t on the CPU, so that every device draws by the same method."""
+        """Solve for t on the CPU, so that every device draws by the same method.
+
+        The tensor outlives this draw: whatever mode that is in, training can save it.
+        """
+        with lasting():
+            return self._solve_plan(num_samples, inclusion)
+
+    def _solve_plan(self, num_samples: int, inclusion: str) -> _Plan:
         try:
             expected = self._solve_tries(num_samples)
         except ValueError as error:
@@ -343,14 +357,18 @@ class Sampler(NotScriptable, nn.Module, ABC):
                 new = _Plan(new.method, old.tries.copy_(new.tries))
             self._plans[num_samples, inclusion] = new
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Sampler:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._plans.clear()  # their tensors may belong on another device now
-        return self
+    def _state_changed(self) -> None:
+        self._refresh_plans()
+
+    def _moved(self) -> None:
+        self._plans.clear()  # their tensors belong on the other device
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_plans": {}}
 
     def _device(self) -> torch.device | None:
         """Where the sampler's tensors are; None if it has none and serves any device."""
-        return None
+        return self._state_device() if self._STATE else None
 
     # --- checks --------------------------------------------------------------------------------
 
@@ -364,7 +382,7 @@ class Sampler(NotScriptable, nn.Module, ABC):
         if device is not None and ids.device != device:
             raise ValueError(
                 f"{self._name}.{method}: {argument} must be on the sampler's device {device},"
-                f" got {ids.device}"
+                f" got {ids.device}; sampler.to({str(ids.device)!r}) moves the sampler"
             )
 
     def _check_range(self, method: str, ids: Tensor) -> None:

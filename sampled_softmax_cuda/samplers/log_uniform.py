@@ -29,7 +29,6 @@ class LogUniformSampler(Sampler):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = check_num_classes("LogUniformSampler", num_classes, 2**52 - 1)
-        self.num_drawable = self.num_classes
 
     def _proposal(self) -> LogUniform:
         return LogUniform(self.num_classes)

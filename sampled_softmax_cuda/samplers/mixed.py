@@ -108,7 +108,7 @@ class MixedSampler(ComposedSampler):
         self.num_classes = classes.pop() if classes else ANY_CLASSES
 
     @property
-    def num_drawable(self) -> int:  # type: ignore[override]
+    def num_drawable(self) -> int:
         """The most samples without replacement: each component draws distinct classes."""
         return min(UNLIMITED, sum(s.num_drawable for s in self._components()))
 

@@ -11,7 +11,7 @@ their own in the weight matrix and are never stale.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +60,6 @@ class PoolSampler(ComposedSampler):
             )
         self.log_q = log_q
         self.num_classes = known if num_classes is None else num_classes
-        self.num_drawable = self.num_classes
 
     _resampling = False
 
@@ -281,6 +280,9 @@ class QueueSampler(PoolSampler, Learner):
         capacity: how many earlier targets are kept.
         log_q, num_classes, ignore_index: as in `InBatchSampler`.
         update_on_sample: whether `sample` in training mode adds its targets. Default True.
+        persistent: whether the state_dict has the ids. Default True.
+
+    Every process has its own queue, in DistributedDataParallel too.
 
     Raises:
         TypeError, ValueError: arguments that are not as above.
@@ -293,6 +295,8 @@ class QueueSampler(PoolSampler, Learner):
         tensor([1, 6, 7, 8, 9])
     """
 
+    _STATE = ("queue", "num_pushed")
+
     queue: Tensor
     num_pushed: Tensor
 
@@ -304,13 +308,18 @@ class QueueSampler(PoolSampler, Learner):
         num_classes: int | None = None,
         ignore_index: int = -100,
         update_on_sample: bool = True,
+        persistent: bool = True,
     ) -> None:
         super().__init__(log_q, num_classes, ignore_index)
         self.capacity = capacity = as_int("QueueSampler", "capacity", capacity, least=1)
         self.update_on_sample = update_on_sample
         # The slot behind the last one takes what is not kept, so that nothing depends on values.
-        self.register_buffer("queue", torch.full((capacity + 1,), -1))
-        self.register_buffer("num_pushed", torch.zeros((), dtype=torch.int64))
+        self._set_state(
+            torch.get_default_device(),
+            persistent,
+            queue=torch.full((capacity + 1,), -1, device="cpu"),
+            num_pushed=torch.zeros((), dtype=torch.int64, device="cpu"),
+        )
 
     def update(self, target: Tensor) -> None:
         """Add targets to the queue, the last ones if there are more than its capacity.
@@ -335,7 +344,18 @@ class QueueSampler(PoolSampler, Learner):
         return f"capacity={self.capacity}, {super().extra_repr()}"
 
     def _device(self) -> torch.device:
-        return self.queue.device
+        return self._state_device()
+
+    def _derive(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        low, high = (int(x) for x in values["queue"].aminmax())
+        if low < -1 or high >= self.num_classes:
+            raise ValueError(
+                f"queue must hold classes in [0, num_classes={self.num_classes}), or -1, got"
+                f" {low if low < -1 else high}"
+            )
+        if int(values["num_pushed"]) < 0:
+            raise ValueError(f"num_pushed must not be negative, got {int(values['num_pushed'])}")
+        return {}
 
     def _pool(self, target: Tensor) -> Tensor:
         return torch.cat((target.reshape(-1), self.queue[: self.capacity]))

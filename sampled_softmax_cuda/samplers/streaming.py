@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from .._arguments import as_float, as_int
 from . import _ops
 from ._stream import CountedStream, IntervalStream
-from .base import Sampler, Samples, check_num_classes
+from .base import Sampler, Samples, _Plan, check_num_classes
 from .composed import ANY_CLASSES, Learner, check_ignore_index, in_backward_pass, learn
 from .keyed import KeyedSamples
 
@@ -44,9 +44,11 @@ class StreamingSampler(Sampler, Learner):
         num_buckets, num_hashes: size and number of the hashed arrays; more buckets than classes
             make collisions rare. Defaults 2^20 and 2.
         rate: the step of the moving estimate. Default 0.01.
+        persistent: whether the state_dict has what was learnt. Default True.
 
     Under torch.compile `update` counts, but the table is not built anew: call `rebuild()` between
-    steps. With several processes, call `sync()` in all of them now and then.
+    steps. With several processes, each learns for itself, in DistributedDataParallel too: call
+    `sync()` in all of them now and then.
 
     Raises:
         ValueError, TypeError: arguments that are not as above.
@@ -72,6 +74,7 @@ class StreamingSampler(Sampler, Learner):
         num_buckets: int = 2**20,
         num_hashes: int = 2,
         rate: float = 0.01,
+        persistent: bool = True,
     ) -> None:
         super().__init__()
         name = "StreamingSampler"
@@ -91,19 +94,21 @@ class StreamingSampler(Sampler, Learner):
         if mode == "counts" or num_classes is not None:
             num_classes = check_num_classes(name, num_classes, ANY_CLASSES)
         self.num_classes = ANY_CLASSES if num_classes is None else num_classes
-        self.num_drawable = self.num_classes
         self.mode = mode
         self.update_on_sample = update_on_sample
         self.ignore_index = check_ignore_index(name, ignore_index)
         self.stream: CountedStream | IntervalStream
         if mode == "counts":
-            self.stream = CountedStream(self.num_classes, staleness)
+            self.stream = CountedStream(self.num_classes, staleness, persistent)
         else:
-            self.stream = IntervalStream(num_buckets, num_hashes, rate)
-        # After the table, which is loaded after this module itself.
-        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            type(self)._state_loaded
-        )
+            self.stream = IntervalStream(num_buckets, num_hashes, rate, persistent)
+
+    @property
+    def num_drawable(self) -> int:
+        """The number of classes with q > 0."""
+        if isinstance(self.stream, CountedStream):
+            return self.stream.table.num_drawable
+        return self.num_classes
 
     @property
     def draws(self) -> bool:
@@ -136,19 +141,19 @@ class StreamingSampler(Sampler, Learner):
             ValueError: mode="interval".
         """
         self._counted("rebuild").rebuild()
-        self._refresh_plans()
 
     def sync(self, group: distributed.ProcessGroup | None = None) -> None:
         """Merge what the processes of a torch.distributed group have learnt; all must call it.
 
         Counts add up, exactly, and every process then draws from the same table; gaps are averaged
         by the number of hits. Without an initialised process group nothing happens.
+
+        Raises:
+            RuntimeError: counts that did not start alike: samplers built in another way, or a
+                checkpoint loaded in some processes only.
         """
-        if not distributed.is_available() or not distributed.is_initialized():
-            return
-        self.stream.sync(group)
-        if isinstance(self.stream, CountedStream):
-            self._refresh_plans()
+        if distributed.is_available() and distributed.is_initialized():
+            self.stream.sync(group)
 
     def sample(self, target: Tensor, num_samples: int, **options: Any) -> Samples:
         """As `Sampler.sample`, with its options; then, if asked for, `update(target)`.
@@ -195,17 +200,16 @@ class StreamingSampler(Sampler, Learner):
 
     def _proposal(self) -> _ops.Proposal:
         stream = self._counted("a draw")
-        if stream.due() and not in_backward_pass():  # a repeated pass draws what the first one drew
+        # A pass that is repeated there draws what the first one drew.
+        if not in_backward_pass() and stream.due():
             self.rebuild()
         return stream.table._proposal()
+
+    def _plan(self, num_samples: int, replacement: bool, inclusion: str) -> _Plan:
+        return self._counted("a draw").table._plan(num_samples, replacement, inclusion)
 
     def _solve_tries(self, num_samples: int) -> float:
         return self._counted("a draw").table._solve_tries(num_samples)
 
     def _device(self) -> torch.device:
-        first: Tensor = next(self.stream.buffers())
-        return first.device
-
-    def _state_loaded(self, *_: Any) -> None:
-        if isinstance(self.stream, CountedStream):
-            self._refresh_plans()
+        return self.stream._state_device()

@@ -26,7 +26,6 @@ class UniformSampler(Sampler):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = check_num_classes("UniformSampler", num_classes, 2**63 - 1)
-        self.num_drawable = self.num_classes
 
     def _proposal(self) -> Uniform:
         return Uniform(self.num_classes)

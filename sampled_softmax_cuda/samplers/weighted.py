@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from ..memory import prefer_huge_pages
 from ..reference.sample import Weighted
 from . import _ops
 from ._inclusion import list_tries, ordered_sum
+from ._state import lasting
+from ._table_check import check_alias_table
 from .base import Sampler, check_num_classes
 
 _SMALLEST = torch.finfo(torch.float64).tiny
@@ -23,18 +26,25 @@ class WeightedSampler(Sampler):
     """Draws class k with probability (weights[k] + smoothing)^power / sum of all.
 
     An alias table (csrc/core/alias_table.h) built in O(C) makes a draw O(1). The table and the
-    probabilities are buffers, so `.to(device)` and `state_dict` take them along; they are kept as
-    int64, 16 bytes per class, which no `.half()` or `.bfloat16()` of a surrounding module rounds.
+    probabilities, int64, 16 bytes per class, are taken along by `.to(device)` and `state_dict`, but
+    are no buffers: no cast of a surrounding module rounds them, no DistributedDataParallel sends
+    them around, no average of models mixes them. A table that is loaded, or that something else has
+    written, is checked once, in O(C), before it is drawn from.
 
     Args:
         weights: [C] not negative, finite, at least one positive; need not sum to 1. A class of
             weight 0 is never drawn; any other has a q of at least 2.2e-308.
         power: exponent of the weights, e.g. 0.75 for word counts.
         smoothing: added to every weight before the power is taken. Default 0. `update` keeps both.
+        persistent: whether the state_dict has the table. Default True; False as of a buffer: a
+            checkpoint need not have it, and whoever loads one builds the sampler.
+
+    Weights on the meta device have no values: a draw is then a RuntimeError until
+    `load_state_dict`, or, after `to_empty` or `.to(device)`, `update`, has given some.
 
     Raises:
         ValueError: weights that are not as above, a power that is not finite, a negative smoothing.
-            TypeError: weights that are not a Tensor.
+            TypeError: weights that are not a Tensor, a persistent that is not a bool.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -43,10 +53,21 @@ class WeightedSampler(Sampler):
         tensor([0.7500, 0.0000, 0.2500])
     """
 
-    table: Tensor
-    probability_bits: Tensor
+    _STATE = ("table", "probability_bits")
 
-    def __init__(self, weights: Tensor, power: float = 1.0, smoothing: float = 0.0) -> None:
+    table: Tensor
+    """int64 [C], the alias table."""
+    probability_bits: Tensor
+    """int64 [C], the bits of the float64 probabilities."""
+
+    def __init__(
+        self,
+        weights: Tensor,
+        power: float = 1.0,
+        smoothing: float = 0.0,
+        *,
+        persistent: bool = True,
+    ) -> None:
         super().__init__()
         self.power = as_float("WeightedSampler", "power", power)
         if not math.isfinite(self.power):
@@ -54,16 +75,33 @@ class WeightedSampler(Sampler):
         self.smoothing = as_float("WeightedSampler", "smoothing", smoothing)
         if not 0 <= self.smoothing < math.inf:
             raise ValueError(f"WeightedSampler: smoothing must be a number >= 0, got {smoothing}")
-        probabilities = self._normalise(weights)
-        self.num_classes = probabilities.shape[0]
-        self.num_drawable = int(torch.count_nonzero(probabilities))
-        self.register_buffer("table", _ops.build_alias_table(probabilities).to(weights.device))
-        bits = probabilities.view(torch.int64)
-        self.register_buffer("probability_bits", bits.to(weights.device))
+        _check_weights(weights)
+        self.num_classes = weights.shape[0]
+        self._num_drawable = 0
+        if weights.is_meta:
+            nothing = torch.empty(self.num_classes, dtype=torch.int64, device="meta")
+            table, bits = nothing, nothing
+        else:
+            with lasting():
+                table, bits = self._build(self._normalise(weights))
+        self._set_state(weights.device, persistent, table=table, probability_bits=bits)
+        if not weights.is_meta:
+            self._stamp()
+
+    @property
+    def num_drawable(self) -> int:
+        """The number of classes with q > 0."""
+        self._settle()
+        return self._num_drawable
 
     @classmethod
     def from_counts(
-        cls, counts: Tensor, *, power: float = 1.0, smoothing: float = 1.0
+        cls,
+        counts: Tensor,
+        *,
+        power: float = 1.0,
+        smoothing: float = 1.0,
+        persistent: bool = True,
     ) -> WeightedSampler:
         """Draw class k with probability (counts[k] + smoothing)^power / sum of all.
 
@@ -72,6 +110,7 @@ class WeightedSampler(Sampler):
             power: e.g. 0.75, the exponent of word2vec, between counts and uniform. Default 1.
             smoothing: default 1, so that a class that was never seen can still be drawn, and has a
                 finite correction as a target.
+            persistent: as in the constructor.
 
         Raises:
             ValueError, TypeError: as the constructor.
@@ -82,7 +121,7 @@ class WeightedSampler(Sampler):
             >>> sampler.log_prob(torch.tensor([0, 1, 2])).exp()
             tensor([0.7778, 0.1111, 0.1111])
         """
-        return cls(counts, power, smoothing)
+        return cls(counts, power, smoothing, persistent=persistent)
 
     @classmethod
     def from_targets(
@@ -93,6 +132,7 @@ class WeightedSampler(Sampler):
         power: float = 1.0,
         smoothing: float = 1.0,
         ignore_index: int = -100,
+        persistent: bool = True,
     ) -> WeightedSampler:
         """`from_counts` of the classes in `target`, such as all targets of a training set.
 
@@ -101,6 +141,7 @@ class WeightedSampler(Sampler):
             num_classes: C.
             power, smoothing: as in `from_counts`.
             ignore_index: a target that doesn't count. Default -100.
+            persistent: as in the constructor.
 
         Raises:
             ValueError, TypeError: as the constructor; a target that is not int64.
@@ -118,13 +159,14 @@ class WeightedSampler(Sampler):
         ignore_index = as_int(name, "ignore_index", ignore_index)
         ids = target.detach().reshape(-1)
         ids = ids[(ids >= 0) & (ids < num_classes) & (ids != ignore_index)]
-        return cls(torch.bincount(ids, minlength=num_classes), power, smoothing)
+        counts = torch.bincount(ids, minlength=num_classes)
+        return cls(counts, power, smoothing, persistent=persistent)
 
     def update(self, weights: Tensor) -> None:
-        """Draw from other weights from now on; the buffers are overwritten in place.
+        """Draw from other weights from now on; the tensors are overwritten in place.
 
         Args:
-            weights: [C], as in the constructor, on any device.
+            weights: [C], as in the constructor, on any device but meta.
 
         Raises:
             ValueError, TypeError: as the constructor, or a number of weights that is not C.
@@ -136,32 +178,35 @@ class WeightedSampler(Sampler):
             >>> sampler.log_prob(torch.tensor([0, 1])).exp()
             tensor([0.2500, 0.7500])
         """
-        probabilities = self._normalise(weights)
-        if probabilities.shape[0] != self.num_classes:
-            raise ValueError(
-                f"WeightedSampler: weights must be [C={self.num_classes}], got"
-                f" {list(weights.shape)}"
-            )
-        self.table.copy_(_ops.build_alias_table(probabilities))
-        self.probability_bits.copy_(probabilities.view(torch.int64))
-        self._weights_changed()
+        _check_weights(weights)
+        if weights.is_meta:
+            raise ValueError("WeightedSampler: weights must have values, got some on meta")
+        with lasting():
+            probabilities = self._normalise(weights)
+            if probabilities.shape[0] != self.num_classes:
+                raise ValueError(
+                    f"WeightedSampler: weights must be [C={self.num_classes}], got"
+                    f" {list(weights.shape)}"
+                )
+            table, bits = self._build(probabilities)
+            self._overwrite(table=table, probability_bits=bits)
+            self._accept({})
 
     def extra_repr(self) -> str:
         smoothing = f", smoothing={self.smoothing:g}" if self.smoothing else ""
         return f"num_classes={self.num_classes}, power={self.power:g}{smoothing}"
 
-    def _normalise(self, weights: object) -> Tensor:
+    def _build(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """The table and the bits of the probabilities, on the CPU; counts those that are > 0."""
+        self._num_drawable = int(torch.count_nonzero(probabilities))
+        return _ops.build_alias_table(probabilities), probabilities.view(torch.int64)
+
+    def _normalise(self, weights: Tensor) -> Tensor:
         """Probabilities, float64 [C] on the CPU, a tensor of their own; 0 where the weight is.
 
         A pass over tens of megabytes costs more than the arithmetic: each one here is needed.
         """
         name = "WeightedSampler"
-        if not isinstance(weights, Tensor):
-            fail_tensor(name, "weights", weights)
-        if weights.is_complex() or weights.dtype == torch.bool:
-            raise TypeError(f"{name}: weights must be real numbers, got {weights.dtype}")
-        if weights.dim() != 1 or weights.numel() == 0:
-            raise ValueError(f"{name}: weights must be [C], C >= 1, got {list(weights.shape)}")
         w = torch.empty(weights.shape[0], dtype=torch.float64, device="cpu")
         prefer_huge_pages(w)
         w.copy_(weights.detach())
@@ -194,22 +239,37 @@ class WeightedSampler(Sampler):
         return w.div_(ordered_sum(w)).clamp_(min=_SMALLEST).masked_fill_(~positive, 0.0)
 
     def _proposal(self) -> Weighted:
+        self._settle()
         return Weighted(self.table, self.probability_bits)
 
     def _solve_tries(self, num_samples: int) -> float:
-        return list_tries(self.probability_bits.detach().cpu().view(torch.float64), num_samples)
+        q = self._known("probability_bits").cpu().view(torch.float64)
+        return list_tries(q, num_samples)
 
     def _draws_of_all(self) -> float:
-        q = self.probability_bits.detach().view(torch.float64)
+        q = self._known("probability_bits").view(torch.float64)
         return 1.0 / float(q[q > 0].min())
 
-    def _device(self) -> torch.device:
-        return self.table.device
+    def _derive(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        for name, value in values.items():
+            if value.shape != (self.num_classes,) or value.dtype != torch.int64:
+                raise ValueError(
+                    f"{name} must be int64 [C={self.num_classes}], got {value.dtype}"
+                    f" {list(value.shape)}"
+                )
+        q = values["probability_bits"].view(torch.float64)
+        return {"_num_drawable": check_alias_table(values["table"], q)}
 
-    def _weights_changed(self) -> None:
-        self.num_drawable = int(torch.count_nonzero(self.probability_bits))
-        self._refresh_plans()
+    def _advice(self, problem: str) -> str:
+        return f"{super()._advice(problem)}, or, on a device with memory, by update(weights)"
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._weights_changed()
+
+def _check_weights(weights: object) -> None:
+    """weights are [C] real numbers."""
+    name = "WeightedSampler"
+    if not isinstance(weights, Tensor):
+        fail_tensor(name, "weights", weights)
+    if weights.is_complex() or weights.dtype == torch.bool:
+        raise TypeError(f"{name}: weights must be real numbers, got {weights.dtype}")
+    if weights.dim() != 1 or weights.numel() == 0:
+        raise ValueError(f"{name}: weights must be [C], C >= 1, got {list(weights.shape)}")

@@ -39,7 +39,7 @@ def _counts_of_file(fn: str, vocab_file: str) -> Tensor:
                     f"{fn}: vocab_file must have a number at the end of every line, got"
                     f" {entry!r} in line {number} of {vocab_file}"
                 ) from None
-    return torch.tensor(counts, dtype=torch.float64)
+    return torch.tensor(counts, dtype=torch.float64, device="cpu")
 
 
 def fixed_unigram_sampler(
@@ -52,6 +52,7 @@ def fixed_unigram_sampler(
     unigrams: Sequence[float] | Tensor = (),
     *,
     device: torch.device | str | None = None,
+    persistent: bool = True,
 ) -> WeightedSampler:
     """The sampler behind `fixed_unigram_candidate_sampler`, built once instead of at every call.
 
@@ -65,6 +66,7 @@ def fixed_unigram_sampler(
             place among these, id // num_shards.
         unigrams: [n] counts, a list, array or tensor. Exactly one of it and vocab_file.
         device: where draws will be wanted. Default: that of unigrams, or the CPU.
+        persistent: whether the state_dict has the table, as of `WeightedSampler`.
 
     Returns:
         A `WeightedSampler` over the classes.
@@ -98,9 +100,12 @@ def fixed_unigram_sampler(
     if path:
         counts = _counts_of_file(fn, path)
     else:
-        counts = torch.as_tensor(unigrams).detach().reshape(-1)
-        device = counts.device if device is None else device
-        counts = counts.to("cpu", torch.float64)
+        # Under a default device of meta a list would lose its values.
+        is_tensor = isinstance(unigrams, Tensor)
+        counts = torch.as_tensor(unigrams, device=None if is_tensor else "cpu").detach().reshape(-1)
+        if device is None:
+            device = counts.device if is_tensor else torch.get_default_device()
+        counts = counts.to("meta" if counts.is_meta else "cpu", torch.float64)
     num_classes = len(range(shard, num_reserved_ids + counts.shape[0], num_shards))
     if num_classes != range_max:
         raise ValueError(
@@ -109,7 +114,8 @@ def fixed_unigram_sampler(
         )
     # Distorted before the reserved classes join: they are never drawn, and 0^0 is 1.
     weights = torch.cat((counts.new_zeros(num_reserved_ids), counts.pow(distortion)))
-    return WeightedSampler(weights[shard::num_shards]).to(device=device)
+    weights = weights[shard::num_shards]
+    return WeightedSampler(weights, persistent=persistent).to(device=device)
 
 
 def fixed_unigram_candidate_sampler(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _checks
 from .._arguments import check_int64
 from .._torchscript import NotScriptable
 from ..reference.philox import mul_wide, philox_bits
 from ..reference.sample import sample_distinct, sample_race
+from ..samplers._state import Stateful
 from ._candidates import (
     CLASSES_IN_MEMORY,
     SampledValues,
@@ -46,7 +48,7 @@ class _Counts(NamedTuple):
         return self.counts[ids].double() / self.total
 
 
-class LearnedUnigram(NotScriptable, nn.Module):
+class LearnedUnigram(NotScriptable, Stateful):
     """The state of `learned_unigram_candidate_sampler`: how often each class was a target, plus 1.
 
     A module, so that it can be saved with a model, which TensorFlow doesn't do with its own. A draw
@@ -54,9 +56,10 @@ class LearnedUnigram(NotScriptable, nn.Module):
 
     Args:
         range_max: C, the number of classes.
+        persistent: whether the state_dict has the counts. Default True.
 
     Raises:
-        ValueError, TypeError: range_max is not a positive int.
+        ValueError, TypeError: range_max is not a positive int, persistent no bool.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -66,14 +69,18 @@ class LearnedUnigram(NotScriptable, nn.Module):
         tensor([1, 1, 3])
     """
 
+    _STATE = ("counts",)
+
     counts: Tensor
     """[C] int64, 1 + the number of times that each class was observed."""
 
-    def __init__(self, range_max: int) -> None:
+    def __init__(self, range_max: int, *, persistent: bool = True) -> None:
         super().__init__()
         range_max = check_range_max("LearnedUnigram", range_max, CLASSES_IN_MEMORY, _WHY)
-        self.register_buffer("counts", torch.ones(range_max, dtype=torch.int64))
+        ones = torch.ones(range_max, dtype=torch.int64, device="cpu")
+        self._set_state(torch.get_default_device(), persistent, counts=ones)
         self._total = range_max  # the counts' sum, without asking a device for it
+        self._stamp()
 
     @property
     def num_classes(self) -> int:
@@ -90,11 +97,15 @@ class LearnedUnigram(NotScriptable, nn.Module):
         check_int64("LearnedUnigram.observe", "classes", classes)
         _checks.check_id_range("LearnedUnigram.observe", "classes", classes, self.num_classes)
         flat = classes.reshape(-1).clamp(0, self.num_classes - 1)
+        known = self._unchanged()
         self.counts.index_add_(0, flat, torch.ones_like(flat))
-        self._total += flat.numel()
+        if known:
+            self._total += flat.numel()
+            self._stamp()
 
     def draw(self, key: Tensor, num_sampled: int, unique: bool) -> tuple[Tensor, Tensor]:
         """The ids [S] of a key int64 [2], and the number of tries [] that they took."""
+        self._settle()
         proposal = _Counts(self.counts, self._total)
         if not unique:
             tries = torch.full((), num_sampled, dtype=torch.int64, device=key.device)
@@ -106,15 +117,22 @@ class LearnedUnigram(NotScriptable, nn.Module):
 
     def probability(self, classes: Tensor) -> Tensor:
         """q of classes in [0, C), float64 of their shape; of others, that of the nearest."""
+        self._settle()
         known = classes.clamp(0, self.num_classes - 1)
         return _Counts(self.counts, self._total).probability(known)
 
     def extra_repr(self) -> str:
         return f"range_max={self.num_classes}"
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._total = int(self.counts.sum())
+    def _derive(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        counts = values["counts"]
+        least, total = torch.stack((counts.min(), counts.sum())).tolist()
+        if least < 0 or total <= 0:
+            raise ValueError(
+                "counts must not be negative and have a positive sum, got a least one of"
+                f" {least} and a sum of {total}"
+            )
+        return {"_total": total}
 
 
 # TensorFlow keeps a state in each operator; here an operator is known by its name.
