@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 _META = torch.device("meta")
 
@@ -143,7 +144,8 @@ class Stateful(nn.Module):
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _settle_while_tracing(self) -> bool:
         if not self._unchanged():
-            self._look_again()
+            with _disable_current_modes():  # values, also where torch.export makes tensors fake
+                self._look_again()
         return True
 
     def _look_again(self) -> None:

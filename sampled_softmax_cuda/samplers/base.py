@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .._arguments import as_int, check_int64
@@ -288,13 +287,6 @@ class Sampler(NotScriptable, Stateful, ABC):
     # the plans that the graph will depend on.
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _keep_plan(self, num_samples: int, inclusion: str) -> int:
-        if (num_samples, inclusion) not in self._plans and any(
-            isinstance(buffer, FakeTensor) for buffer in self.buffers()
-        ):
-            raise RuntimeError(
-                f"{self._name}.sample: torch.export hides the probabilities, from which draws"
-                " without replacement are planned: draw once before you export"
-            )
         with _disable_current_modes():  # numbers, also where torch.export makes all tensors fake
             return int(self._kept_plan(num_samples, inclusion).method)
 
