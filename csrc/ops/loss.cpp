@@ -45,7 +45,7 @@ Rows loss_rows_cpu(const Tensor& input, const Tensor& weight, const std::optiona
                      remove_accidental_hits, ignore_index);
   const RowTensors rows(a.problem.batch, a.plan.rows, a.dtype);
   const auto run = [&]<class T>(T) {
-    loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(),
+    loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(a.problem.batch),
                  a.threads(ids.numel()));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
@@ -96,8 +96,8 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
     auto* loss = static_cast<T*>(rows.data_ptr());
     const RowResults<T> results = {loss, loss + p.batch, loss + 2 * p.batch, loss + 3 * p.batch,
                                    nullptr};
-    loss_and_grads<T>(p, a.plan, results, grads.gradients(factors), a.workspace, active_isa(),
-                      a.threads(ids.numel()));
+    loss_and_grads<T>(p, a.plan, results, grads.gradients(factors), a.workspace,
+                      active_isa(p.batch), a.threads(ids.numel()));
     *static_cast<T*>(total.data_ptr()) = weighted_sum(factors, loss, p.batch);
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});

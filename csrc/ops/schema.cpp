@@ -10,8 +10,11 @@
 #include "csrc/ops/stable_compat.h"
 
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
-  // The instruction set of the CPU kernels: "scalar", "avx2", "avx512" or "avx512_bf16".
+  // The instruction set of the CPU kernels, "scalar", "avx2", "avx512" or "avx512_bf16", and why;
+  // and the one that multiplies matrices of each dtype, in lines "dtype name".
   m.def("cpu_isa() -> str");
+  m.def("cpu_isa_reason() -> str");
+  m.def("cpu_isa_by_dtype() -> str");
   // The architectures that the CUDA library was compiled for, such as "8.0 9.0+PTX".
   m.def("cuda_architectures() -> str");
   // Asks for huge pages under a large tensor; changes no value.
