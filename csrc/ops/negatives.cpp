@@ -120,8 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> negative_loss_and_gra
     double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale, const Tensor& target) {
   NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
                       inv_temperature, softcap, remove_hits, sigmoid, target);
-  const GradientDtypes wide = {a.dtype, a.dtype, a.dtype, bias.has_value()};
-  const GradientTensors grads(a.problem, wide, a.plan, true);
+  const GradientTensors grads(a.problem, wide_dtypes(a.dtype, bias), a.plan, true);
   const auto [loss, peak] = run_sweep(a, row_scale, grads);
   return {loss, peak, grads.input, grads.weight, grads.bias, grads.rows};
 }
