@@ -44,7 +44,9 @@ class Case:
 
     role: "ours", "part" (of ours) or "peer". work: of one call, in what the roof counts; roof_kind:
     the roof that bounds it, one of roof.KINDS (None: no share is stated). threads and env (such as
-    SSC_CPU_ISA) are set around each block. finish waits for what the calls left running, on a GPU.
+    SSC_CPU_ISA) are set around each block. clock: the wall's, or time.process_time, which other
+    programs disturb less but which adds up the threads. finish waits for what the calls left
+    running, on a GPU.
     max_repetitions bounds what slow contenders cost. columns: constants that its CSV row adds.
     """
 
@@ -55,6 +57,7 @@ class Case:
     roof_kind: str | None = None
     threads: int = 0
     env: dict[str, str] = field(default_factory=dict)
+    clock: Callable[[], float] = time.perf_counter
     finish: Callable[[], object] | None = None
     max_repetitions: int = 10**9
     columns: Row = field(default_factory=dict)
@@ -108,12 +111,12 @@ def _settings(case: Case):
 def _time_calls(case: Case, calls: int) -> float:
     if case.finish is not None:
         case.finish()
-    begin = time.perf_counter()
+    begin = case.clock()
     for _ in range(calls):
         case.run()
     if case.finish is not None:
         case.finish()
-    return (time.perf_counter() - begin) / calls
+    return (case.clock() - begin) / calls
 
 
 def _first_calls(timing: Timing) -> None:

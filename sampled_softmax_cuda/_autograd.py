@@ -48,11 +48,13 @@ class Arguments(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """How gradients are wanted: as sparse tensors, inside a traced graph, with products in tf32."""
+    """How gradients are wanted: as sparse tensors, inside a traced graph, with products in tf32,
+    and in the dtype of the sums until the upstream gradient has been multiplied in."""
 
     sparse_grad: bool
     traced: bool
     tf32: bool
+    wide: bool = False
 
 
 def ordered_sum(rows: Tensor) -> Tensor:
@@ -98,8 +100,32 @@ def wanted_grads(
     return result
 
 
+def as_parameters(
+    grads: Sequence[Tensor], parameters: Sequence[Tensor | None], sparse_grad: bool
+) -> list[Tensor]:
+    """Gradients in the dtypes of input, weight and bias, and over all classes unless they are to
+    be sparse.
+
+    `grads` are in the dtype of the sums: of the input, of the weight and the bias in the classes
+    [1, N], and these classes.
+    """
+    grad_input, grad_weight, grad_bias, classes = grads
+    input, weight, bias = parameters
+    assert input is not None
+    result = [grad_input.to(input.dtype)]
+    for grad, parameter in ((grad_weight, weight), (grad_bias, bias)):
+        cast = grad if parameter is None else grad.to(parameter.dtype)
+        if parameter is not None and not sparse_grad and len(cast) < len(parameter):
+            cast = torch.zeros_like(parameter).index_copy_(0, classes[0], cast)
+        result.append(cast)
+    return [*result, classes]
+
+
 def run_sweep(arguments: Any, sweep: Sweep) -> Any:
-    """The op loss_and_grads, or its variant whose results have a size that a graph can know."""
+    """The op loss_and_grads, or its variant whose gradients wait for their last factor, or the one
+    whose results have a size that a graph can know."""
+    if sweep.wide:
+        return torch.ops.sampled_softmax.loss_and_wide_grads(*arguments)
     if sweep.sparse_grad and sweep.traced and on_cpu(arguments[0]):
         return loss_and_padded_grads(*arguments)
     return torch.ops.sampled_softmax.loss_and_grads(*arguments, sweep.sparse_grad, sweep.tf32)
@@ -180,7 +206,7 @@ class _TotalLoss(torch.autograd.Function):
         else:
             ctx.save_for_backward(input, weight, bias, *rest[:4], rest[7])
             ctx.scalars, ctx.mean = rest[4:7], rest[8]
-            ctx.parameters = weight, bias
+            ctx.parameters = input, weight, bias
             ctx.grads = grads
         if not details:
             return total  # type: ignore[no-any-return]
@@ -204,7 +230,9 @@ class _TotalLoss(torch.autograd.Function):
             arguments = (*tensors, *ctx.scalars, row_scale, ctx.mean)
             grads = run_sweep(arguments, ctx.sweep)[2:]
         scale_grads(grads[:3], factor)
-        weight, bias = ctx.parameters
+        if ctx.sweep.wide:
+            grads = as_parameters(grads, ctx.parameters, ctx.sweep.sparse_grad)
+        _, weight, bias = ctx.parameters
         return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), None, None, None)
 
 
@@ -224,6 +252,11 @@ def wants_gradient(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
+
+
+def has_float16(*tensors: Tensor | None) -> bool:
+    """Whether gradients would be rounded to float16: not before their last factor is known."""
+    return any(tensor is not None and tensor.dtype == torch.float16 for tensor in tensors)
 
 
 def rows_loss(
@@ -257,7 +290,8 @@ def total_loss(
     if torch.compiler.is_compiling():
         result = _in_graph(True, *arguments[:3], rest, details, sparse_grad, tf32)
     else:
-        sweep = Sweep(sparse_grad, False, tf32)
+        wide = has_float16(*arguments[:3])
+        sweep = Sweep(sparse_grad, False, tf32, wide)
         result = _TotalLoss.apply(*arguments[:3], rest, details, sweep)  # type: ignore[no-untyped-call]
     if not details:
         return (result,)

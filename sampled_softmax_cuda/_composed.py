@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import Sweep, ordered_sum, refuse_double_backward, scale_grads, wanted_grads
+from ._autograd import (
+    Sweep,
+    as_parameters,
+    ordered_sum,
+    refuse_double_backward,
+    scale_grads,
+    wanted_grads,
+)
 from ._dispatch import as_kernels_take, kernels_take
 from ._load import on_cpu
 from ._negatives import given_samples
@@ -133,19 +140,6 @@ def _mean_logit(
     return mean + matmul(share, bias.detach()[ids].to(share.dtype)) / o.temperature
 
 
-def _as_parameters(grads: list[Tensor], operands: Operands, sparse_grad: bool) -> list[Tensor]:
-    """Gradients in the parameters' dtypes, and over all classes unless they are to be sparse."""
-    grad_input, grad_weight, grad_bias, classes = grads
-    input, weight, bias = operands
-    result = [grad_input.to(input.dtype)]
-    for grad, parameter in ((grad_weight, weight), (grad_bias, bias)):
-        cast = grad if parameter is None else grad.to(parameter.dtype)
-        if parameter is not None and not sparse_grad and len(cast) < len(parameter):
-            cast = torch.zeros_like(parameter).index_copy_(0, classes[0], cast)
-        result.append(cast)
-    return [*result, classes]
-
-
 class _ComposedTotal(torch.autograd.Function):
     """The total of the losses, and loss, lse, target logit and error of the rows.
 
@@ -176,7 +170,7 @@ class _ComposedTotal(torch.autograd.Function):
             grads = _sweep(operands, ctx.step, ctx.scale)[1]
         scale_grads(grads[:3], factor)
         sparse_grad = ctx.step.sparse_grad
-        grads = _as_parameters(grads, operands, sparse_grad)
+        grads = as_parameters(grads, operands, sparse_grad)
         sweep = Sweep(sparse_grad, False, False)
         return (*wanted_grads(ctx, operands.weight, operands.bias, grads, sweep), None, None)
 

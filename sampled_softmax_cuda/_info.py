@@ -21,13 +21,18 @@ def version() -> str:
         return "0+unknown"
 
 
-def _cpu_isa() -> str | None:
+def _cpu_isa() -> dict[str, Any]:
+    """The keys cpu_isa, cpu_isa_by_dtype and cpu_isa_reason of build_info."""
+    keys = ("cpu_isa", "cpu_isa_by_dtype", "cpu_isa_reason")
     if not _load.library_loaded():
-        return None
+        return dict.fromkeys(keys)
+    operators = torch.ops.sampled_softmax
     try:
-        return str(torch.ops.sampled_softmax.cpu_isa())
+        by_dtype = dict(line.split() for line in operators.cpu_isa_by_dtype().splitlines())
+        values: tuple[Any, ...] = (operators.cpu_isa(), by_dtype, operators.cpu_isa_reason())
     except RuntimeError as error:  # SSC_CPU_ISA names one that this CPU does not run
-        return f"none: {str(error).splitlines()[0]}"
+        values = (f"none: {str(error).splitlines()[0]}", None, None)
+    return dict(zip(keys, values, strict=True))
 
 
 def _cuda_architectures() -> list[str]:
@@ -53,7 +58,9 @@ def build_info() -> dict[str, Any]:
         version, python, torch, torch_cuda (None for a CPU torch);
         native (whether the compiled library is loaded) and native_reason (one line);
         backend ("native" or "reference": what serves CPU tensors);
-        cpu_isa ("scalar", "avx2", "avx512", "avx512_bf16"; None without the library);
+        cpu_isa ("scalar", "avx2", "avx512", "avx512_bf16"; None without the library),
+        cpu_isa_by_dtype (the instruction set that multiplies matrices of each dtype) and
+        cpu_isa_reason (why: the fastest that is known for this processor, or SSC_CPU_ISA);
         cuda_native and cuda_native_reason (the same of the library of CUDA kernels; without it the
         reference serves tensors on a GPU);
         cuda_architectures (what the CUDA kernels were compiled for, such as "9.0" or "12.0+PTX");
@@ -73,7 +80,7 @@ def build_info() -> dict[str, Any]:
         "native": _load.library_loaded(),
         "native_reason": _load.native_reason(),
         "backend": "native" if _load.has_native() else "reference",
-        "cpu_isa": _cpu_isa(),
+        **_cpu_isa(),
         "cuda_native": _load.cuda_loaded(),
         "cuda_native_reason": _load.cuda_reason(),
         "cuda_architectures": _cuda_architectures(),
@@ -88,5 +95,7 @@ def format_info(info: dict[str, Any]) -> str:
     for key, value in info.items():
         if isinstance(value, list):
             value = ", ".join(value) or "none"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{name} {what}" for name, what in value.items())
         lines.append(f"{key:<{width}}  {'none' if value is None else value}")
     return "\n".join(lines)

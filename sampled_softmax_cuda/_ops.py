@@ -148,6 +148,13 @@ def _fake_loss_and_grads(
     return empty_results(input, weight, bias, target, touched, touched)
 
 
+def _fake_loss_and_wide_grads(*arguments: Any) -> tuple[Tensor, ...]:
+    results = _fake_loss_and_grads(*arguments, True)
+    return tuple(
+        x if x.dtype == torch.int64 else x.to(compute_dtype(arguments[0])) for x in results
+    )
+
+
 def _fake_exact_loss_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _fake_loss_rows(input)[:2]
 
@@ -180,6 +187,7 @@ def _register() -> None:
     fakes: dict[str, Callable[..., Any]] = {
         "loss_rows": _fake_loss_rows,
         "loss_and_grads": _fake_loss_and_grads,
+        "loss_and_wide_grads": _fake_loss_and_wide_grads,
         "exact_loss_rows": _fake_exact_loss_rows,
         "logits": _fake_logits,
         "target_products": _fake_target_products,

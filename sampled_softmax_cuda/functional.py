@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from . import _checks, reference
-from ._autograd import Arguments, ordered_sum, rows_loss, total_loss, wants_gradient
+from ._autograd import (
+    Arguments,
+    has_float16,
+    ordered_sum,
+    rows_loss,
+    total_loss,
+    wants_gradient,
+)
 from ._composed import composed_total, takes_total
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._load import on_cpu
@@ -380,12 +387,13 @@ def _fused_now(
 ) -> bool:
     """Whether the gradients are computed in the forward pass, before the upstream gradient.
 
-    Not if nobody wants them, not if the weights of the rows want a gradient too, and not in
-    float16: there they have to be scaled by the upstream gradient (a GradScaler's, say) before they
-    are rounded.
+    Not if nobody wants them, and not if the weights of the rows want a gradient too. In float16
+    they have to be scaled by the upstream gradient (a GradScaler's, say) before they are rounded,
+    which the CPU's kernels leave to the backward pass, outside of traced graphs.
     """
     wanted = wants_gradient(input, weight, bias)
     if not wanted or (row_weight is not None and row_weight.requires_grad):
         return False
-    bias_dtype = None if bias is None else bias.dtype
-    return torch.float16 not in (input.dtype, weight.dtype, bias_dtype)
+    if has_float16(input, weight, bias):
+        return on_cpu(input) and not torch.compiler.is_compiling()
+    return True

@@ -99,6 +99,63 @@ def test_small_float16_gradients_survive_a_grad_scaler(either: str) -> None:
     assert bool((h.grad != 0).float().mean() > 0.95)
 
 
+@pytest.mark.parametrize("classes", [50, 12])  # the first 12 are touched
+@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("bias_dtype", [None, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"label_smoothing": 0.1}], ids=str)
+def test_scaled_float16_gradients(
+    device: str,
+    options: dict[str, Any],
+    bias_dtype: torch.dtype | None,
+    sparse_grad: bool,
+    classes: int,
+) -> None:
+    """All three, and again in a second backward pass, as accurate as their last rounding."""
+    rows, scale = 600, 2.0**12
+    h, w = ((0.1 * torch.randn(n, 4)).half() for n in (rows, classes))
+    leaves = [h, w] if bias_dtype is None else [h, w, (0.1 * torch.randn(classes)).to(bias_dtype)]
+    samples = ssc.Samples(torch.arange(10), torch.randn(10), None)
+    target = torch.randint(12, (rows,))
+
+    def scaled_loss(h: torch.Tensor, w: torch.Tensor, *bias: torch.Tensor, sparse: bool):
+        loss = ssc.sampled_softmax_loss(
+            h, w, target, samples, bias=bias[0] if bias else None, sparse_grad=sparse, **options
+        )
+        return loss.to(torch.promote_types(loss.dtype, torch.float32)) * scale
+
+    for leaf in leaves:
+        leaf.requires_grad_()
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    truth = torch.autograd.grad(scaled_loss(*exact, sparse=False), exact)
+    loss = scaled_loss(*leaves, sparse=sparse_grad)
+    for _ in range(2):
+        grads = torch.autograd.grad(loss, leaves, retain_graph=True)
+        for leaf, got, want in zip(leaves, grads, truth, strict=True):
+            assert got.dtype == leaf.dtype
+            assert got.is_sparse == (sparse_grad and leaf is not h)
+            error = ((got.to_dense() if got.is_sparse else got).double() - want).abs().max()
+            assert error <= 2e-3 * want.abs().max(), (leaf.shape, error)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}], ids=str)
+def test_float16_takes_three_matmuls(native: None, options: dict[str, Any]) -> None:
+    """One sweep, with the gradients, as in float32; not the loss first and the gradients later."""
+    called = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if func.namespace == "sampled_softmax":
+                called.append(func._opname)
+            return func(*args, **(kwargs or {}))
+
+    h, w = (torch.randn(n, 4).half().requires_grad_() for n in (6, 20))
+    samples, target = ssc.Samples(torch.arange(9), None, None), torch.randint(20, (6,))
+    with Watch():
+        ssc.sampled_softmax_loss(h, w, target, samples, sparse_grad=True, **options).backward()
+    sweeps = [name for name in called if name.startswith(("loss_", "negative_"))]
+    assert sweeps == ["negative_loss_and_grads" if options else "loss_and_wide_grads"]
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(
     "options",

@@ -333,6 +333,7 @@ def part_arguments() -> dict[str, tuple[Any, ...]]:
     classes = torch.arange(12)[None]
     grads = (torch.rand(6, 5), torch.rand(12, 5), torch.rand(12), classes)
     return {
+        "loss_and_wide_grads": (*op_arguments(torch.float16, False), None, True),
         "target_products": (h, w, target),
         "negative_loss_and_grads": (h, w, b, row, hits, counted, *samples, row, target),
         "add_target_grads": (*grads, h, w, target, row[:, None], row[:, None]),

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda import testing
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -205,6 +206,20 @@ def test_bench_stages(tmp_path: Path) -> None:
     assert rows[0]["case"] == "step"
     stages = [row for row in rows if row["role"] == "stage"]
     assert sum(int(row["samples"]) for row in stages) == int(rows[0]["samples"])
+
+
+def test_bench_isa_compares_every_set_with_the_automatic_choice(tmp_path: Path) -> None:
+    options = ("--dtype", "bfloat16", "--only", "step,draw uniform", "--repetitions", "1")
+    shown, rows = run_script("bench_isa", *options, output=tmp_path)
+    check_rows(rows)
+    assert "automatic: " in shown
+    timed = [row for row in rows if row["operator"].startswith(("step", "draw"))]
+    for name in {row["operator"] for row in timed}:
+        group = [row for row in timed if row["operator"] == name]
+        sets = [isa for isa in ("avx2", "avx512", "avx512_bf16") if not testing.unavailable(isa)]
+        assert [row["case"] for row in group] == ["automatic", *sets]
+        assert float(group[0]["ratio"]) == 1
+    assert {"step", "step, 4 rows", "draw uniform, distinct"} <= {row["operator"] for row in timed}
 
 
 def test_contenders_take_turns(harness: ModuleType) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda import _load, testing
+from sampled_softmax_cuda.exact import exact_cross_entropy
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +34,8 @@ def test_build_info() -> None:
     assert info["devices"][0].startswith("cpu: ")
     assert info["native"] == _load.library_loaded()
     assert info["native_reason"]
-    assert (info["cpu_isa"] is not None) == info["native"]
+    for key in ("cpu_isa", "cpu_isa_by_dtype", "cpu_isa_reason"):
+        assert (info[key] is not None) == info["native"]
 
 
 def test_module_prints_it() -> None:
@@ -52,6 +55,67 @@ def test_variables_choose_the_backend(native: None) -> None:
     done = run("-m sampled_softmax_cuda", SSC_CPU_ISA="mmx")
     assert done.returncode == 0
     assert "SSC_CPU_ISA=mmx" in done.stdout
+
+
+def test_says_which_instruction_set_serves_which_dtype(
+    native: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for isa in ("scalar", "avx2", "avx512", "avx512_bf16"):
+        if testing.unavailable(isa):
+            continue
+        monkeypatch.setenv("SSC_CPU_ISA", isa)
+        info = ssc.build_info()
+        others = "avx512" if isa == "avx512_bf16" else isa
+        expected = {"float32": others, "bfloat16": isa, "float16": others, "float64": others}
+        assert info["cpu_isa_by_dtype"] == expected
+        assert info["cpu_isa_reason"] == "SSC_CPU_ISA names it"
+    done = run("-m sampled_softmax_cuda", SSC_CPU_ISA="scalar")
+    assert "float32 scalar, bfloat16 scalar, float16 scalar, float64 scalar" in done.stdout
+
+
+def processor_facts() -> set[str]:
+    """ "intel" and the flags of this processor, as Linux names them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    flags = next((line.split(":")[1].split() for line in text.splitlines() if "flags" in line), [])
+    return {*flags, *({"intel"} if "GenuineIntel" in text else ())}
+
+
+def test_pairs_of_bfloat16_where_they_are_faster(
+    native: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice for this processor; tests/cpp/test_isa.cpp has that for others."""
+    facts = processor_facts()
+    if "avx512_bf16" not in facts:
+        pytest.skip("this processor has no AVX512-BF16")
+    slow = "intel" in facts and bool(facts & {"avx_vnni", "avx512_fp16", "amx_bf16"})
+    monkeypatch.delenv("SSC_CPU_ISA", raising=False)
+    info = ssc.build_info()
+    assert info["cpu_isa_by_dtype"]["bfloat16"] == ("avx512" if slow else "avx512_bf16")
+    assert ("widened" in info["cpu_isa_reason"]) == slow
+
+    weight, target = torch.randn(50, 32).bfloat16(), torch.arange(6)
+    input = torch.randn(6, 32).bfloat16()
+
+    def results(rows: int) -> list[torch.Tensor]:
+        """The gradients of a sweep, which pairs round in another way, and the exact loss."""
+        h, w = (x.clone().requires_grad_() for x in (input[:rows], weight))
+        samples = ssc.Samples(torch.arange(50), None, None)
+        loss = ssc.sampled_softmax_loss(h, w, target[:rows], samples)
+        with torch.no_grad():
+            exact = exact_cross_entropy(h, w, target[:rows], reduction="none")
+        return [*torch.autograd.grad(loss, (h, w)), exact]
+
+    for rows in (1, 4, 5, 6):
+        monkeypatch.delenv("SSC_CPU_ISA", raising=False)
+        chosen = results(rows)
+        pairs = not slow or rows <= 4
+        monkeypatch.setenv("SSC_CPU_ISA", "avx512_bf16" if pairs else "avx512")
+        assert all(torch.equal(a, b) for a, b in zip(chosen, results(rows), strict=True)), rows
+        monkeypatch.setenv("SSC_CPU_ISA", "avx512" if pairs else "avx512_bf16")
+        assert not all(torch.equal(a, b) for a, b in zip(chosen, results(rows), strict=True)), rows
 
 
 def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

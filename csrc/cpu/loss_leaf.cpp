@@ -20,14 +20,19 @@ template <class T>
 const LossLeaf<T>& loss_table();
 }
 
+Isa leaf_isa(Isa isa, DType input, DType weight) {
+  const bool pairs = input == DType::bf16 && weight == DType::bf16;
+  return isa == Isa::avx512_bf16 && !pairs ? Isa::avx512 : isa;
+}
+
 template <class T>
 const LossLeaf<T>& loss_leaf(Isa isa, DType input, DType weight) {
 #if defined(__x86_64__)
+  isa = leaf_isa(isa, input, weight);
   if constexpr (sizeof(T) == sizeof(float)) {
-    const bool pairs = input == DType::bf16 && weight == DType::bf16;
-    if (isa == Isa::avx512_bf16 && pairs) return avx512_bf16::loss_table<T>();
+    if (isa == Isa::avx512_bf16) return avx512_bf16::loss_table<T>();
   }
-  if (isa == Isa::avx512 || isa == Isa::avx512_bf16) return avx512::loss_table<T>();
+  if (isa == Isa::avx512) return avx512::loss_table<T>();
   if (isa == Isa::avx2) return avx2::loss_table<T>();
 #else
   static_cast<void>(isa), static_cast<void>(input), static_cast<void>(weight);

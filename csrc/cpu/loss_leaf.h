@@ -153,7 +153,11 @@ struct LossLeaf {
                  int64_t begin, int64_t end, MatrixView out);
 };
 
-// For H and W of these types: pairs of bf16 where both are bf16 and `isa` multiplies them.
+// The instruction set whose leaves serve H and W of these types: avx512_bf16 is avx512 for all but
+// bf16 with bf16.
+Isa leaf_isa(Isa isa, DType input, DType weight);
+
+// For H and W of these types.
 template <class T>
 const LossLeaf<T>& loss_leaf(Isa isa, DType input, DType weight);
 

@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor
   a.check(plan);
   const RowTensors rows(a.problem.batch, plan.rows, a.dtype);
   const auto run = [&]<class T>(T) {
-    exact_loss_rows<T>(a.problem, plan, rows.results<T>(), workspace, active_isa(),
+    exact_loss_rows<T>(a.problem, plan, rows.results<T>(), workspace, active_isa(a.problem.batch),
                        a.threads(a.problem.classes));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
@@ -35,7 +35,8 @@ Tensor logits_cpu(const Tensor& input, const Tensor& weight, const std::optional
   const MatrixView view = {out.data_ptr(), end - begin, dtype_of(out, "logits")};
   Workspace workspace;
   const auto run = [&]<class T>(T) {
-    logits<T>(a.problem, begin, end - begin, view, workspace, active_isa(), a.threads(end - begin));
+    logits<T>(a.problem, begin, end - begin, view, workspace, active_isa(a.problem.batch),
+              a.threads(end - begin));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return out;

@@ -45,7 +45,7 @@ Rows loss_rows_cpu(const Tensor& input, const Tensor& weight, const std::optiona
                      remove_accidental_hits, ignore_index);
   const RowTensors rows(a.problem.batch, a.plan.rows, a.dtype);
   const auto run = [&]<class T>(T) {
-    loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(),
+    loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(a.problem.batch),
                  a.threads(ids.numel()));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
@@ -72,15 +72,9 @@ T weighted_sum(const T* factors, const T* values, int64_t n) {
   return static_cast<T>(sum);
 }
 
-LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
-                                const std::optional<Tensor>& bias, const Tensor& target,
-                                const Tensor& ids, const std::optional<Tensor>& log_count,
-                                const std::optional<Tensor>& target_log_count,
-                                double inv_temperature, bool remove_accidental_hits,
-                                int64_t ignore_index, const std::optional<Tensor>& row_scale,
-                                bool mean, bool sparse_grad, bool /*tf32*/) {
-  SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-                     remove_accidental_hits, ignore_index);
+// One sweep into `grads`.
+LossAndGrads run_sweep(SampledArguments& a, const std::optional<Tensor>& row_scale, bool mean,
+                       const GradientTensors& grads) {
   const LossProblem& p = a.problem;
   std::optional<Tensor> scale;
   if (row_scale.has_value()) {
@@ -90,18 +84,43 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
   const bool all_rows = a.plan.rows == p.batch;
   const Tensor total = empty_cpu({}, a.dtype);
   const Tensor rows = zeros_unless({4, p.batch}, all_rows, a.dtype);
-  const GradientTensors grads(p, gradient_dtypes(input, weight, bias), a.plan, sparse_grad);
   const auto run = [&]<class T>(T) {
     const T* factors = row_factors<T>(scale, mean, a);
     auto* loss = static_cast<T*>(rows.data_ptr());
     const RowResults<T> results = {loss, loss + p.batch, loss + 2 * p.batch, loss + 3 * p.batch,
                                    nullptr};
-    loss_and_grads<T>(p, a.plan, results, grads.gradients(factors), a.workspace, active_isa(),
-                      a.threads(ids.numel()));
+    loss_and_grads<T>(p, a.plan, results, grads.gradients(factors), a.workspace,
+                      active_isa(p.batch), a.threads(a.ids.numel()));
     *static_cast<T*>(total.data_ptr()) = weighted_sum(factors, loss, p.batch);
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {total, rows, grads.input, grads.weight, grads.bias, grads.rows};
+}
+
+LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
+                                const std::optional<Tensor>& bias, const Tensor& target,
+                                const Tensor& ids, const std::optional<Tensor>& log_count,
+                                const std::optional<Tensor>& target_log_count,
+                                double inv_temperature, bool remove_accidental_hits,
+                                int64_t ignore_index, const std::optional<Tensor>& row_scale,
+                                bool mean, bool sparse_grad, bool /*tf32*/) {
+  SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
+                     remove_accidental_hits, ignore_index);
+  const GradientTensors grads(a.problem, gradient_dtypes(input, weight, bias), a.plan, sparse_grad);
+  return run_sweep(a, row_scale, mean, grads);
+}
+
+LossAndGrads loss_and_wide_grads_cpu(const Tensor& input, const Tensor& weight,
+                                     const std::optional<Tensor>& bias, const Tensor& target,
+                                     const Tensor& ids, const std::optional<Tensor>& log_count,
+                                     const std::optional<Tensor>& target_log_count,
+                                     double inv_temperature, bool remove_accidental_hits,
+                                     int64_t ignore_index, const std::optional<Tensor>& row_scale,
+                                     bool mean) {
+  SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
+                     remove_accidental_hits, ignore_index);
+  const GradientTensors grads(a.problem, wide_dtypes(a.dtype, bias), a.plan, true);
+  return run_sweep(a, row_scale, mean, grads);
 }
 
 }  // namespace
@@ -109,6 +128,7 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
 STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CPU, m) {
   m.impl("loss_rows", TORCH_BOX(&loss_rows_cpu));
   m.impl("loss_and_grads", TORCH_BOX(&loss_and_grads_cpu));
+  m.impl("loss_and_wide_grads", TORCH_BOX(&loss_and_wide_grads_cpu));
 }
 
 }  // namespace ssc::ops

@@ -113,6 +113,11 @@ inline GradientDtypes gradient_dtypes(const Tensor& input, const Tensor& weight,
           (bias.has_value() ? *bias : weight).scalar_type(), bias.has_value()};
 }
 
+// That of the sums, for gradients that are not finished.
+inline GradientDtypes wide_dtypes(ScalarType sums, const std::optional<Tensor>& bias) {
+  return {sums, sums, sums, bias.has_value()};
+}
+
 // The gradients' tensors, zero where nothing will be written; rows [1, N] are the touched classes
 // of sparse ones.
 struct GradientTensors {

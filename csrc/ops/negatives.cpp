@@ -77,8 +77,8 @@ std::tuple<Tensor, Tensor> negative_rows_cpu(
                       inv_temperature, softcap, remove_hits, sigmoid, std::nullopt);
   const auto [loss, peak] = row_results(a);
   const auto run = [&]<class T>(T) {
-    loss_rows<T>(a.problem, a.plan, results_in<T>(loss, peak), a.workspace, active_isa(),
-                 a.threads(ids.numel()));
+    loss_rows<T>(a.problem, a.plan, results_in<T>(loss, peak), a.workspace,
+                 active_isa(a.problem.batch), a.threads(ids.numel()));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {loss, peak};
@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor> run_sweep(NegativeArguments& a, const Tensor& row_sca
   const auto run = [&]<class T>(T) {
     const RowResults<T> results = results_in<T>(loss, peak);
     loss_and_grads<T>(p, a.plan, results, grads.gradients(static_cast<const T*>(scale.data_ptr())),
-                      a.workspace, active_isa(), a.threads(a.ids.numel()));
+                      a.workspace, active_isa(a.problem.batch), a.threads(a.ids.numel()));
   };
   a.dtype == ScalarType::Double ? run(double{}) : run(float{});
   return {loss, peak};
@@ -120,8 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> negative_loss_and_gra
     double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale, const Tensor& target) {
   NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
                       inv_temperature, softcap, remove_hits, sigmoid, target);
-  const GradientDtypes wide = {a.dtype, a.dtype, a.dtype, bias.has_value()};
-  const GradientTensors grads(a.problem, wide, a.plan, true);
+  const GradientTensors grads(a.problem, wide_dtypes(a.dtype, bias), a.plan, true);
   const auto [loss, peak] = run_sweep(a, row_scale, grads);
   return {loss, peak, grads.input, grads.weight, grads.bias, grads.rows};
 }

@@ -10,8 +10,11 @@
 #include "csrc/ops/stable_compat.h"
 
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
-  // The instruction set of the CPU kernels: "scalar", "avx2", "avx512" or "avx512_bf16".
+  // The instruction set of the CPU kernels, "scalar", "avx2", "avx512" or "avx512_bf16", and why;
+  // and the one that multiplies matrices of each dtype, in lines "dtype name".
   m.def("cpu_isa() -> str");
+  m.def("cpu_isa_reason() -> str");
+  m.def("cpu_isa_by_dtype() -> str");
   // The architectures that the CUDA library was compiled for, such as "8.0 9.0+PTX".
   m.def("cuda_architectures() -> str");
   // Asks for huge pages under a large tensor; changes no value.
@@ -74,6 +77,14 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " bool sparse_grad, bool tf32=False) -> (Tensor total, Tensor rows, Tensor grad_input, "
       "Tensor grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
+  // The same with sparse_grad on the CPU, gradients in the dtype of the sums: those of float16
+  // parameters may have to be multiplied by a large factor before they are rounded.
+  m.def(
+      "loss_and_wide_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
+      " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
+      " bool remove_accidental_hits, SymInt ignore_index, Tensor? row_scale, bool mean)"
+      " -> (Tensor total, Tensor rows, Tensor grad_input, Tensor grad_weight, Tensor grad_bias,"
+      " Tensor grad_rows)");
 
   // The negatives' share of a loss whose targets' share is computed elsewhere: with z_is =
   // cap(logit) − log n_s, cap(x) = softcap tanh(x / softcap) if softcap > 0, the loss of a row is

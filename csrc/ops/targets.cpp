@@ -41,7 +41,8 @@ Tensor target_products_cpu(const Tensor& input, const Tensor& weight, const Tens
   const TargetArguments a(input, weight, target);
   const Tensor out = empty_cpu({a.problem.batch, a.problem.targets}, a.arguments.dtype);
   a.run([&]<class T>(T) {
-    target_products<T>(a.problem, static_cast<T*>(out.data_ptr()), active_isa(), a.threads());
+    target_products<T>(a.problem, static_cast<T*>(out.data_ptr()), active_isa(a.problem.batch),
+                       a.threads());
   });
   return out;
 }
@@ -72,8 +73,9 @@ void add_target_grads_cpu(const Tensor& grad_input, const Tensor& grad_weight,
                                           a.elements<T>(grad_weight, "grad_weight"),
                                           a.elements<T>(grad_bias, "grad_bias")};
     Workspace workspace;
-    STD_TORCH_CHECK(add_target_grads<T>(p, gradients, workspace, active_isa(), a.threads()),
-                    "every target must be one of the classes");
+    STD_TORCH_CHECK(
+        add_target_grads<T>(p, gradients, workspace, active_isa(a.problem.batch), a.threads()),
+        "every target must be one of the classes");
   });
 }
 

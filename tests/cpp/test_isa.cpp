@@ -33,11 +33,71 @@ TEST(the_variable_chooses) {
   }
 }
 
-TEST(an_empty_variable_means_the_best) {
-  const Environment environment("");
-  CHECK(ssc::isa_available(ssc::active_isa()));
+TEST(a_named_one_serves_any_number_of_rows) {
   for (const ssc::Isa isa : ssc::kIsas) {
-    CHECK(!ssc::isa_available(isa) || ssc::isa_emulated(isa) || isa <= ssc::active_isa());
+    if (!ssc::isa_available(isa)) continue;
+    const Environment environment(ssc::isa_name(isa));
+    CHECK(ssc::active_isa(1) == isa && ssc::active_isa(1000) == isa);
+  }
+}
+
+TEST(an_empty_variable_means_the_fastest) {
+  const Environment environment("");
+  const ssc::IsaChoice choice = ssc::isa_choice();
+  CHECK(ssc::isa_available(choice.isa) && !ssc::isa_emulated(choice.isa));
+  for (const ssc::Isa isa : ssc::kIsas) {
+    const bool rivals = ssc::isa_available(isa) && !ssc::isa_emulated(isa);
+    CHECK(!rivals || isa <= choice.isa || (isa == ssc::Isa::avx512_bf16 && choice.pair_rows > 0));
+  }
+}
+
+// Which one multiplies bf16 with bf16 in a call with so many rows.
+ssc::Isa of_pairs(const ssc::Processor& processor, int64_t rows) {
+  const ssc::IsaChoice choice = ssc::fastest_isa(processor);
+  CHECK(choice.reason[0] != '\0');
+  return rows <= choice.pair_rows ? ssc::Isa::avx512_bf16 : choice.isa;
+}
+
+TEST(the_best_where_more_is_faster) {
+  using ssc::Isa;
+  const struct {
+    ssc::Processor processor;
+    Isa best;
+  } known[] = {
+      {{.intel = true}, Isa::scalar},
+      {{.intel = true, .avx2 = true}, Isa::avx2},                    // Haswell
+      {{.intel = true, .avx2 = true, .avx_vnni = true}, Isa::avx2},  // Alder Lake
+      {{.intel = true, .avx2 = true, .avx512 = true}, Isa::avx512},  // Skylake-X, Ice Lake
+      {{.avx2 = true}, Isa::avx2},                                   // Zen 3
+      {{.avx2 = true, .avx512 = true, .avx512_bf16 = true}, Isa::avx512_bf16},  // Zen 4
+      {{.avx2 = true, .avx512 = true, .avx512_bf16 = true, .avx_vnni = true},
+       Isa::avx512_bf16},  // Zen 5
+      {{.intel = true, .avx2 = true, .avx512 = true, .avx512_bf16 = true},
+       Isa::avx512_bf16},  // Cooper Lake
+  };
+  for (const auto& [processor, best] : known) {
+    for (const int64_t rows : {1, 5, 512}) {
+      CHECK_EQ(ssc::isa_name(of_pairs(processor, rows)), std::string(ssc::isa_name(best)));
+    }
+  }
+}
+
+TEST(intels_slow_pairs_serve_few_rows) {
+  const ssc::Processor base = {.intel = true, .avx2 = true, .avx512 = true, .avx512_bf16 = true};
+  // Sapphire, Emerald and Granite Rapids have all three; a hypervisor may show only one.
+  for (bool ssc::Processor::* const mark :
+       {&ssc::Processor::avx_vnni, &ssc::Processor::avx512_fp16, &ssc::Processor::amx_bf16}) {
+    ssc::Processor processor = base;
+    processor.*mark = true;
+    CHECK_EQ(ssc::isa_name(ssc::fastest_isa(processor).isa), std::string("avx512"));
+    CHECK(of_pairs(processor, 1) == ssc::Isa::avx512_bf16);
+    CHECK(of_pairs(processor, 4) == ssc::Isa::avx512_bf16);
+    CHECK(of_pairs(processor, 5) == ssc::Isa::avx512);
+    processor.avx512_bf16 = false;
+    CHECK(of_pairs(processor, 1) == ssc::Isa::avx512);
+    processor.intel = false;
+    processor.avx512_bf16 = true;
+    CHECK(of_pairs(processor, 512) == ssc::Isa::avx512_bf16);
   }
 }
 
