@@ -176,3 +176,20 @@ def test_compiled_graphs_of_copies(native: None, kind: str) -> None:
         got = compiled(TARGET)
         torch.manual_seed(3)
         assert_same(got, sampler.sample(TARGET, 12, replacement=False))
+
+
+@pytest.mark.parametrize("how", ["load", "update", "write"])
+def test_a_plan_that_others_weights_refuse_is_forgotten(either: str, how: str) -> None:
+    """Weights that can't be drawn from without replacement still can with it."""
+    far_apart = torch.tensor([1.0, 1e-310], dtype=torch.float64)
+    sampler, ids = ssc.WeightedSampler(torch.ones(2)), torch.tensor([0, 1])
+    sampler.sample(ids, 2, replacement=False)
+    if how == "load":
+        sampler.load_state_dict(ssc.WeightedSampler(far_apart).state_dict())
+    elif how == "update":
+        sampler.update(far_apart)
+    else:
+        write(sampler, ssc.WeightedSampler(far_apart))
+    assert sampler.sample(ids, 3).ids.tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="2 distinct classes would take more draws"):
+        sampler.sample(ids, 2, replacement=False)

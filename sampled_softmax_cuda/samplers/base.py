@@ -344,7 +344,11 @@ class Sampler(NotScriptable, Stateful, ABC):
             if num_samples > self.num_drawable:
                 del self._plans[num_samples, inclusion]
                 continue
-            new = self._make_plan(num_samples, inclusion)
+            try:
+                new = self._make_plan(num_samples, inclusion)
+            except ValueError:  # the next such draw says so
+                del self._plans[num_samples, inclusion]
+                continue
             if old.tries is not None and new.tries is not None:
                 new = _Plan(new.method, old.tries.copy_(new.tries))
             self._plans[num_samples, inclusion] = new

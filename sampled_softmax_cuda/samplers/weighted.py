@@ -243,12 +243,14 @@ class WeightedSampler(Sampler):
         return Weighted(self.table, self.probability_bits)
 
     def _solve_tries(self, num_samples: int) -> float:
-        q = self._known("probability_bits").cpu().view(torch.float64)
-        return list_tries(q, num_samples)
+        return list_tries(self._probabilities().cpu(), num_samples)
 
     def _draws_of_all(self) -> float:
-        q = self._known("probability_bits").view(torch.float64)
+        q = self._probabilities()
         return 1.0 / float(q[q > 0].min())
+
+    def _probabilities(self) -> Tensor:
+        return self._known("probability_bits").view(torch.float64)
 
     def _derive(self, values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items():
