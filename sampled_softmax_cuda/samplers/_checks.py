@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from .._load import on_cpu
-from ..reference.sample_rows import excluded_mass
+from ..reference.sample_rows import LEAST_LEFT, excluded_mass
 from ._ops import Proposal
-
-_LEAST_LEFT = 1e-6  # of the probability, as in csrc/cpu/row_draws.cpp
 
 
 def check_rows(name: str, target: Tensor, num_true: int | None) -> tuple[int, ...]:
@@ -52,7 +50,7 @@ def check_left(
             f"{name}: exclude leaves row {row} {num_drawable - int(lost[row])} classes of positive"
             f" probability, {needed} are needed"
         )
-    rare = (1.0 - mass < _LEAST_LEFT).nonzero()
+    rare = (1.0 - mass < LEAST_LEFT).nonzero()
     if needed == 1 and rare.numel() > 0:
         raise ValueError(
             f"{name}: exclude leaves row {int(rare[0])} less than a millionth of the proposal's"
