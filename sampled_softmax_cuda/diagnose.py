@@ -67,6 +67,8 @@ class Diagnosis(NamedTuple):
     """Root mean square error of the gradient of the input, by the exact gradient's."""
     never_drawn: float
     """The model's probability of classes that the sampler never draws, targets left out."""
+    targets_never_drawn: int
+    """Rows whose target the sampler never draws, and whose logit is not corrected for that."""
     deviations: dict[str, float]
     """Computed standard deviation of Ẑ / Z for S draws with replacement from a uniform and a
     log-uniform proposal, and from the best one for this batch, q ∝ sqrt(mean over rows of p^2)."""
@@ -93,6 +95,7 @@ class Diagnosis(NamedTuple):
             f"    with replacement from        {others}",
             f"  gradient of the input, error   {_percent(self.gradient_error)}",
             f"  never drawn, of the model      {_percent(self.never_drawn)}",
+            f"  never drawn, of the targets    {self.targets_never_drawn:,} of {self.num_rows:,}",
             *(f"- {line}" for line in self.advice),
         )
         return "\n".join(lines)
@@ -197,6 +200,7 @@ def diagnose(
         partition_variance=float(ratio.var(dim=0).mean()),
         gradient_error=_gradient_error(batch, samples),
         never_drawn=never_drawn,
+        targets_never_drawn=_targets_never_drawn(sampler, rows),
         deviations=deviations,
         advice=(),
     )
@@ -211,6 +215,14 @@ def _in_eval_mode(sampler: Sampler) -> Iterator[None]:
         yield
     finally:
         sampler.train(training)
+
+
+def _targets_never_drawn(sampler: Sampler, target: Tensor) -> int:
+    try:
+        log_q = sampler.log_prob(target)
+    except ValueError:  # a pool's own counts, and its targets are in it
+        return 0
+    return int(torch.count_nonzero(log_q == -torch.inf))
 
 
 def _mean(values: list[Tensor]) -> float:
@@ -344,6 +356,11 @@ def _advice(d: Diagnosis) -> tuple[str, ...]:
         advice.append(
             f"{_percent(d.never_drawn)} of the model's probability is on classes that the sampler"
             " never draws, which the loss can't push down: give them a small weight"
+        )
+    if d.targets_never_drawn > 0:
+        advice.append(
+            f"{d.targets_never_drawn:,} of the {d.num_rows:,} targets are classes that the sampler"
+            " never draws, whose logits are left uncorrected: give them a small weight"
         )
     unexplained = abs(d.partition_bias + d.never_drawn)
     if unexplained > max(_POOR_BIAS, 4 * d.partition_bias_error):

@@ -27,7 +27,7 @@ class WeightedSampler(Sampler):
 
     Args:
         weights: [C] not negative, finite, at least one positive; need not sum to 1. A class of
-            weight 0 is never drawn.
+            weight 0 is never drawn, and as a target its logit is not corrected.
         power: exponent of the weights, e.g. 0.75 for word counts.
         smoothing: added to every weight before the power is taken. Default 0. `update` keeps both.
 
