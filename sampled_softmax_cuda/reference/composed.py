@@ -29,6 +29,7 @@ from .._sparse import fork
 from .loss import (
     compute_dtype,
     correction_of,
+    count_of_samples,
     followed_ids,
     gather_rows,
     infinite_is_nan,
@@ -89,14 +90,6 @@ class LossOptions:
     def corrects_targets(self) -> bool:
         """Whether log n is subtracted from the targets' logits."""
         return self.correction == "both" and self.loss in ("softmax", "nce")
-
-
-def count_of_samples(log_expected_count: Tensor | None, corrected: bool) -> Tensor | None:
-    """What is subtracted from the samples' logits. An infinite count leaves a sample out, whether
-    or not counts correct anything."""
-    if log_expected_count is None or corrected:
-        return log_expected_count
-    return torch.where(log_expected_count == torch.inf, log_expected_count, 0.0)
 
 
 def gbce_beta(num_samples: int, num_classes: int, calibration: float) -> float:
