@@ -65,10 +65,14 @@ def run(
     o: Options,
     row_scale: Tensor | None = None,
     *,
+    major: int = 8,
     multiprocessors: int = 4,
     chunk_rows: int = -1,
 ) -> list[Tensor]:
-    """Loss and peak; with factors of the rows, gradients of input, weight [C, D] and bias [C]."""
+    """Loss and peak; with factors of the rows, gradients of input, weight [C, D] and bias [C].
+
+    major: of the GPU's compute capability.
+    """
     dtype, (batch, dim) = p.input.dtype, p.input.shape
     classes, samples = p.weight.shape[0], p.ids.shape[0]
     for name, tensor in p._asdict().items():
@@ -85,7 +89,8 @@ def run(
         *p,
         *(batch, dim, classes, samples, p.hits.shape[1], *o),
         output("labels", batch, dtype=torch.int64),
-        *(multiprocessors, chunk_rows, output("workspace", size, dtype=torch.uint8)),
+        *(bench.capability(major), multiprocessors, chunk_rows),
+        output("workspace", size, dtype=torch.uint8),
     ]
     if row_scale is None:
         results = output("results", 2, batch, dtype=accumulator(dtype))
