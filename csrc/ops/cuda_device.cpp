@@ -36,7 +36,8 @@ int newest_compiled_major(int device_major) {
 
 int attribute(int32_t index, cudaDeviceAttr which) {
   int value;
-  check_launch(cudaDeviceGetAttribute(&value, which, index), "attributes of the device");
+  check_launch(cuda::returned(cudaDeviceGetAttribute(&value, which, index)),
+               "attributes of the device");
   return value;
 }
 
@@ -83,6 +84,8 @@ void OnDevice::check_here(const Tensor& t, const char* name) const {
       device_type_of(t) == aoti_torch_device_type_cuda() && t.get_device_index() == index_, name,
       " must be on cuda:", index_, " as the other arguments are");
 }
+
+bool OnDevice::host_can_read(const Tensor& t) const { return t.is_cpu(); }
 
 void check_launch(cudaError_t error, const char* stage) {
   if (error == cudaSuccess) return;
