@@ -15,17 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch._subclasses import FakeTensor
 
 from ._load import on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
 from ._traced import loss_and_padded_grads
+from ._transforms import NO_DOUBLE_BACKWARD, operator, transforming
 from .reference.loss import compute_dtype
-
-_NO_DOUBLE_BACKWARD = (
-    "sampled_softmax_loss: create_graph=True (double backward) is not supported by the compiled"
-    " kernels; use sampled_softmax_cuda.reference.sampled_softmax_loss, or SSC_BACKEND=reference"
-)
 
 # A sum over fewer elements than this is taken by one thread; a larger one is split by us, so that
 # the result does not depend on the number of threads.
@@ -65,7 +62,7 @@ def ordered_sum(rows: Tensor) -> Tensor:
 def refuse_double_backward() -> None:
     """RuntimeError if this backward pass is to be differentiated itself."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(_NO_DOUBLE_BACKWARD)
+        raise RuntimeError(NO_DOUBLE_BACKWARD)
 
 
 def wanted_grads(
@@ -148,11 +145,15 @@ def _known_to_be_one(factor: Tensor) -> bool:
     return on_cpu(factor) and not isinstance(factor, FakeTensor) and factor.item() == 1.0
 
 
-def scale_grads(grads: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply gradients by what comes from above, in place."""
+def scaled_grads(grads: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
+    """The gradients of a sweep, the last of which are rows, times what comes from above: in place,
+    unless that is a batch (`is_grads_batched`)."""
+    if transforming() or is_legacy_batchedtensor(factor):
+        return [*(grad * factor.to(grad.dtype) for grad in grads[:-1]), grads[-1]]
     if not _known_to_be_one(factor):
-        for grad in grads:
+        for grad in grads[:-1]:
             grad.mul_(factor)
+    return grads
 
 
 class _TotalLoss(torch.autograd.Function):
@@ -203,7 +204,7 @@ class _TotalLoss(torch.autograd.Function):
             *tensors, row_scale = ctx.saved_tensors
             arguments = (*tensors, *ctx.scalars, row_scale, ctx.mean)
             grads = run_sweep(arguments, ctx.sweep)[2:]
-        scale_grads(grads[:3], factor)
+        grads = scaled_grads(grads, factor)
         weight, bias = ctx.parameters
         return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), None, None, None)
 
@@ -230,8 +231,8 @@ def rows_loss(
     arguments: Arguments, sparse_grad: bool, tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, lse, target logit and error, each [B]; the loss is differentiable."""
-    if not wants_gradient(*arguments[:3]):
-        rows = torch.ops.sampled_softmax.loss_rows(*arguments, tf32)
+    if transforming() or not wants_gradient(*arguments[:3]):
+        rows = operator("loss_rows")(*arguments, tf32)
     elif torch.compiler.is_compiling():
         rows = _in_graph(False, *arguments[:3], arguments[3:], sparse_grad, tf32)
     else:

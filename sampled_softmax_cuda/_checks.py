@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensor
 from ._arguments import as_float, as_int, check_int64, describe, fail_tensor
 from ._load import on_cpu
 from ._parallel import refuse_dtensor
+from ._transforms import unwrapped
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
 
@@ -254,8 +255,7 @@ def check_sample_weight(fn: str, sample_weight: Any, input: Tensor) -> None:
 
 def may_read(values: Tensor) -> bool:
     """Whether a check may look at values: on the CPU, and on CUDA with SSC_CHECK_TARGETS=1 only,
-    since that waits for the device. Not under torch.compile: there the kernels guard memory
-    (RuntimeError on the CPU).
+    since that waits for the device. Not under torch.compile, where there are none yet.
     """
     if torch.compiler.is_compiling() or values.is_meta or isinstance(values, FakeTensor):
         return False
@@ -269,6 +269,7 @@ def check_id_range(
 
     Looks at values only where `may_read` allows it.
     """
+    ids = unwrapped(ids)
     if ids.numel() == 0 or not may_read(ids):
         return
     first, last = (int(end) for end in torch.aminmax(ids))

@@ -10,12 +10,13 @@ targets' products are taken; and an operator adds the targets' rows to the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._autograd import Sweep, ordered_sum, refuse_double_backward, scale_grads, wanted_grads
+from ._autograd import Sweep, ordered_sum, refuse_double_backward, scaled_grads, wanted_grads
 from ._dispatch import as_kernels_take, kernels_take
 from ._load import on_cpu
 from ._negatives import given_samples
@@ -133,15 +134,20 @@ def _mean_logit(
     return mean + matmul(share, bias.detach()[ids].to(share.dtype)) / o.temperature
 
 
-def _as_parameters(grads: list[Tensor], operands: Operands, sparse_grad: bool) -> list[Tensor]:
+def _as_parameters(
+    grads: Sequence[Tensor],
+    input_dtype: torch.dtype,
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse_grad: bool,
+) -> list[Tensor]:
     """Gradients in the parameters' dtypes, and over all classes unless they are to be sparse."""
     grad_input, grad_weight, grad_bias, classes = grads
-    input, weight, bias = operands
-    result = [grad_input.to(input.dtype)]
+    result = [grad_input.to(input_dtype)]
     for grad, parameter in ((grad_weight, weight), (grad_bias, bias)):
         cast = grad if parameter is None else grad.to(parameter.dtype)
         if parameter is not None and not sparse_grad and len(cast) < len(parameter):
-            cast = torch.zeros_like(parameter).index_copy_(0, classes[0], cast)
+            cast = cast.new_zeros(parameter.shape).index_copy_(0, classes[0], cast)
         result.append(cast)
     return [*result, classes]
 
@@ -158,8 +164,11 @@ class _ComposedTotal(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, s: Step, scale: Tensor
     ) -> tuple[Tensor, ...]:
         rows, ctx.grads = _sweep(Operands(input, weight, bias), s, scale)
-        ctx.save_for_backward(input, weight, bias)
-        ctx.step, ctx.scale = s, scale
+        # The step's samples are the caller's, and saved so that autograd sees a change of them.
+        assert isinstance(s.samples, Samples)
+        ctx.save_for_backward(input, weight, bias, scale, *s.samples)
+        ctx.step, ctx.input_dtype = s, input.dtype
+        ctx.parameters = weight, bias
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*rows)
         return ordered_sum(rows[0] * scale), *rows
@@ -170,15 +179,16 @@ class _ComposedTotal(torch.autograd.Function):
         if factor is None:
             return (None,) * 5
         refuse_double_backward()
-        operands = Operands(*ctx.saved_tensors)
         grads, ctx.grads = ctx.grads, None
         if grads is None:
-            grads = _sweep(operands, ctx.step, ctx.scale)[1]
-        scale_grads(grads[:3], factor)
+            *operands, scale = ctx.saved_tensors[:4]
+            grads = _sweep(Operands(*operands), ctx.step, scale)[1]
+        grads = scaled_grads(grads, factor)
         sparse_grad = ctx.step.sparse_grad
-        grads = _as_parameters(grads, operands, sparse_grad)
+        weight, bias = ctx.parameters
+        grads = _as_parameters(grads, ctx.input_dtype, weight, bias, sparse_grad)
         sweep = Sweep(sparse_grad, False, False)
-        return (*wanted_grads(ctx, operands.weight, operands.bias, grads, sweep), None, None)
+        return (*wanted_grads(ctx, weight, bias, grads, sweep), None, None)
 
 
 def composed_total(

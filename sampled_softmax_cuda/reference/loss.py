@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .._sparse import mark_coalesced_when_done, sparse_rows
+from .._transforms import transformed
 
 
 class SampledSoftmaxDetails(NamedTuple):
@@ -76,8 +77,11 @@ def gather_rows(table: Tensor, ids: Tensor, dtype: torch.dtype, sparse_grad: boo
     """table[ids] in `dtype`, with a dense or a row-sparse gradient for the table [C, ...].
 
     Gradients of repeated rows are added in `dtype` and rounded once to the table's own; not so in
-    a sparse gradient of a traced graph, which is not coalesced.
+    a sparse gradient of a traced graph, which is not coalesced. Under transforms it is plain
+    indexing, whose derivatives torch has all of; they are dense.
     """
+    if transformed(table):
+        return table.to(dtype)[ids]
     if sparse_grad and torch.compiler.is_compiling():
         return _gather_in_graph(table, ids, dtype)  # type: ignore[no-any-return]
     return _GatherRows.apply(table, ids, dtype, sparse_grad, False)  # type: ignore[no-untyped-call, no-any-return]

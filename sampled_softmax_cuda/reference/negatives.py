@@ -96,5 +96,5 @@ def negative_rows(
         z = z - log_expected_count.detach().to(dtype)
     is_hit = torch.zeros(z.shape, dtype=torch.bool, device=z.device)
     for column in hits.unbind(dim=1):
-        is_hit |= ids == column[:, None]
+        is_hit = is_hit | (ids == column[:, None])  # not in place: torch.vmap
     return reduce_negatives(z, is_hit, target_logit, counted, remove_hits, sigmoid)
