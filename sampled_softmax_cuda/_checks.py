@@ -267,8 +267,13 @@ def check_id_range(
 ) -> None:
     """IndexError for the first id outside [0, C) that is not `ignore_index`.
 
-    Looks at values only where `may_read` allows it.
+    Looks at values only where `may_read` allows it. Under torch.compile the graph gets a check, on
+    the CPU, that raises RuntimeError.
     """
+    if torch.compiler.is_compiling():
+        if on_cpu(ids):
+            _check_id_range_in_graph(fn, name, ids, num_classes, ignore_index)
+        return
     ids = unwrapped(ids)
     if ids.numel() == 0 or not may_read(ids):
         return
@@ -286,3 +291,15 @@ def check_id_range(
     raise IndexError(
         f"{fn}: {name} must be in [0, C={num_classes}){where}, got {value} at {position}"
     )
+
+
+def _check_id_range_in_graph(
+    fn: str, name: str, ids: Tensor, num_classes: int, ignore_index: int | None
+) -> None:
+    """RuntimeError from a traced graph, at run time, for an id outside [0, C)."""
+    good = (ids >= 0) & (ids < num_classes)
+    where = ""
+    if ignore_index is not None:
+        good |= ids == ignore_index
+        where = f" or ignore_index={ignore_index}"
+    torch._assert_async(good.all(), f"{fn}: {name} must be in [0, C){where}, got an id outside")
