@@ -15,17 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch._subclasses import FakeTensor
 
 from ._load import on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
 from ._traced import loss_and_padded_grads
+from ._transforms import NO_DOUBLE_BACKWARD, operator, transforming
 from .reference.loss import compute_dtype
-
-_NO_DOUBLE_BACKWARD = (
-    "sampled_softmax_loss: create_graph=True (double backward) is not supported by the compiled"
-    " kernels; use sampled_softmax_cuda.reference.sampled_softmax_loss, or SSC_BACKEND=reference"
-)
 
 # A sum over fewer elements than this is taken by one thread; a larger one is split by us, so that
 # the result does not depend on the number of threads.
@@ -67,7 +64,7 @@ def ordered_sum(rows: Tensor) -> Tensor:
 def refuse_double_backward() -> None:
     """RuntimeError if this backward pass is to be differentiated itself."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(_NO_DOUBLE_BACKWARD)
+        raise RuntimeError(NO_DOUBLE_BACKWARD)
 
 
 def wanted_grads(
@@ -101,22 +98,23 @@ def wanted_grads(
 
 
 def as_parameters(
-    grads: Sequence[Tensor], parameters: Sequence[Tensor | None], sparse_grad: bool
+    grads: Sequence[Tensor],
+    input_dtype: torch.dtype,
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse_grad: bool,
 ) -> list[Tensor]:
-    """Gradients in the dtypes of input, weight and bias, and over all classes unless they are to
-    be sparse.
+    """Gradients in the parameters' dtypes, and over all classes unless they are to be sparse.
 
     `grads` are in the dtype of the sums: of the input, of the weight and the bias in the classes
     [1, N], and these classes.
     """
     grad_input, grad_weight, grad_bias, classes = grads
-    input, weight, bias = parameters
-    assert input is not None
-    result = [grad_input.to(input.dtype)]
+    result = [grad_input.to(input_dtype)]
     for grad, parameter in ((grad_weight, weight), (grad_bias, bias)):
         cast = grad if parameter is None else grad.to(parameter.dtype)
         if parameter is not None and not sparse_grad and len(cast) < len(parameter):
-            cast = torch.zeros_like(parameter).index_copy_(0, classes[0], cast)
+            cast = cast.new_zeros(parameter.shape).index_copy_(0, classes[0], cast)
         result.append(cast)
     return [*result, classes]
 
@@ -174,11 +172,15 @@ def _known_to_be_one(factor: Tensor) -> bool:
     return on_cpu(factor) and not isinstance(factor, FakeTensor) and factor.item() == 1.0
 
 
-def scale_grads(grads: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply gradients by what comes from above, in place."""
+def scaled_grads(grads: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
+    """The gradients of a sweep, the last of which are rows, times what comes from above: in place,
+    unless that is a batch (`is_grads_batched`)."""
+    if transforming() or is_legacy_batchedtensor(factor):
+        return [*(grad * factor.to(grad.dtype) for grad in grads[:-1]), grads[-1]]
     if not _known_to_be_one(factor):
-        for grad in grads:
+        for grad in grads[:-1]:
             grad.mul_(factor)
+    return grads
 
 
 class _TotalLoss(torch.autograd.Function):
@@ -206,7 +208,7 @@ class _TotalLoss(torch.autograd.Function):
         else:
             ctx.save_for_backward(input, weight, bias, *rest[:4], rest[7])
             ctx.scalars, ctx.mean = rest[4:7], rest[8]
-            ctx.parameters = input, weight, bias
+            ctx.parameters, ctx.input_dtype = (weight, bias), input.dtype
             ctx.grads = grads
         if not details:
             return total  # type: ignore[no-any-return]
@@ -229,10 +231,10 @@ class _TotalLoss(torch.autograd.Function):
             *tensors, row_scale = ctx.saved_tensors
             arguments = (*tensors, *ctx.scalars, row_scale, ctx.mean)
             grads = run_sweep(arguments, ctx.sweep)[2:]
-        scale_grads(grads[:3], factor)
+        grads = scaled_grads(grads, factor)
+        weight, bias = ctx.parameters
         if ctx.sweep.wide:
-            grads = as_parameters(grads, ctx.parameters, ctx.sweep.sparse_grad)
-        _, weight, bias = ctx.parameters
+            grads = as_parameters(grads, ctx.input_dtype, weight, bias, ctx.sweep.sparse_grad)
         return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), None, None, None)
 
 
@@ -263,8 +265,8 @@ def rows_loss(
     arguments: Arguments, sparse_grad: bool, tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, lse, target logit and error, each [B]; the loss is differentiable."""
-    if not wants_gradient(*arguments[:3]):
-        rows = torch.ops.sampled_softmax.loss_rows(*arguments, tf32)
+    if transforming() or not wants_gradient(*arguments[:3]):
+        rows = operator("loss_rows")(*arguments, tf32)
     elif torch.compiler.is_compiling():
         rows = _in_graph(False, *arguments[:3], arguments[3:], sparse_grad, tf32)
     else:

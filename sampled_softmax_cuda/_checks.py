@@ -16,6 +16,7 @@ from torch import Tensor
 from ._arguments import as_float, as_int, check_int64, describe, fail_tensor
 from ._load import has_values, on_cpu
 from ._parallel import refuse_dtensor
+from ._transforms import unwrapped
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
 
@@ -253,8 +254,7 @@ def check_sample_weight(fn: str, sample_weight: Any, input: Tensor) -> None:
 
 def may_read(values: Tensor) -> bool:
     """Whether a check may look at values: on the CPU, and on CUDA with SSC_CHECK_TARGETS=1 only,
-    since that waits for the device. Not under torch.compile: there the kernels guard memory
-    (RuntimeError on the CPU).
+    since that waits for the device. Not under torch.compile, where there are none yet.
     """
     if not has_values(values):
         return False
@@ -266,8 +266,14 @@ def check_id_range(
 ) -> None:
     """IndexError for the first id outside [0, C) that is not `ignore_index`.
 
-    Looks at values only where `may_read` allows it.
+    Looks at values only where `may_read` allows it. Under torch.compile the graph gets a check, on
+    the CPU, that raises RuntimeError.
     """
+    if torch.compiler.is_compiling():
+        if on_cpu(ids):
+            _check_id_range_in_graph(fn, name, ids, num_classes, ignore_index)
+        return
+    ids = unwrapped(ids)
     if ids.numel() == 0 or not may_read(ids):
         return
     first, last = (int(end) for end in torch.aminmax(ids))
@@ -284,3 +290,15 @@ def check_id_range(
     raise IndexError(
         f"{fn}: {name} must be in [0, C={num_classes}){where}, got {value} at {position}"
     )
+
+
+def _check_id_range_in_graph(
+    fn: str, name: str, ids: Tensor, num_classes: int, ignore_index: int | None
+) -> None:
+    """RuntimeError from a traced graph, at run time, for an id outside [0, C)."""
+    good = (ids >= 0) & (ids < num_classes)
+    where = ""
+    if ignore_index is not None:
+        good |= ids == ignore_index
+        where = f" or ignore_index={ignore_index}"
+    torch._assert_async(good.all(), f"{fn}: {name} must be in [0, C){where}, got an id outside")

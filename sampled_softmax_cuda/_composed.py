@@ -20,7 +20,7 @@ from ._autograd import (
     as_parameters,
     ordered_sum,
     refuse_double_backward,
-    scale_grads,
+    scaled_grads,
     wanted_grads,
 )
 from ._dispatch import as_kernels_take, kernels_take
@@ -152,8 +152,11 @@ class _ComposedTotal(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, s: Step, scale: Tensor
     ) -> tuple[Tensor, ...]:
         rows, ctx.grads = _sweep(Operands(input, weight, bias), s, scale)
-        ctx.save_for_backward(input, weight, bias)
-        ctx.step, ctx.scale = s, scale
+        # The step's samples are the caller's, and saved so that autograd sees a change of them.
+        assert isinstance(s.samples, Samples)
+        ctx.save_for_backward(input, weight, bias, scale, *s.samples)
+        ctx.step, ctx.input_dtype = s, input.dtype
+        ctx.parameters = weight, bias
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*rows)
         return ordered_sum(rows[0] * scale), *rows
@@ -164,15 +167,16 @@ class _ComposedTotal(torch.autograd.Function):
         if factor is None:
             return (None,) * 5
         refuse_double_backward()
-        operands = Operands(*ctx.saved_tensors)
         grads, ctx.grads = ctx.grads, None
         if grads is None:
-            grads = _sweep(operands, ctx.step, ctx.scale)[1]
-        scale_grads(grads[:3], factor)
+            *operands, scale = ctx.saved_tensors[:4]
+            grads = _sweep(Operands(*operands), ctx.step, scale)[1]
+        grads = scaled_grads(grads, factor)
         sparse_grad = ctx.step.sparse_grad
-        grads = as_parameters(grads, operands, sparse_grad)
+        weight, bias = ctx.parameters
+        grads = as_parameters(grads, ctx.input_dtype, weight, bias, sparse_grad)
         sweep = Sweep(sparse_grad, False, False)
-        return (*wanted_grads(ctx, operands.weight, operands.bias, grads, sweep), None, None)
+        return (*wanted_grads(ctx, weight, bias, grads, sweep), None, None)
 
 
 def composed_total(

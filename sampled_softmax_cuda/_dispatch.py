@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._load import native_for, on_cpu
+from ._transforms import kernel_serves, transformed
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -14,13 +15,15 @@ _HALVES = (torch.bfloat16, torch.float16)
 def kernels_take(
     operator: str, input: Tensor, weight: Tensor, bias: Tensor | None, *log_counts: Tensor | None
 ) -> bool:
-    """True if `operator` has a kernel for the device and the dtypes of these tensors.
+    """True if `operator` has a kernel for the device, the dtypes and the derivatives of these.
 
     Those of the CPU take every mixture that passed the checks. Those of CUDA take one dtype, the
     weight's, so input and bias must have it or fit into it without rounding; and log expected
     counts in float32, which would spoil a float64 loss if they were float64.
     """
     if not native_for(input.device, operator):
+        return False
+    if transformed(input, weight, bias) and not kernel_serves(operator):
         return False
     if on_cpu(input):
         return True

@@ -18,6 +18,7 @@ from ._autograd import refuse_double_backward
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._load import library_loaded, on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
+from ._transforms import operator, register_autograd, transforming
 from .reference.functional import reference_negatives
 from .reference.loss import compute_dtype
 from .samplers._ops import check_table
@@ -76,7 +77,7 @@ def negatives_loss(
     parameters = (input, weight, bias, target_logit)
     tf32 = (products_in_tf32(weight),) if kind == "negative" else ()
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters)
-    if not wanted:
+    if transforming() or not wanted:
         return _forward(kind, (*parameters, *rest), tf32)  # type: ignore[no-any-return]
     apply = _in_graph if torch.compiler.is_compiling() else _apply
     return apply(parameters, rest, kind, sparse_grad, tf32)  # type: ignore[no-any-return]
@@ -98,6 +99,8 @@ def given_samples(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | N
 def _call(kind: str, what: str, arguments: Sequence[_Value]) -> Any:
     """The operator `{kind}_{what}`."""
     try:
+        if what == "rows":
+            return operator(f"{kind}_rows")(*arguments)
         return getattr(torch.ops.sampled_softmax, f"{kind}_{what}")(*arguments)
     except RuntimeError:
         # The kernels look at what they draw from a table; here it gets the message for users.
@@ -321,7 +324,7 @@ def _register() -> None:
         torch.library.register_fake(rows, _fake_rows)
         fake_grads = _fake_keyed_grads if kind == "keyed" else _fake_grads
         torch.library.register_fake(f"sampled_softmax::{kind}_grads", fake_grads)
-        torch.library.register_autograd(rows, _op_backward(kind), setup_context=_setup(kind))
+        register_autograd(f"{kind}_rows", _op_backward(kind), _setup(kind))
 
 
 if library_loaded():

@@ -15,6 +15,7 @@ from torch import Tensor
 from ._autograd import Sweep, refuse_double_backward, rows_backward
 from ._load import library_loaded, on_cpu
 from ._traced import empty_results
+from ._transforms import register_autograd
 from .reference.exact import chunk_classes
 from .reference.loss import compute_dtype
 
@@ -203,9 +204,7 @@ def _register() -> None:
         "logits": (_logits_backward, _setup_logits),
     }
     for name, (backward, setup_context) in gradients.items():
-        torch.library.register_autograd(
-            f"sampled_softmax::{name}", backward, setup_context=setup_context
-        )
+        register_autograd(name, backward, setup_context)
 
 
 if library_loaded():

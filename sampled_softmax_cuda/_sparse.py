@@ -54,7 +54,7 @@ class _Fork(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, count: int) -> tuple[Tensor, ...]:
         ctx.table = table
         ctx.set_materialize_grads(False)
-        return tuple(table.view_as(table) for _ in range(count))
+        return tuple(table.detach() for _ in range(count))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:

@@ -31,7 +31,7 @@ class _UnitRows(torch.autograd.Function):
         rows = torch.ops.sampled_softmax.unit_rows_grad(grads[0].contiguous(), unit, norm)
         rows = rows.to(table.dtype)
         if not ctx.sparse:
-            return torch.zeros_like(table).index_copy_(0, classes, rows), None, None
+            return rows.new_zeros(table.shape).index_copy_(0, classes, rows), None, None
         mark_coalesced_when_done((table,), classes)
         return sparse_rows(classes[None], rows, table), None, None
 

@@ -17,6 +17,7 @@ from ._arguments import as_bool, check_int64
 from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
 from ._negatives import negatives_loss
 from ._option_checks import check_softcap
+from ._transforms import operator
 from .reference.composed import LossOptions, composed_rows
 from .reference.exact import chunk_classes
 from .reference.loss import compute_dtype, result_dtype, row_scale
@@ -53,9 +54,7 @@ def _loss_rows(
     if softcap is None and kernels_take("exact_loss_rows", input, weight, bias):
         matrices = as_kernels_take(input, weight, bias)
         rest = (1.0 / temperature, ignore_index, products_in_tf32(weight))
-        rows: tuple[Tensor, Tensor] = torch.ops.sampled_softmax.exact_loss_rows(
-            *matrices, target, *rest
-        )
+        rows: tuple[Tensor, Tensor] = operator("exact_loss_rows")(*matrices, target, *rest)
         return rows
     h = input.reshape(-1, input.shape[-1])
     if softcap is not None and kernels_take("negative_rows", h, weight, bias):
@@ -79,7 +78,7 @@ def _logits(
     """Logits [B, end - begin] of h [B, D], in float32 (float64 for float64)."""
     if kernels_take("logits", h, weight, bias):
         rest = (begin, end, 1.0 / temperature, products_in_tf32(weight))
-        z: Tensor = torch.ops.sampled_softmax.logits(*as_kernels_take(h, weight, bias), *rest)
+        z: Tensor = operator("logits")(*as_kernels_take(h, weight, bias), *rest)
         return cap(z, softcap or 0.0)
     return reference.logits(h, weight, bias, begin, end, 1.0 / temperature, softcap or 0.0)
 

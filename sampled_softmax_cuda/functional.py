@@ -23,7 +23,9 @@ from ._load import on_cpu
 from ._negatives import negatives_loss
 from ._option_checks import check_options
 from ._parallel import check_sparse_grad
+from ._sparse_checks import sparse_grad_fits
 from ._torchscript import check_not_traced
+from ._transforms import transforming
 from ._unit_rows import unit_rows
 from .reference.composed import LossOptions, composed_rows
 from .reference.loss import (
@@ -192,15 +194,19 @@ def sampled_softmax_loss(
         no other's; docs/numerics.md has what other bad numbers do.
 
     Raises:
-        ValueError: shapes, devices or options that do not fit, or not together.
+        ValueError: shapes, devices or options that do not fit, or not together; sparse_grad=True
+            with a weight or bias computed in a way that torch takes no sparse gradient back
+            through (a slice, a transpose, a parametrization), or under torch.func.
         TypeError: wrong dtypes or types, DTensors among them.
-        IndexError: an id or target outside [0, C), or a sampler's table that holds one, on the CPU.
-            On CUDA such an id gives NaN in the rows that have it; SSC_CHECK_TARGETS=1 raises there
-            too, at the price of waiting for the device.
+        IndexError: an id or target outside [0, C), or a sampler's table that holds one, on the CPU;
+            under torch.compile RuntimeError. On CUDA such an id gives NaN in the rows that have it;
+            SSC_CHECK_TARGETS=1 raises there too, outside of torch.compile, at the price of waiting
+            for the device.
         RuntimeError: sparse_grad with a weight or bias of which DistributedDataParallel or
             fully_shard expects a dense gradient; backward with create_graph=True through the
             compiled kernels. The same function in `sampled_softmax_cuda.reference` can be
-            differentiated twice.
+            differentiated twice. torch.func and forward-mode derivatives work: docs/numerics.md
+            says what computes them.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -219,6 +225,7 @@ def sampled_softmax_loss(
     if sample_weight is not None:
         _checks.check_sample_weight(_NAME, sample_weight, input)
     _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
+    sparse_grad = sparse_grad and sparse_grad_fits(_NAME, input, weight, bias)
     if sparse_grad:
         check_sparse_grad(_NAME, weight, bias)
     options = LossOptions(
@@ -238,7 +245,7 @@ def sampled_softmax_loss(
     ignore_index = options.ignore_index
     plain = reference.is_plain(options, target, input, samples, exclude)
     given = samples.materialize() if plain else None
-    fused = given is not None and kernels_take("loss_and_grads", input, weight, bias, *given[1:])
+    fused = given is not None and kernels_take("loss_rows", input, weight, bias, *given[1:])
     if not (fused and on_cpu(input)):  # there the kernels look at every id themselves
         _check_ids(target, samples, weight, ignore_index)
     if plain and not fused:
@@ -391,11 +398,11 @@ def _fused_now(
 ) -> bool:
     """Whether the gradients are computed in the forward pass, before the upstream gradient.
 
-    Not if nobody wants them, and not if the weights of the rows want a gradient too. In float16
-    they have to be scaled by the upstream gradient (a GradScaler's, say) before they are rounded,
-    which the CPU's kernels leave to the backward pass, outside of traced graphs.
+    Not if nobody wants them or torch.func does, and not if the weights of the rows want a gradient
+    too. In float16 they have to be scaled by the upstream gradient (a GradScaler's, say) before
+    they are rounded, which the CPU's kernels leave to the backward pass, outside of traced graphs.
     """
-    wanted = wants_gradient(input, weight, bias)
+    wanted = wants_gradient(input, weight, bias) and not transforming()
     if not wanted or (row_weight is not None and row_weight.requires_grad):
         return False
     if has_float16(input, weight, bias):

@@ -13,7 +13,7 @@ from option_truth import OptionProblem, make_option_problem
 from torch import nn
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda import testing
+from sampled_softmax_cuda import exact, testing
 from sampled_softmax_cuda.testing import make_problem
 
 SIZES = (7, 9, 16)  # the second size makes the graph dynamic, the third must fit it
@@ -263,15 +263,87 @@ def test_autocast(native: None) -> None:
     torch.testing.assert_close(compiled(h, target), loss(h, target))
 
 
-def test_targets_out_of_range_cannot_harm(native: None) -> None:
-    """No value is looked at while tracing; the kernel refuses it instead."""
-    problem = make_problem(5, 4, 10, 6)
-    target = problem.target.clone()
-    target[2] = 10
+@pytest.mark.parametrize("options", OPTIONS)
+def test_ids_out_of_range(either: str, options: str) -> None:
+    """No value is looked at while tracing: the graph checks, as the kernels of the plain loss do.
+
+    A CPU's rule: on a GPU the row of such a target is NaN.
+    """
+    p = make_option_problem(5, 4, 60, 6, **OPTIONS[options])
+
+    def loss(target: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        samples = p.samples._replace(ids=ids)
+        value: torch.Tensor = ssc.sampled_softmax_loss(
+            p.input, p.weight, target, samples, bias=p.bias, **p.options
+        )
+        return value
+
+    given = {"target": p.target, "ids": p.samples.ids}
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**given), loss(**given))
+    for name, ids in given.items():
+        for value in (-1, 60):
+            bad = {**given, name: ids.clone()}
+            bad[name].view(-1)[2] = value
+            with pytest.raises(RuntimeError, match=rf"{name} must be in \[0, C\)"):
+                compiled(**bad)
+            with pytest.raises(IndexError, match=rf"{name} must be in \[0, C=60\).*got {value}"):
+                loss(**bad)
+
+
+@pytest.mark.parametrize(("name", "message"), [("target", r"target\[2\] = 60"), ("ids", "ids")])
+def test_ids_out_of_range_of_the_plain_loss(native: None, name: str, message: str) -> None:
+    p = make_problem(5, 4, 60, 6)
+
+    def loss(target: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        samples = p.samples._replace(ids=ids)
+        return ssc.sampled_softmax_loss(p.input, p.weight, target, samples)
+
+    given = {"target": p.target.clone(), "ids": p.samples.ids.clone()}
+    given[name][2] = 60
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=message + ".* is out of range"):
+        compiled(**given)
+
+
+def test_ids_out_of_range_with_inductor(native: None) -> None:
+    """Which must not take the check for dead code."""
+    p = make_problem(5, 4, 60, 6)
 
     def loss(target: torch.Tensor) -> torch.Tensor:
-        return ssc.sampled_softmax_loss(problem.input, problem.weight, target, problem.samples)
+        return ssc.sampled_softmax_loss(p.input, p.weight, target, p.samples, loss="nce")
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    with pytest.raises(RuntimeError, match=r"target\[2\] = 10 is out of range"):
+    compiled = torch.compile(loss, fullgraph=True)
+    target = p.target.clone()
+    compiled(target)
+    target[2] = 60
+    with pytest.raises(RuntimeError, match=r"target must be in \[0, C\)"):
         compiled(target)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"cosine": True}], ids=str)
+def test_ids_out_of_range_of_the_exact_loss(either: str, options: dict[str, Any]) -> None:
+    h, w, target = torch.randn(5, 4), torch.randn(60, 4), torch.randint(60, (5,))
+    losses = (exact.exact_cross_entropy, exact.log_prob)
+    target[2] = 60
+    for loss in losses:
+        compiled = torch.compile(
+            lambda t, loss=loss: loss(h, w, t, **options), fullgraph=True, backend="aot_eager"
+        )
+        with pytest.raises(RuntimeError, match=r"must be in \[0, C\)"):
+            compiled(target)
+
+
+def test_a_target_out_of_range_is_nan_on_a_gpu(simt: str) -> None:
+    p = make_option_problem(5, 4, 60, 6, None, loss="nce", padding=False)
+    target = p.target.clone()
+    target[2] = 60
+
+    def loss(target: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = ssc.sampled_softmax_loss(
+            p.input, p.weight, target, p.samples, reduction="none", **p.options
+        )
+        return value
+
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        assert function(target).isnan().tolist() == [False, False, True, False, False]

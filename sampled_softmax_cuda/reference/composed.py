@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from .._load import on_cpu
 from .._sparse import fork
+from .._transforms import transforming
 from .loss import (
     compute_dtype,
     correction_of,
@@ -160,7 +161,8 @@ def _touched_rows(
     # Repeats of a class write the same number to the same place.
     classes = ordered[:1].expand_as(ordered).clone().scatter_(0, name, wanted)
     classes = classes[: weight.shape[0]]
-    if on_cpu(weight) and not torch.compiler.is_compiling():  # where sizes may be looked at
+    if on_cpu(weight) and not (torch.compiler.is_compiling() or transforming()):
+        # Sizes may be looked at here.
         classes = classes[: int(number[-1]) + 1]
     local = None
     if exclude is not None:

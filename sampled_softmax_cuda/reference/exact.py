@@ -5,10 +5,13 @@ No array [B, C] is stored, by the backward pass neither: each chunk of logits is
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .._transforms import transformed
 from .loss import compute_dtype, infinite_is_nan, matmul
 from .negatives import cap
 
@@ -90,6 +93,12 @@ def _chunk_share(
     return (z - lse[:, None]).exp().sum(dim=-1)
 
 
+def _recomputed_share(*arguments: Any) -> Tensor:
+    """`_chunk_share` that is computed again in the backward pass."""
+    share: Tensor = checkpoint(_chunk_share, *arguments, use_reentrant=False)
+    return share
+
+
 def _streamed_lse(
     h: Tensor, weight: Tensor, bias: Tensor | None, inv_temperature: float, softcap: float
 ) -> Tensor:
@@ -106,10 +115,11 @@ def _streamed_lse(
         lse = torch.stack(parts).logsumexp(dim=0)
     if not torch.is_grad_enabled():
         return lse
+    share = _chunk_share if transformed(h, weight, bias) else _recomputed_share
     total = torch.zeros_like(lse)
     for begin, end in ranges:
         arguments = (h, weight, bias, begin, end, inv_temperature, softcap, lse)
-        total = total + checkpoint(_chunk_share, *arguments, use_reentrant=False)
+        total = total + share(*arguments)
     return lse + total.log()
 
 

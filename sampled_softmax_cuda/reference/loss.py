@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .._load import may_look
 from .._sparse import mark_coalesced_when_done, sparse_rows
+from .._transforms import transformed, unwrapped
 
 
 class SampledSoftmaxDetails(NamedTuple):
@@ -78,8 +79,11 @@ def gather_rows(table: Tensor, ids: Tensor, dtype: torch.dtype, sparse_grad: boo
     """table[ids] in `dtype`, with a dense or a row-sparse gradient for the table [C, ...].
 
     Gradients of repeated rows are added in `dtype` and rounded once to the table's own; not so in
-    a sparse gradient of a traced graph, which is not coalesced.
+    a sparse gradient of a traced graph, which is not coalesced. Under transforms it is plain
+    indexing, whose derivatives torch has all of; they are dense.
     """
+    if transformed(table):
+        return table.to(dtype)[ids]
     if sparse_grad and torch.compiler.is_compiling():
         return _gather_in_graph(table, ids, dtype)  # type: ignore[no-any-return]
     return _GatherRows.apply(table, ids, dtype, sparse_grad, False)  # type: ignore[no-untyped-call, no-any-return]
@@ -140,11 +144,12 @@ def followed_ids(ids: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
     On the CPU such an id is an IndexError, and None is returned. Elsewhere, and in a traced graph,
     class 0 stands in.
     """
-    if not may_look(ids):
+    seen = unwrapped(ids)
+    if not may_look(seen):
         bad = (ids < 0) | (ids >= num_classes)
         return ids.masked_fill(bad, 0), bad
-    if ids.numel() > 0:
-        low, high = (int(end) for end in ids.aminmax())
+    if seen.numel() > 0:
+        low, high = (int(end) for end in seen.aminmax())
         if low < 0 or high >= num_classes:
             raise IndexError(
                 f"class ids must be in [0, C={num_classes}), got {low if low < 0 else high}"

@@ -102,7 +102,7 @@ def negative_rows(
         z = z.masked_fill(log_expected_count == torch.inf, -torch.inf)
     is_hit = torch.zeros(z.shape, dtype=torch.bool, device=z.device)
     for column in hits.unbind(dim=1):
-        is_hit |= rows == column[:, None]
+        is_hit = is_hit | (rows == column[:, None])  # not in place: torch.vmap
     if ids_are_bad is not None:
-        is_hit &= ~ids_are_bad
+        is_hit = is_hit & ~ids_are_bad
     return reduce_negatives(z, is_hit, target_logit, counted, remove_hits, sigmoid)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._transforms import transforming
 from .loss import compute_dtype, correction_of, followed_ids, gather_rows, matmul
 from .negatives import cap, reduce_negatives
 
@@ -35,13 +36,26 @@ def _kept(
     """Which samples [B, S] count at all, and which of them are hits; those outside are none."""
     hit = torch.zeros_like(ids, dtype=torch.bool)
     for k in range(hits.shape[1]):
-        hit |= ids == hits[:, k : k + 1]
+        hit = hit | (ids == hits[:, k : k + 1])  # not in place: torch.vmap
     if ids_are_bad is not None:
-        hit &= ~ids_are_bad
+        hit = hit & ~ids_are_bad
     keep = torch.ones_like(hit) if log_expected_count is None else log_expected_count != torch.inf
     if counted is not None:
-        keep &= counted[:, None]
+        keep = keep & counted[:, None]
     return keep & ~hit if remove_hits else keep, hit
+
+
+def _places(ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes [N] to gather, and the place of each sample among them [B, S]: N for those not kept.
+
+    Only rows that count are used: NaN in others must not spread by way of 0 * NaN. Each class once,
+    so that there is one gradient of weight; but torch.vmap knows no sizes that depend on data.
+    """
+    if transforming():
+        place = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+        return ids.reshape(-1), torch.where(keep, place, ids.numel())
+    classes, place = torch.unique(ids[keep], return_inverse=True)
+    return classes, torch.full_like(ids, classes.shape[0]).masked_scatter(keep, place)
 
 
 def per_row_rows(
@@ -88,10 +102,7 @@ def per_row_rows(
     dtype = compute_dtype(input)
     ids, ids_are_bad = followed_ids(ids, weight.shape[0])
     keep, hit = _kept(hits, counted, ids, ids_are_bad, log_expected_count, remove_hits)
-    # Only rows that count are gathered: NaN in others must not spread by way of 0 * NaN. Each class
-    # once, so that there is one gradient of weight; a row of zeros serves the rest.
-    classes, place = torch.unique(ids[keep], return_inverse=True)
-    where = torch.full_like(ids, classes.shape[0]).masked_scatter(keep, place)
+    classes, where = _places(ids, keep)
     rows = gather_rows(weight, classes, dtype, sparse_grad)
     rows = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
     biases = None

@@ -22,7 +22,7 @@ from .sample import (
 
 _CHUNK = 1 << 22  # draws at a time
 LEAST_LEFT, LEAST_LEFT_DISTINCT = 1e-6, 1e-10
-"""The probability that exclusions must leave, with and without replacement: csrc/core/rejection.h."""
+"""The probability that exclusions must leave, with replacement and without: core/rejection.h."""
 
 
 def excluded_mass(

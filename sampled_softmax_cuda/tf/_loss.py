@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._arguments import as_bool
+from .._sparse_checks import check_takes_sparse
 from ..functional import sampled_softmax_loss as _sampled_softmax_loss
 from ..samplers import Samples
 from ._candidates import class_ids, draw_log_uniform, true_class_ids
@@ -126,6 +127,9 @@ def _rows_loss(
             f" {list(weight.shape)}"
         )
     _checks.check_parameters(fn, inputs, weight, bias)
+    if sparse_grad:
+        check_takes_sparse(fn, "weights", weight)
+        check_takes_sparse(fn, "biases", bias)
     truth = true_class_ids(fn, "labels", labels, num_true, inputs.device, cast=True)
     if truth.shape[0] != inputs.shape[0]:
         raise ValueError(
