@@ -73,6 +73,7 @@ set(SSC_CUDA_OPS_SOURCES
 set(SSC_CPP_TESTS
     tests/cpp/test_backward.cpp
     tests/cpp/test_bf16_pair.cpp
+    tests/cpp/test_garbage.cpp
     tests/cpp/test_isa.cpp
     tests/cpp/test_loss.cpp
     tests/cpp/test_negatives.cpp

@@ -12,10 +12,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
 from ._arguments import as_float, as_int, check_int64, describe, fail_tensor
-from ._load import on_cpu
+from ._load import has_values, on_cpu
 from ._parallel import refuse_dtensor
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
@@ -257,7 +256,7 @@ def may_read(values: Tensor) -> bool:
     since that waits for the device. Not under torch.compile: there the kernels guard memory
     (RuntimeError on the CPU).
     """
-    if torch.compiler.is_compiling() or values.is_meta or isinstance(values, FakeTensor):
+    if not has_values(values):
         return False
     return on_cpu(values) or os.environ.get("SSC_CHECK_TARGETS", "0") not in ("", "0")
 

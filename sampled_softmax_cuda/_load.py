@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 LIBRARY = Path(__file__).with_name("_C.abi3.so")
 CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
@@ -117,6 +118,18 @@ def on_cpu(tensor: Tensor) -> bool:
     depends on the difference asks here.
     """
     return tensor.is_cpu and _stand_ins is None
+
+
+def has_values(tensor: Tensor) -> bool:
+    """False while a graph is traced, whose tensors have none to look at, and on the meta device."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not isinstance(tensor, FakeTensor)
+
+
+def may_look(tensor: Tensor) -> bool:
+    """True if looking at values waits for nothing: those of the CPU, outside of a traced graph."""
+    return has_values(tensor) and on_cpu(tensor)
 
 
 def native_reason() -> str:

@@ -20,12 +20,14 @@ from ._load import library_loaded, on_cpu
 from ._sparse import mark_coalesced_when_done, sparse_rows
 from .reference.functional import reference_negatives
 from .reference.loss import compute_dtype
+from .samplers._ops import check_table
 from .samplers.keyed import KeyedSamples
 from .samplers.samples import Samples
 
 _Value = Tensor | float | int | bool | None
 
 _KINDS = ("negative", "per_row", "keyed")
+_TABLE = 9  # the place of the alias table among the arguments of keyed_rows and keyed_grads
 
 
 def negatives_loss(
@@ -93,8 +95,19 @@ def given_samples(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | N
     return ids, count if corrected else torch.where(count == torch.inf, count, 0)
 
 
+def _call(kind: str, what: str, arguments: Sequence[_Value]) -> Any:
+    """The operator `{kind}_{what}`."""
+    try:
+        return getattr(torch.ops.sampled_softmax, f"{kind}_{what}")(*arguments)
+    except RuntimeError:
+        # The kernels look at what they draw from a table; here it gets the message for users.
+        if kind == "keyed":
+            check_table(arguments[_TABLE])  # type: ignore[arg-type]
+        raise
+
+
 def _forward(kind: str, arguments: Sequence[_Value], tf32: tuple[bool, ...]) -> Any:
-    return getattr(torch.ops.sampled_softmax, f"{kind}_rows")(*arguments, *tf32)
+    return _call(kind, "rows", (*arguments, *tf32))
 
 
 def _is_sigmoid(rest: Sequence[_Value]) -> bool:
@@ -120,10 +133,8 @@ def _backward(
         result[3] = torch.where(loss == 0, 0, row_scale * torch.expm1(-loss))
     if not any(wanted[:3]):
         return result
-    operator = getattr(torch.ops.sampled_softmax, f"{kind}_grads")
-    grad_input, grad_weight, grad_bias, rows = operator(
-        *parameters, *rest, row_scale, sparse_grad, *tf32
-    )
+    arguments = (*parameters, *rest, row_scale, sparse_grad, *tf32)
+    grad_input, grad_weight, grad_bias, rows = _call(kind, "grads", arguments)
     coalesced = on_cpu(rows)
     if wanted[0]:
         result[0] = grad_input

@@ -133,8 +133,9 @@ def sampled_softmax_loss(
         samples: `Samples(ids [S], log_expected_count [S], target_log_expected_count)`, from a
             sampler or made by hand, the last of the target's shape. Ids and counts [*, S] give each
             row its own, and `KeyedSamples` (`Sampler.sample_keyed`) too, drawn by the kernels and
-            never stored. A count of None means n = 1, a log count of +inf leaves the sample out.
-            Ids may repeat, also with different counts. No gradient flows through the counts.
+            never stored. A count of None means n = 1, a log count of +inf leaves the sample out,
+            and one of -inf, of a class that is never drawn, leaves its logit uncorrected. Ids may
+            repeat, also with different counts. No gradient flows through the counts.
         bias: [C] or None (the default).
         temperature: divides the logits before the correction; 1e-30 to 1e30. Default 1.
         correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow
@@ -171,7 +172,7 @@ def sampled_softmax_loss(
             `cosine`.
         label_smoothing: 0 to 1, the share of the label that is spread over all classes, as in
             F.cross_entropy; the mean of their logits is estimated from the samples with weights
-            1 / n_s, normalised. Softmax and shared samples only.
+            1 / n_s, normalised (1 for n_s = 0). Softmax and shared samples only.
         calibration: 0 to 1, gBCE's t. Default 0.75.
         exclude: [*, E] int64, classes that are no negatives of the row (a user's seen items);
             negative values are padding. No gradient flows where they are sampled.
@@ -179,13 +180,15 @@ def sampled_softmax_loss(
     Returns:
         The loss, float32 under autocast and else in the dtype that input, weight and bias promote
         to; sums are taken in float32 (float64 for float64). With `return_details`, a pair. NaN or
-        inf in a row of input makes that row's loss and input gradient NaN, and no other's.
+        inf in a row of input makes that row's loss and input gradient NaN, whatever the loss, and
+        no other's; docs/numerics.md has what other bad numbers do.
 
     Raises:
         ValueError: shapes, devices or options that do not fit, or not together.
         TypeError: wrong dtypes or types, DTensors among them.
-        IndexError: an id or target outside [0, C), on the CPU. On CUDA such a target gives NaN in
-            its row; SSC_CHECK_TARGETS=1 raises there too, at the price of waiting for the device.
+        IndexError: an id or target outside [0, C), or a sampler's table that holds one, on the CPU.
+            On CUDA such an id gives NaN in the rows that have it; SSC_CHECK_TARGETS=1 raises there
+            too, at the price of waiting for the device.
         RuntimeError: sparse_grad with a weight or bias of which DistributedDataParallel or
             fully_shard expects a dense gradient; backward with create_graph=True through the
             compiled kernels. The same function in `sampled_softmax_cuda.reference` can be

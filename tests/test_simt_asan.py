@@ -55,7 +55,8 @@ print(module.findings())
 
 def test_correct_kernels_are_clean() -> None:
     require("asan")
-    result = run("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_simt.py")
+    files = ("tests/test_simt.py", "tests/test_simt_garbage.py")
+    result = run("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *files)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert " passed" in result.stdout
 

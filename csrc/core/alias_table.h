@@ -44,6 +44,8 @@ SSC_HD AliasTable make_alias_table(const uint64_t* entries, uint64_t num_classes
   return {entries, num_classes, (uint64_t{1} << alias_bits(num_classes)) - 1};
 }
 
+// The class drawn by 64 random bits; of what is no such table (memory that was never written, say)
+// any number up to alias_mask, which may be num_classes or more: callers look before they use it.
 template <class L, bool kNarrow>
 SSC_HD typename L::U alias_id(typename L::U x, const AliasTable& table) {
   const Product<typename L::U> place = L::template mul_wide<kNarrow>(x, table.num_classes);

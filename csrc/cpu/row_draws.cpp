@@ -5,21 +5,14 @@
 #include <string>
 
 namespace ssc {
-namespace {
-
-// Of the probability: where draws are repeated until one is not excluded, and where only n depends
-// on it, to within 1e-6.
-constexpr double kLeastLeft = 1e-6;
-constexpr double kLeastLeftDistinct = 1e-10;
-
-}  // namespace
 
 RowSampler::RowSampler(const RowDraws& draws)
     : draws_(draws),
       leaf_(sample_leaf(active_isa())),
-      count_(draws.method == DrawMethod::with_replacement
-                 ? log_count_with_replacement(static_cast<uint64_t>(draws.num_samples))
-                 : log_count_distinct(draws.tries == nullptr ? 0.0 : *draws.tries)) {
+      count_(
+          as_correction(draws.method == DrawMethod::with_replacement
+                            ? log_count_with_replacement(static_cast<uint64_t>(draws.num_samples))
+                            : log_count_distinct(draws.tries == nullptr ? 0.0 : *draws.tries))) {
   const bool distinct = draws.method == DrawMethod::distinct;
   if (distinct || draws.num_excluded > 0) {
     seen_.emplace(draws.num_excluded + (distinct ? draws.num_samples : 0));
@@ -44,7 +37,7 @@ int64_t RowSampler::draw(int64_t row, int64_t* ids) {
     taken = draws_of_race(time * left_, draws_.num_samples);
   }
   if (count_.distinct && draws_.tries == nullptr) {
-    count_ = log_count_distinct(static_cast<double>(taken));
+    count_ = as_correction(log_count_distinct(static_cast<double>(taken)));
   }
   return taken;
 }
@@ -81,7 +74,7 @@ void RowSampler::exclude_row(int64_t row) {
         std::to_string(draws_.num_drawable - std::min(lost, draws_.num_drawable)) +
         " classes of positive probability, " + std::to_string(needed) + " are needed");
   }
-  left_ = 1.0 - std::min(mass, 1.0);
+  left_ = 1.0 - (mass < 1.0 ? mass : 1.0);  // NaN excludes everything
   if (draws_.num_samples > 0 && left_ < (distinct ? kLeastLeftDistinct : kLeastLeft)) {
     throw std::runtime_error("sample: exclude leaves row " + std::to_string(row) +
                              " too little of the proposal's probability");
@@ -90,9 +83,16 @@ void RowSampler::exclude_row(int64_t row) {
 
 void RowSampler::draw_replaced(PhiloxKey key, int64_t* ids) {
   const bool all = draws_.num_excluded == 0;
+  const double most = most_draws(draws_.num_samples, left_);
   int64_t drawn[kDrawBlock];
   int64_t found = 0;
   for (int64_t first = 0; found < draws_.num_samples; first += kDrawBlock) {
+    if (!all && static_cast<double>(first) > most) {
+      throw std::runtime_error("sample: of " + std::to_string(first) + " draws only " +
+                               std::to_string(found) +
+                               " were not excluded: the proposal does not draw its classes by their"
+                               " probabilities");
+    }
     const int64_t wanted = std::min(kDrawBlock, draws_.num_samples - found);
     draw_block(leaf_, draws_.proposal, key, first, all ? wanted : kDrawBlock,
                all ? ids + first : drawn);

@@ -34,9 +34,10 @@ class RowSampler {
   // Throws std::runtime_error if its exclusions leave too few classes.
   int64_t draw(int64_t row, int64_t* ids);
 
-  // log n of any ids in the row that was drawn (or just entered) last. Its exclusions make the
-  // others likelier: q / (1 - Q), Q being what they had together, and at most 1. A class that is
-  // excluded itself, a target say, is treated alike. 0 for an id outside [0, num_classes).
+  // log n, as corrections, of any ids in the row that was drawn (or just entered) last. Its
+  // exclusions make the others likelier: q / (1 - Q), Q being what they had together, and at most
+  // 1. A class that is excluded itself, a target say, is treated alike. 0 for an id outside [0,
+  // num_classes).
   void log_counts(const int64_t* ids, int64_t n, float* out) const;
 
   // For a row whose targets' counts are all that is wanted: draws only if they depend on it.

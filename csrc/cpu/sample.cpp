@@ -67,7 +67,10 @@ void draw_block(const SampleLeaf& leaf, const Proposal& proposal, PhiloxKey key,
     case ProposalKind::log_uniform:
       return leaf.log_uniform(bits, n, proposal.log_uniform, ids);
     case ProposalKind::weighted:
-      return leaf.alias(bits, n, proposal.alias, ids);
+      if (leaf.alias(bits, n, proposal.alias, ids)) return;
+      throw std::runtime_error(
+          "sample: the alias table is not valid: it holds a class outside [0, " +
+          std::to_string(proposal.num_classes) + ")");
   }
 }
 
@@ -106,8 +109,7 @@ int64_t first_distinct(const Proposal& proposal, PhiloxKey key, int64_t num_samp
                        int64_t* ids) {
   if (num_samples == 0) return 0;
   const SampleLeaf& leaf = sample_leaf(active_isa());
-  // Python sends whatever needs more than a few draws per class to the race.
-  const double most = 1e6 + 1e3 * static_cast<double>(proposal.num_classes);
+  const double most = most_distinct_draws(proposal.num_classes);
   int64_t found = 0;
   int64_t excluded = 0;
   int64_t drawn[kBlock];
@@ -125,7 +127,8 @@ int64_t first_distinct(const Proposal& proposal, PhiloxKey key, int64_t num_samp
     }
   }
   throw std::runtime_error("sample: " + std::to_string(num_samples) +
-                           " distinct classes were not found in a thousand draws per class");
+                           " distinct classes were not found in a thousand draws per class: the"
+                           " proposal does not draw its classes by their probabilities");
 }
 
 int64_t sample_distinct(const Proposal& proposal, PhiloxKey key, int64_t num_samples,
@@ -161,7 +164,8 @@ double race(const Proposal& proposal, PhiloxKey key, int64_t num_samples, const 
 }
 
 int64_t draws_of_race(double time, int64_t num_samples) {
-  return std::max(num_samples, static_cast<int64_t>(std::ceil(std::min(time, 0x1p62))));
+  const double finite = time < 0x1p62 ? time : 0x1p62;  // infinite, or NaN
+  return std::max(num_samples, static_cast<int64_t>(std::ceil(finite)));
 }
 
 int64_t sample_race(const Proposal& proposal, PhiloxKey key, int64_t num_samples, int64_t* ids,

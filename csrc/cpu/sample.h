@@ -39,7 +39,8 @@ int64_t sample_distinct(const Proposal& proposal, PhiloxKey key, int64_t num_sam
 int64_t sample_race(const Proposal& proposal, PhiloxKey key, int64_t num_samples, int64_t* ids,
                     const ParallelFor& parallel_for);
 
-// log n of each id; 0 for an id outside [0, num_classes) (a row to be ignored).
+// log n of each id; 0 for an id outside [0, num_classes) (a row to be ignored), and count.log_zero
+// for a class that is never drawn.
 void log_expected_counts(const Proposal& proposal, const int64_t* ids, int64_t n,
                          const LogCount& count, float* out, const ParallelFor& parallel_for);
 

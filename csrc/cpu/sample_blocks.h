@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "csrc/core/rejection.h"
 #include "csrc/cpu/id_set.h"
 #include "csrc/cpu/sample.h"
 #include "csrc/cpu/sample_leaf.h"
@@ -11,7 +12,8 @@ namespace ssc {
 
 constexpr int64_t kDrawBlock = 512;  // draws at a time: 4 KiB of bits and 4 KiB of ids
 
-// Draws first .. first + n - 1 of the key's stream; first even, n <= kDrawBlock.
+// Draws first .. first + n - 1 of the key's stream; first even, n <= kDrawBlock. All are classes:
+// throws std::runtime_error if the alias table holds anything else.
 void draw_block(const SampleLeaf& leaf, const Proposal& proposal, PhiloxKey key, int64_t first,
                 int64_t n, int64_t* ids);
 

@@ -80,13 +80,29 @@ void log_uniform(const uint64_t* bits, int64_t n, const LogUniform& proposal, in
   map([=](U x) { return log_uniform_id<Lane>(x, p, kExp2Table); }, n, ids, bits);
 }
 
-void alias(const uint64_t* bits, int64_t n, const AliasTable& table, int64_t* ids) {
+// An id is below 2^63, so the difference to the last class is negative if it is none: one
+// subtraction for each id, and all signs at once.
+template <bool kNarrow>
+SSC_INLINE bool alias_ids(const uint64_t* bits, int64_t n, const AliasTable& table, int64_t* ids) {
   const AliasTable t = table;
-  if (t.num_classes <= kLow32) {
-    map([=](U x) { return alias_id<Lane, true>(x, t); }, n, ids, bits);
-  } else {
-    map([=](U x) { return alias_id<Lane, false>(x, t); }, n, ids, bits);
-  }
+  const U last = Lane::splat(t.num_classes - 1);
+  U beyond = Lane::splat(uint64_t{0});
+  const auto draw = [&](U x) {
+    const U id = alias_id<Lane, kNarrow>(x, t);
+    beyond |= last - id;
+    return id;
+  };
+  map(draw, n, ids, bits);
+  int64_t signs[kWidth];
+  Lane::put_number(signs, beyond);
+  int64_t any = 0;
+  for (const int64_t sign : signs) any |= sign;
+  return any >= 0;
+}
+
+bool alias(const uint64_t* bits, int64_t n, const AliasTable& table, int64_t* ids) {
+  return table.num_classes <= kLow32 ? alias_ids<true>(bits, n, table, ids)
+                                     : alias_ids<false>(bits, n, table, ids);
 }
 
 void log_uniform_probability_of(const int64_t* ids, int64_t n, const LogUniform& proposal,

@@ -21,7 +21,8 @@ struct SampleLeaf {
   // Bits to class ids.
   void (*uniform)(const uint64_t* bits, int64_t n, uint64_t num_classes, int64_t* ids);
   void (*log_uniform)(const uint64_t* bits, int64_t n, const LogUniform& proposal, int64_t* ids);
-  void (*alias)(const uint64_t* bits, int64_t n, const AliasTable& table, int64_t* ids);
+  // Whether the ids are all classes; those of a table that is none may be anything.
+  bool (*alias)(const uint64_t* bits, int64_t n, const AliasTable& table, int64_t* ids);
 
   // Probabilities of ids in [0, num_classes).
   void (*log_uniform_probability)(const int64_t* ids, int64_t n, const LogUniform& proposal,

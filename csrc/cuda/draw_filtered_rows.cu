@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "csrc/core/rejection.h"
 #include "csrc/cuda/block_scan.h"
 #include "csrc/cuda/draw_filtered_rows.h"
 #include "csrc/cuda/grid.h"
@@ -22,7 +23,6 @@ using Word = IdTable::Word;
 
 constexpr int kThreads = 256;
 constexpr int kStepDraws = 2 * kThreads;
-constexpr double kLeastLeft = 1e-6, kLeastLeftDistinct = 1e-10;  // as in csrc/cpu/row_draws.cpp
 
 template <class Proposal>
 struct FilteredArguments {
@@ -33,7 +33,6 @@ struct FilteredArguments {
   int64_t first_row, rows, samples;
   Word* tables;  // [blocks][2][capacity]
   Word capacity;
-  double most;  // draws
 };
 
 // What a row's list takes away.
@@ -82,12 +81,14 @@ __device__ __forceinline__ Lost exclude_row(const FilteredArguments<Proposal>& a
 // come.
 template <class Proposal>
 __device__ __forceinline__ bool draw_row(const FilteredArguments<Proposal>& a, const IdTable& table,
-                                         const PhiloxKey& key, int64_t* ids,
+                                         const PhiloxKey& key, double left, int64_t* ids,
                                          ScanShared<kThreads>& scan, int64_t* draws) {
   const auto wanted = static_cast<Word>(a.samples);
   const auto excluded = static_cast<Word>(a.filter.num_excluded);
+  const double most = a.filter.distinct ? most_distinct_draws(num_classes(a.proposal))
+                                        : most_draws(a.samples, left);
   Word found = 0, allowed = 0;
-  for (Word base = 0; found < wanted && static_cast<double>(base) < a.most; base += kStepDraws) {
+  for (Word base = 0; found < wanted && static_cast<double>(base) < most; base += kStepDraws) {
     const Word draw = base + 2 * threadIdx.x;
     const TwoIds drawn = two_draws(a.proposal, key, draw / 2);
     const Word slots[2] = {table.slot_of(drawn.first), table.slot_of(drawn.second)};
@@ -165,19 +166,21 @@ __global__ void __launch_bounds__(kThreads, 4)
       if (a.filter.race) {
         take_arrivals(a, row, left, ids, &draws);
       } else {
-        there = draw_row(a, table, row_key(key, a.first_row + row), ids, scan, &draws);
+        there = draw_row(a, table, row_key(key, a.first_row + row), left, ids, scan, &draws);
       }
     }
     if (observed) tries = static_cast<double>(draws);
-    const LogCount count = a.filter.distinct
-                               ? log_count_distinct(tries)
-                               : log_count_with_replacement(static_cast<uint64_t>(a.samples));
+    const LogCount count = as_correction(
+        a.filter.distinct ? log_count_distinct(tries)
+                          : log_count_with_replacement(static_cast<uint64_t>(a.samples)));
     const auto log_count = [&](int64_t id) {
       if (!there) return __int_as_float(0x7fc00000);  // NaN
-      const double q = a.proposal.probability(id);
-      const double share = q / left;
-      return static_cast<float>(
-          log_expected_count<ScalarLane>(q < 0.0 ? q : (share < 1.0 ? share : 1.0), count));
+      double q = a.proposal.probability(id);
+      if (left != 1.0 && q >= 0.0) {
+        q /= left;
+        q = q > 1.0 ? 1.0 : q;
+      }
+      return static_cast<float>(log_expected_count<ScalarLane>(q, count));
     };
     for (int64_t s = threadIdx.x; ids != nullptr && s < a.samples; s += kThreads) {
       if (!there) ids[s] = -1;
@@ -217,17 +220,15 @@ cudaError_t draw_filtered_rows(const Proposal& proposal, const int64_t* key,
                                int64_t samples, const RowOutputs& out, void* workspace,
                                int64_t blocks, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  const FilteredArguments<Proposal> arguments = {
-      proposal,
-      key,
-      filter,
-      out,
-      first_row,
-      rows,
-      samples,
-      static_cast<Word*>(workspace),
-      static_cast<Word>(capacity_of(filter, samples)),
-      1e6 + 1e3 * static_cast<double>(num_classes(proposal))};
+  const FilteredArguments<Proposal> arguments = {proposal,
+                                                 key,
+                                                 filter,
+                                                 out,
+                                                 first_row,
+                                                 rows,
+                                                 samples,
+                                                 static_cast<Word*>(workspace),
+                                                 static_cast<Word>(capacity_of(filter, samples))};
   return launch(draw_filtered_rows_kernel<Proposal>, static_cast<unsigned>(blocks), kThreads, 0,
                 stream, arguments);
 }

@@ -42,8 +42,8 @@ cudaError_t draw_rows(const Proposal& proposal, const int64_t* key, int64_t firs
   if (rows == 0 || samples == 0) return cudaSuccess;
   return launch(draw_rows_kernel<Proposal>, element_blocks(rows * ceil_div(samples, 2)),
                 kElementThreads, 0, stream, proposal,
-                log_count_with_replacement(static_cast<uint64_t>(samples)), key, first_row, rows,
-                samples, ids, log_count);
+                as_correction(log_count_with_replacement(static_cast<uint64_t>(samples))), key,
+                first_row, rows, samples, ids, log_count);
 }
 
 #define SSC_DRAW_ROWS_INSTANCE(Proposal)                                                     \

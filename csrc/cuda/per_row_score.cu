@@ -110,9 +110,10 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int64_t s = first + lane, at = row * p.samples + s;
     const bool there = s < p.samples;
     const int64_t id = there ? p.ids[at] : -1;
-    const A count = there && p.log_count != nullptr ? static_cast<A>(p.log_count[at]) : A(0);
+    const A count =
+        there && p.log_count != nullptr ? static_cast<A>(correction_of(p.log_count[at])) : A(0);
     const bool inside = static_cast<uint64_t>(id) < static_cast<uint64_t>(p.classes);
-    const bool hit = there && is_hit(p, row, id);
+    const bool hit = inside && is_hit(p, row, id);  // −1 is no class, and no hit either
     const bool kept = there && counted && count != -lowest<A>() && !(hit && p.remove_hits);
     A z = gather_products<T, kWide>(p, p.input + row * p.input_stride, id, kept && inside);
     if (!kept) {

@@ -13,8 +13,9 @@
 
 namespace ssc::cuda {
 
-// draw: the class that 64 random bits choose. probability: that of a class, kNoClass for an id
-// outside [0, num_classes).
+// draw: the class that 64 random bits choose; −1 where a table that is no alias table has none, an
+// id that nothing follows. probability: that of a class, kNoClass for an id outside [0,
+// num_classes).
 struct UniformProposal {
   uint64_t num_classes;
 
@@ -44,7 +45,8 @@ struct WeightedProposal {
   const double* probabilities;  // [num_classes] in device memory
 
   __device__ __forceinline__ int64_t draw(uint64_t bits) const {
-    return static_cast<int64_t>(alias_id<ScalarLane, false>(bits, table));
+    const uint64_t id = alias_id<ScalarLane, false>(bits, table);
+    return id < table.num_classes ? static_cast<int64_t>(id) : -1;
   }
   __device__ __forceinline__ double probability(int64_t id) const {
     return static_cast<uint64_t>(id) < table.num_classes ? probabilities[id] : kNoClass;

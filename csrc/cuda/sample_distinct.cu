@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "csrc/core/rejection.h"
 #include "csrc/cuda/block_scan.h"
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/id_table.h"
@@ -220,7 +221,7 @@ cudaError_t draw_distinct(const Proposal& proposal, const int64_t* key, int64_t 
   }
   if (error != cudaSuccess) return error;
   const Word first_draw = static_cast<Word>(layout.rounds * layout.blocks) * kBlockDraws;
-  const double most = 1e6 + 1e3 * static_cast<double>(num_classes(proposal));
+  const double most = most_distinct_draws(num_classes(proposal));
   return launch(tail_kernel<Proposal>, 1, kTailThreads, 0, stream, arguments, layout.rounds,
                 first_draw, most);
 }

@@ -123,7 +123,8 @@ class RowDrawer {
                                    out.log_count, stream),
                    "draw_rows");
     }
-    const LogCount counts = log_count_with_replacement(static_cast<uint64_t>(d.samples));
+    const LogCount counts =
+        as_correction(log_count_with_replacement(static_cast<uint64_t>(d.samples)));
     check_launch(cuda::log_expected_counts(proposal, counts, nullptr, out.targets,
                                            rows * out.num_targets, out.target_log_count, stream),
                  "log_expected_counts");

@@ -56,7 +56,9 @@ Draw draw(const Proposal& proposal, const Tensor& key, const Tensor& target, int
   const LogCount count = method == kWithReplacement || tries.has_value()
                              ? log_count(num_samples, tries)
                              : log_count_distinct(static_cast<double>(draws));
-  return {ids, num_draws, log_counts(proposal, ids, count), log_counts(proposal, target, count)};
+  const LogCount correction = as_correction(count);
+  return {ids, num_draws, log_counts(proposal, ids, correction),
+          log_counts(proposal, target, correction)};
 }
 
 Draw sample_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,

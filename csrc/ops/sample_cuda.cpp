@@ -21,9 +21,10 @@ cuda::LogUniformProposal log_uniform_proposal(int64_t num_classes) {
 }
 
 // tries: one float64 in the memory of the CPU or of the device; none: S draws with replacement.
+// correct: they are to correct logits (LogCount).
 template <class Proposal>
 Tensor log_counts(const Proposal& proposal, const Tensor& ids, int64_t num_samples,
-                  const std::optional<Tensor>& tries, const OnDevice& device) {
+                  const std::optional<Tensor>& tries, bool correct, const OnDevice& device) {
   check_int64(ids, "ids");
   device.check_here(ids, "ids");
   LogCount count = log_count_with_replacement(static_cast<uint64_t>(num_samples));
@@ -39,6 +40,7 @@ Tensor log_counts(const Proposal& proposal, const Tensor& ids, int64_t num_sampl
       device_tries = number;
     }
   }
+  if (correct) count = as_correction(count);
   const Tensor out = device.empty_like(ids, ScalarType::Float);
   check_launch(cuda::log_expected_counts(
                    proposal, count, device_tries, static_cast<const int64_t*>(ids.const_data_ptr()),
@@ -86,8 +88,8 @@ Draw draw(const Proposal& proposal, uint64_t num_classes, const Tensor& key, con
   if (method != kWithReplacement && !counted.has_value()) {
     counted = torch::stable::to(num_draws, ScalarType::Double);
   }
-  return {ids, num_draws, log_counts(proposal, ids, num_samples, counted, device),
-          log_counts(proposal, target, num_samples, counted, device)};
+  return {ids, num_draws, log_counts(proposal, ids, num_samples, counted, true, device),
+          log_counts(proposal, target, num_samples, counted, true, device)};
 }
 
 Draw sample_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
@@ -115,13 +117,13 @@ Draw sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bi
 Tensor log_count_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
                          std::optional<Tensor> tries) {
   const OnDevice device(ids);
-  return log_counts(uniform_proposal(num_classes), ids, num_samples, tries, device);
+  return log_counts(uniform_proposal(num_classes), ids, num_samples, tries, false, device);
 }
 
 Tensor log_count_log_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
                              std::optional<Tensor> tries) {
   const OnDevice device(ids);
-  return log_counts(log_uniform_proposal(num_classes), ids, num_samples, tries, device);
+  return log_counts(log_uniform_proposal(num_classes), ids, num_samples, tries, false, device);
 }
 
 Tensor log_count_weighted(Tensor ids, Tensor probability_bits, int64_t num_samples,
@@ -129,7 +131,7 @@ Tensor log_count_weighted(Tensor ids, Tensor probability_bits, int64_t num_sampl
   const OnDevice device(ids);
   const Tensor& no_table = probability_bits;  // only draws look into the table
   return log_counts(weighted_proposal(no_table, probability_bits, device), ids, num_samples, tries,
-                    device);
+                    false, device);
 }
 
 }  // namespace

@@ -14,11 +14,13 @@ Accelerate Training of a Neural Probabilistic Language Model" (2008).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._load import may_look
 from .._sparse import mark_coalesced_when_done, sparse_rows
 
 
@@ -109,6 +111,39 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
+def correction_of(log_count: Tensor, dtype: torch.dtype) -> Tensor:
+    """What log expected counts take off logits: 0 in place of -inf, since a class that is never
+    drawn has nothing to correct."""
+    return torch.nan_to_num(log_count.detach().to(dtype), math.nan, math.inf, 0.0)
+
+
+def infinite_is_nan(product: Tensor) -> Tensor:
+    """The products of rows with their targets, NaN in place of inf.
+
+    What is infinite there is no logit, and neither a cap nor a sigmoid makes one of it: so bad
+    numbers in a row show in its loss and in its gradient, whichever loss it is.
+    """
+    return torch.add(product, product.detach(), alpha=0)  # 0 times inf
+
+
+def followed_ids(ids: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
+    """Class ids that index rows, and which of them stand in for an id outside [0, C).
+
+    On the CPU such an id is an IndexError, and None is returned. Elsewhere, and in a traced graph,
+    class 0 stands in.
+    """
+    if not may_look(ids):
+        bad = (ids < 0) | (ids >= num_classes)
+        return ids.masked_fill(bad, 0), bad
+    if ids.numel() > 0:
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= num_classes:
+            raise IndexError(
+                f"class ids must be in [0, C={num_classes}), got {low if low < 0 else high}"
+            )
+    return ids, None
+
+
 def loss_rows(
     input: Tensor,
     weight: Tensor,
@@ -129,9 +164,11 @@ def loss_rows(
         weight: [C, D] floating point.
         bias: [C] floating point, or None.
         target: [B] int64. Rows equal to `ignore_index` give 0; other values outside [0, C), NaN.
-        ids: [S] int64, the sampled classes; a class may be there several times.
-        log_expected_count: [S] log n_s, or None for n = 1.
-        target_log_expected_count: [B] log n_t, or None for n = 1.
+        ids: [S] int64, the sampled classes; a class may be there several times. Outside [0, C):
+            IndexError on the CPU, and NaN elsewhere.
+        log_expected_count: [S] log n_s, or None for n = 1. +inf leaves a sample out, and -inf, of a
+            class that is never drawn, corrects nothing.
+        target_log_expected_count: [B] log n_t, or None for n = 1; -inf as above.
         inv_temperature: 1 / temperature; multiplies the logits before the correction.
         remove_accidental_hits: leave out the samples that equal the row's target.
         ignore_index: the target value of rows that do not count.
@@ -142,6 +179,8 @@ def loss_rows(
 
     counted = target != ignore_index
     in_range = (target >= 0) & (target < num_classes)
+    given = ids
+    ids, ids_are_bad = followed_ids(ids, num_classes)
     # Rows without a target read a row that is read anyway, and what they hold is set to zero: a
     # NaN in a padding row must not reach the weight's gradient as 0 * NaN.
     row_target = torch.where(counted & in_range, target, ids[0])
@@ -157,13 +196,15 @@ def loss_rows(
         z, z_target = z + b_sample, z_target + b_target
     # A sample of the target's class has the target's logit, whatever the rounding of h @ Wᵀ: it
     # must not count as an error by the last bit.
-    hits = ids == target[:, None]
+    hits = given == target[:, None]
     z = torch.where(hits, z_target[:, None], z)
     z, z_target = z * inv_temperature, z_target * inv_temperature
     if log_expected_count is not None:
-        z = z - log_expected_count.detach().to(dtype)
+        z = z - correction_of(log_expected_count, dtype)
+    if ids_are_bad is not None:
+        z = z.masked_fill(ids_are_bad, torch.nan)
     if target_log_expected_count is not None:
-        correction = target_log_expected_count.detach().to(dtype)
+        correction = correction_of(target_log_expected_count, dtype)
         z_target = z_target - torch.where(counted, correction, 0)
     if remove_accidental_hits:
         z = z.masked_fill(hits, -torch.inf)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .loss import compute_dtype, gather_rows, matmul
+from .loss import compute_dtype, correction_of, followed_ids, gather_rows, matmul
 
 
 def cap(z: Tensor, softcap: float) -> Tensor:
@@ -79,8 +79,9 @@ def negative_rows(
             `remove_hits`, of the sum; -1 stands for none.
         counted: [B] bool, or None for all. Rows that do not count give 0 and no gradient, whatever
             they hold.
-        ids: [S] int64.
-        log_expected_count: [S] log n, or None for n = 1; +inf leaves a sample out.
+        ids: [S] int64. Outside [0, C): IndexError on the CPU, and NaN elsewhere.
+        log_expected_count: [S] log n, or None for n = 1; +inf leaves a sample out, and -inf, of a
+            class that is never drawn, corrects nothing.
         inv_temperature: multiplies the logits.
         softcap: bounds them by tanh; 0 for none.
         sigmoid: which of the two sums.
@@ -88,13 +89,20 @@ def negative_rows(
     """
     dtype = compute_dtype(input)
     h = (input if counted is None else torch.where(counted[:, None], input, 0)).to(dtype)
-    z = matmul(h, gather_rows(weight, ids, dtype, sparse_grad).T)
+    rows, ids_are_bad = followed_ids(ids, weight.shape[0])
+    z = matmul(h, gather_rows(weight, rows, dtype, sparse_grad).T)
     if bias is not None:
-        z = z + gather_rows(bias, ids, dtype, sparse_grad)
+        z = z + gather_rows(bias, rows, dtype, sparse_grad)
     z = cap(z * inv_temperature, softcap)
+    if ids_are_bad is not None:
+        z = z.masked_fill(ids_are_bad, torch.nan)
     if log_expected_count is not None:
-        z = z - log_expected_count.detach().to(dtype)
+        z = z - correction_of(log_expected_count, dtype)
+        # What is left out stays out, whatever its row holds.
+        z = z.masked_fill(log_expected_count == torch.inf, -torch.inf)
     is_hit = torch.zeros(z.shape, dtype=torch.bool, device=z.device)
     for column in hits.unbind(dim=1):
-        is_hit |= ids == column[:, None]
+        is_hit |= rows == column[:, None]
+    if ids_are_bad is not None:
+        is_hit &= ~ids_are_bad
     return reduce_negatives(z, is_hit, target_logit, counted, remove_hits, sigmoid)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .loss import compute_dtype, gather_rows, matmul
+from .loss import compute_dtype, correction_of, followed_ids, gather_rows, matmul
 from .negatives import cap, reduce_negatives
 
 _CHUNK = 1 << 24  # gathered elements at a time
@@ -28,13 +28,16 @@ def _kept(
     hits: Tensor,
     counted: Tensor | None,
     ids: Tensor,
+    ids_are_bad: Tensor | None,
     log_expected_count: Tensor | None,
     remove_hits: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Which samples [B, S] count at all, and which of them are hits."""
+    """Which samples [B, S] count at all, and which of them are hits; those outside are none."""
     hit = torch.zeros_like(ids, dtype=torch.bool)
     for k in range(hits.shape[1]):
         hit |= ids == hits[:, k : k + 1]
+    if ids_are_bad is not None:
+        hit &= ~ids_are_bad
     keep = torch.ones_like(hit) if log_expected_count is None else log_expected_count != torch.inf
     if counted is not None:
         keep &= counted[:, None]
@@ -65,8 +68,9 @@ def per_row_rows(
         target_logit: [B], r, in the dtype of the result.
         hits: [B, K] int64, classes (-1: none) that do not count for the peak.
         counted: [B] bool or None; other rows give 0 and no gradient, whatever they hold.
-        ids: [B, S] int64 in [0, C).
-        log_expected_count: [B, S] log n, +inf for a sample that contributes nothing; None: n = 1.
+        ids: [B, S] int64. Outside [0, C): IndexError on the CPU, and NaN elsewhere.
+        log_expected_count: [B, S] log n, +inf for a sample that contributes nothing, -inf for a
+            class that is never drawn, which corrects nothing; None: n = 1.
         inv_temperature: 1 / temperature.
         softcap: 0 for none.
         remove_hits: whether hits do not count for the loss either.
@@ -82,7 +86,8 @@ def per_row_rows(
         tensor([1.0986])
     """
     dtype = compute_dtype(input)
-    keep, hit = _kept(hits, counted, ids, log_expected_count, remove_hits)
+    ids, ids_are_bad = followed_ids(ids, weight.shape[0])
+    keep, hit = _kept(hits, counted, ids, ids_are_bad, log_expected_count, remove_hits)
     # Only rows that count are gathered: NaN in others must not spread by way of 0 * NaN. Each class
     # once, so that there is one gradient of weight; a row of zeros serves the rest.
     classes, place = torch.unique(ids[keep], return_inverse=True)
@@ -105,7 +110,9 @@ def per_row_rows(
             x = x + biases[where[part]]
         z = cap(x * inv_temperature, softcap)
         if log_expected_count is not None:
-            z = z - torch.where(keep, log_expected_count.detach().to(dtype), 0)[part]
+            z = z - torch.where(keep, correction_of(log_expected_count, dtype), 0)[part]
+        if ids_are_bad is not None:
+            z = z.masked_fill(ids_are_bad[part], torch.nan)
         z = z.masked_fill(~keep[part], -torch.inf)
         z = torch.cat((z, z.new_full((z.shape[0], 1), -torch.inf)), dim=1)  # S may be 0
         is_hit = F.pad(hit[part], (0, 1))

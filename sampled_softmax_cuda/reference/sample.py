@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .._load import may_look
 from .philox import mul_wide, philox_bits
 from .portable_math import polynomial, portable_log, portable_log1p
 
@@ -128,12 +129,40 @@ class Weighted(NamedTuple):
     def ids(self, bits: Tensor) -> Tensor:
         bucket, place = mul_wide(bits, self.num_classes)
         entry = self.table[bucket]
-        alias = entry & ((1 << self.num_classes.bit_length()) - 1)
+        alias = _alias_of(entry, self.num_classes)
         sign = torch.iinfo(torch.int64).min  # flipping it makes signed comparison unsigned
-        return torch.where((place ^ sign) < ((entry - alias) ^ sign), bucket, alias)
+        drawn = torch.where((place ^ sign) < ((entry - alias) ^ sign), bucket, alias)
+        beyond = drawn >= self.num_classes
+        if may_look(drawn) and bool(beyond.any()):
+            check_aliases(self.table)
+        return drawn.masked_fill(beyond, -1)  # an id that nothing follows
 
     def probability(self, ids: Tensor) -> Tensor:
         return self.probability_bits[ids].view(torch.float64)
+
+
+def _alias_of(entries: Tensor, num_classes: int) -> Tensor:
+    """The classes that entries of an alias table stand for beside their own."""
+    return entries & ((1 << num_classes.bit_length()) - 1)
+
+
+def check_aliases(table: Tensor) -> None:
+    """IndexError if an entry of an alias table [C] stands for a class outside [0, C).
+
+    A pass over all C: for errors that the kernels have met, which look at the ids that they draw.
+    """
+    num_classes = table.shape[0]
+    alias = _alias_of(table, num_classes)
+    bad = (alias >= num_classes).nonzero()
+    if bad.numel() == 0:
+        return
+    first = int(bad[0])
+    raise IndexError(
+        f"the sampler's alias table is not valid: its entry {first} stands for class"
+        f" {int(alias[first])}, which must be in [0, C={num_classes}). Memory that was never filled"
+        " (the meta device, to_empty) is no table, nor is an average of tables: build the sampler"
+        " anew, or fill it by update(weights) or load_state_dict"
+    )
 
 
 def build_alias_table(probabilities: Tensor) -> Tensor:
@@ -183,21 +212,45 @@ def _integer_weights(q: list[float], bucket: int) -> list[int]:
     return weights
 
 
-def log_expected_count(q: Tensor, num_samples: int, tries: Tensor | None) -> Tensor:
-    """log n of classes of probability q (float64): log(S q), or log(-expm1(t log1p(-q)))."""
+def log_expected_count(
+    q: Tensor, num_samples: int, tries: Tensor | None, log_zero: float = -math.inf
+) -> Tensor:
+    """log n of classes of probability q (float64): log(S q), or log(-expm1(t log1p(-q))).
+
+    NaN for what is no probability.
+
+    Args:
+        log_zero: what it is for q = 0; 0 where it is to correct a logit.
+    """
     if tries is None:
-        return q.log() + math.log(num_samples)
-    log_count = (-torch.expm1(tries * torch.log1p(-q))).log()
-    return torch.where(q > 0, log_count, -math.inf)
+        log_count = q.log() + math.log(num_samples)
+    else:
+        log_count = (-torch.expm1(tries * torch.log1p(-q))).log()
+    log_count = torch.where((q > 0) & (q < 2), log_count, math.nan)
+    return torch.where(q == 0, log_zero, log_count)
 
 
 def log_counts(
-    proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor | None = None
+    proposal: Proposal,
+    ids: Tensor,
+    num_samples: int,
+    tries: Tensor | None = None,
+    log_zero: float = -math.inf,
 ) -> Tensor:
-    """log n of any ids, float32; 0 for an id outside [0, C)."""
+    """log n of any ids, float32; 0 for an id outside [0, C), log_zero for a class with q = 0."""
     valid = (ids >= 0) & (ids < proposal.num_classes)
     q = proposal.probability(torch.where(valid, ids, 0))
-    return torch.where(valid, log_expected_count(q, num_samples, tries), 0.0).to(torch.float32)
+    count = log_expected_count(q, num_samples, tries, log_zero)
+    return torch.where(valid, count, 0.0).to(torch.float32)
+
+
+def arrival_time(bits: Tensor, q: Tensor) -> Tensor:
+    """When classes of probability q first arrive in an exponential race, by 64 random bits each.
+
+    Infinite for q = 0 and for what is no probability.
+    """
+    u = (((bits >> 12) & (2**52 - 1)).to(torch.float64) + 0.5) * 2.0**-52
+    return torch.where(q > 0, -portable_log(u) / q, math.inf)
 
 
 def _first_distinct(stream: Tensor) -> Tensor:
@@ -208,10 +261,15 @@ def _first_distinct(stream: Tensor) -> Tensor:
     return first.scatter_reduce(0, which, position, "amin").sort().values
 
 
+def most_distinct_draws(num_classes: int) -> float:
+    """After how many draws a search for distinct classes ends, as in csrc/core/rejection.h."""
+    return 1e6 + 1e3 * num_classes
+
+
 def sample_distinct(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
     """The first distinct ids of the stream [S], and the number of draws they took []."""
     length = 2 * num_samples + 16
-    most = 1e6 + 1e3 * proposal.num_classes
+    most = most_distinct_draws(proposal.num_classes)
     while length < 2 * most:
         stream = proposal.ids(philox_bits(key, 0, length))
         first = _first_distinct(stream)
@@ -219,7 +277,8 @@ def sample_distinct(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[
             return stream[first[:num_samples]], first[num_samples - 1] + 1
         length *= 2
     raise RuntimeError(
-        f"sample: {num_samples} distinct classes were not found in a thousand draws per class"
+        f"sample: {num_samples} distinct classes were not found in a thousand draws per class: the"
+        " proposal does not draw its classes by their probabilities"
     )
 
 
@@ -255,8 +314,7 @@ def sample_race(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[Tens
     """The S classes of the smallest E_k / q_k [S], and what stands for the number of draws []."""
     classes = torch.arange(proposal.num_classes, device=key.device)
     bits = philox_bits(key, 0, proposal.num_classes)
-    u = (((bits >> 12) & (2**52 - 1)).to(torch.float64) + 0.5) * 2.0**-52
-    time, order = (-portable_log(u) / proposal.probability(classes)).sort(stable=True)
+    time, order = arrival_time(bits, proposal.probability(classes)).sort(stable=True)
     draws = time[num_samples - 1].clamp(max=2.0**62).ceil().to(torch.int64)
     return order[:num_samples], draws.clamp(min=num_samples)
 
@@ -280,7 +338,8 @@ def sample(
         tries: float64 [], the t of the expected counts without replacement; None: as observed.
 
     Returns:
-        ids [S] int64, number of draws [] int64, log n of the ids [S] and of the targets, float32.
+        ids [S] int64, number of draws [] int64, log n of the ids [S] and of the targets, float32,
+        as corrections: 0 for a class that is never drawn.
     """
     if method == Method.WITH_REPLACEMENT:
         ids = proposal.ids(philox_bits(key, 0, num_samples))
@@ -293,6 +352,6 @@ def sample(
     return (
         ids,
         draws,
-        log_counts(proposal, ids, num_samples, tries),
-        log_counts(proposal, target, num_samples, tries),
+        log_counts(proposal, ids, num_samples, tries, 0.0),
+        log_counts(proposal, target, num_samples, tries, 0.0),
     )

@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from .philox import philox_bits
-from .portable_math import portable_log
-from .sample import LogUniform, Method, Uniform, Weighted, log_expected_count
+from .sample import (
+    LogUniform,
+    Method,
+    Uniform,
+    Weighted,
+    arrival_time,
+    log_expected_count,
+    most_distinct_draws,
+)
 
 _CHUNK = 1 << 22  # draws at a time
+LEAST_LEFT, LEAST_LEFT_DISTINCT = 1e-6, 1e-10
+"""The probability that exclusions must leave a row, as in csrc/core/rejection.h."""
 
 
 def excluded_mass(
@@ -58,10 +67,13 @@ def _first_of_stream(
     num_samples: int,
     distinct: bool,
     exclude: Tensor | None,
+    left: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The first draws that will do [B, S], and how many were not excluded up to them [B]."""
     length = 2 * num_samples + 16 if distinct or exclude is not None else num_samples
-    most = 1e6 + 1e3 * proposal.num_classes
+    most = most_distinct_draws(proposal.num_classes)
+    if not distinct and exclude is not None and left.numel() > 0:
+        most = (2 * num_samples + 128) / max(float(left.min()), LEAST_LEFT)
     while length < 2 * most:
         ids = proposal.ids(philox_bits(key, 0, length, stream))
         allowed = ~_excluded(ids, exclude)
@@ -73,7 +85,8 @@ def _first_of_stream(
             return ids.gather(1, place), draws
         length *= 2
     raise RuntimeError(
-        f"sample: {num_samples} classes were not found in a thousand draws per class"
+        f"sample: {num_samples} classes were not found in {length} draws: the proposal does not"
+        " draw its classes by their probabilities"
     )
 
 
@@ -91,8 +104,7 @@ def _race(
     """
     classes = torch.arange(proposal.num_classes, device=key.device)
     bits = philox_bits(key, 0, proposal.num_classes, stream)
-    u = (((bits >> 12) & (2**52 - 1)).to(torch.float64) + 0.5) * 2.0**-52
-    time = -portable_log(u) / proposal.probability(classes)
+    time = arrival_time(bits, proposal.probability(classes))
     time = time.masked_fill(_excluded(classes.expand_as(bits), exclude), torch.inf)
     time, order = time.sort(dim=1, stable=True)
     draws = (time[:, num_samples - 1] * left).clamp(max=2.0**62).ceil().to(torch.int64)
@@ -108,10 +120,12 @@ def _log_counts(
     tries: Tensor | None,
     left: Tensor,
 ) -> Tensor:
-    """log n of ids [B, n] under q / (1 - Q), float32; 0 for an id outside [0, C)."""
+    """log n of ids [B, n] under q / (1 - Q), float32, as corrections: 0 for an id outside [0, C)
+    and for a class that is never drawn."""
     valid = (ids >= 0) & (ids < proposal.num_classes)
-    q = proposal.probability(torch.where(valid, ids, 0)) / left[:, None]
-    count = log_expected_count(q.clamp(max=1.0), num_samples, tries)
+    q = proposal.probability(torch.where(valid, ids, 0))
+    q = torch.where(left[:, None] == 1, q, (q / left[:, None]).clamp(max=1.0))
+    count = log_expected_count(q, num_samples, tries, 0.0)
     count = torch.where(valid, count, 0.0).to(torch.float32)
     return count.masked_fill(left.isnan()[:, None], torch.nan)
 
@@ -132,11 +146,11 @@ def draw_rows(
     """
     if num_samples == 0:
         return rows.new_empty(rows.shape[0], 0), torch.zeros_like(rows)
+    left = _left(proposal, rows, exclude)
     if method == Method.RACE:
-        left = _left(proposal, rows, exclude)
         return _race(proposal, key, rows + 1, num_samples, exclude, left)
     distinct = method == Method.DISTINCT
-    ids, draws = _first_of_stream(proposal, key, rows + 1, num_samples, distinct, exclude)
+    ids, draws = _first_of_stream(proposal, key, rows + 1, num_samples, distinct, exclude, left)
     return ids, draws if distinct else torch.full_like(draws, num_samples)
 
 

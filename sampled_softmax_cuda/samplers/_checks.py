@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 
 from .._load import on_cpu
-from ..reference.sample_rows import excluded_mass
+from ..reference.sample_rows import LEAST_LEFT, LEAST_LEFT_DISTINCT, excluded_mass
 from ._ops import Proposal
-
-# Of the probability, as in csrc/cpu/row_draws.cpp.
-_LEAST_LEFT = 1e-6
-_LEAST_LEFT_DISTINCT = 1e-10
 
 
 def check_rows(name: str, target: Tensor, num_true: int | None) -> tuple[int, ...]:
@@ -60,7 +56,7 @@ def check_left(
             f"{name}: exclude leaves row {row} {num_drawable - int(lost[row])} classes of positive"
             f" probability, {needed} are needed"
         )
-    least = _LEAST_LEFT if replacement else _LEAST_LEFT_DISTINCT
+    least = LEAST_LEFT if replacement else LEAST_LEFT_DISTINCT
     rare = (1.0 - mass < least).nonzero()
     if rare.numel() > 0:
         part = "a millionth" if replacement else "the 10^10th part"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._load import has_native, library_loaded, native_for
+from .._load import has_native, library_loaded, may_look, native_for
 from ..reference import sample as reference
 from ..reference.sample import LogUniform, Method, Uniform, Weighted
 
@@ -45,9 +45,19 @@ def sample(
     elif isinstance(proposal, LogUniform):
         drawn = _ops().sample_log_uniform(key, target, proposal.num_classes, *rest)
     else:
-        drawn = _ops().sample_alias(key, target, proposal.table, proposal.probability_bits, *rest)
+        try:
+            drawn = _ops().sample_alias(key, target, *proposal, *rest)
+        except RuntimeError:
+            check_table(proposal.table)
+            raise
     result: Drawn = drawn
     return result
+
+
+def check_table(table: Tensor | None) -> None:
+    """IndexError, after an error of the kernels, if the alias table is the reason for it."""
+    if table is not None and may_look(table):
+        reference.check_aliases(table)
 
 
 def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor | None) -> Tensor:

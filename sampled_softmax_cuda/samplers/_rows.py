@@ -11,7 +11,7 @@ from torch import Tensor
 from .._load import library_loaded, native_for
 from ..reference import sample_rows as reference
 from ..reference.sample import LogUniform, Method, Uniform, Weighted
-from ._ops import Drawn, Proposal
+from ._ops import Drawn, Proposal, check_table
 
 
 class Kind(IntEnum):
@@ -64,7 +64,11 @@ def sample_rows(
     rest = (num_samples, int(method), tries, exclude, keep_ids)
     if not native_for(key.device, "sample_rows"):
         return reference.sample_rows(proposal_of(proposal), key, target, *rest)
-    drawn: Drawn = torch.ops.sampled_softmax.sample_rows(key, target, *proposal, *rest)
+    try:
+        drawn: Drawn = torch.ops.sampled_softmax.sample_rows(key, target, *proposal, *rest)
+    except RuntimeError:
+        check_table(proposal.table)
+        raise
     return drawn
 
 

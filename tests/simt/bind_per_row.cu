@@ -11,6 +11,46 @@ using namespace ssc::cuda;
 template <class T>
 using Acc = typename PerRowProblem<T>::Accumulator;
 
+LogUniformProposal log_uniform(int64_t classes) {
+  return log_uniform_proposal(static_cast<uint64_t>(classes));
+}
+WeightedProposal weighted(const int64_t* table, const double* probabilities, int64_t classes) {
+  const auto* entries = reinterpret_cast<const uint64_t*>(table);
+  return {ssc::make_alias_table(entries, static_cast<uint64_t>(classes)), probabilities};
+}
+
+// Rows whose draws are those of a RowFilter; where a race has been run, its arrivals.
+struct FilteredRows {
+  bool distinct;
+  const int64_t* exclude;
+  int64_t num_excluded;
+  const double* times;
+  const int64_t* arrivals;
+  int64_t rows, samples;
+  int64_t* ids;
+  int64_t* num_draws;
+  float* log_count;
+  void* workspace;
+  int64_t blocks;
+};
+
+template <class Proposal>
+cudaError_t draw_filtered(const Proposal& proposal, const int64_t* key, const FilteredRows& f,
+                          cudaStream_t stream) {
+  const RowFilter filter = {f.distinct,
+                            __builtin_nan(""),
+                            nullptr,
+                            f.exclude,
+                            f.num_excluded,
+                            num_classes(proposal),
+                            f.arrivals != nullptr,
+                            f.times,
+                            f.arrivals};
+  return draw_filtered_rows(proposal, key, filter, 0, f.rows, f.samples,
+                            {f.ids, f.num_draws, f.log_count, nullptr, 0, nullptr}, f.workspace,
+                            f.blocks, stream);
+}
+
 // Calls f(problem, rest...) for contiguous matrices.
 #define SSC_PER_ROW_STAGE(T, stage, parameters, ...)                                             \
   SSC_SIMT_LAUNCHER(                                                                             \
@@ -57,8 +97,14 @@ SSC_SIMT_LAUNCHER(
     "draw_rows_log_uniform",
     +[](int64_t classes, const int64_t* key, int64_t first_row, int64_t rows, int64_t samples,
         int64_t* ids, float* log_count, cudaStream_t stream) {
-      return draw_rows(log_uniform_proposal(static_cast<uint64_t>(classes)), key, first_row, rows,
-                       samples, ids, log_count, stream);
+      return draw_rows(log_uniform(classes), key, first_row, rows, samples, ids, log_count, stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "draw_rows_weighted", +[](const int64_t* table, const double* probabilities, int64_t classes,
+                              const int64_t* key, int64_t first_row, int64_t rows, int64_t samples,
+                              int64_t* ids, float* log_count, cudaStream_t stream) {
+      return draw_rows(weighted(table, probabilities, classes), key, first_row, rows, samples, ids,
+                       log_count, stream);
     });
 SSC_SIMT_LAUNCHER(
     "filtered_rows_bytes",
@@ -73,16 +119,19 @@ SSC_SIMT_LAUNCHER(
         int64_t num_excluded, const double* times, const int64_t* arrivals, int64_t rows,
         int64_t samples, int64_t* ids, int64_t* num_draws, float* log_count, void* workspace,
         int64_t blocks, cudaStream_t stream) {
-      const RowFilter filter = {distinct,
-                                __builtin_nan(""),
-                                nullptr,
-                                exclude,
-                                num_excluded,
-                                static_cast<uint64_t>(classes),
-                                arrivals != nullptr,
-                                times,
-                                arrivals};
-      return draw_filtered_rows(log_uniform_proposal(static_cast<uint64_t>(classes)), key, filter,
-                                0, rows, samples, {ids, num_draws, log_count, nullptr, 0, nullptr},
-                                workspace, blocks, stream);
+      return draw_filtered(log_uniform(classes), key,
+                           {distinct, exclude, num_excluded, times, arrivals, rows, samples, ids,
+                            num_draws, log_count, workspace, blocks},
+                           stream);
+    });
+SSC_SIMT_LAUNCHER(
+    "draw_filtered_rows_weighted",
+    +[](const int64_t* table, const double* probabilities, int64_t classes, const int64_t* key,
+        bool distinct, const int64_t* exclude, int64_t num_excluded, const double* times,
+        const int64_t* arrivals, int64_t rows, int64_t samples, int64_t* ids, int64_t* num_draws,
+        float* log_count, void* workspace, int64_t blocks, cudaStream_t stream) {
+      return draw_filtered(weighted(table, probabilities, classes), key,
+                           {distinct, exclude, num_excluded, times, arrivals, rows, samples, ids,
+                            num_draws, log_count, workspace, blocks},
+                           stream);
     });
