@@ -39,6 +39,11 @@ def advise(d: Diagnosis, frequencies_known: bool = True) -> tuple[str, ...]:
             f"{percent(d.never_drawn)} of the model's probability is on classes that the sampler"
             " never draws, which the loss can't push down: give them a small weight"
         )
+    if d.targets_never_drawn > 0:
+        advice.append(
+            f"{d.targets_never_drawn:,} of the {d.num_rows:,} targets are classes that the sampler"
+            " never draws, whose logits are left uncorrected: give them a small weight"
+        )
     unexplained = abs(d.partition_bias + d.never_drawn)
     biased = unexplained > max(_POOR_BIAS, 4 * d.partition_bias_error)
     if not frequencies_known:

@@ -222,7 +222,8 @@ def cross_entropy_with_sampled_softmax_and_embedding(
         num_classes: C.
         hidden_dim: D.
         num_samples: S, classes drawn per call and shared by the rows.
-        sampling_weights: [C] or [1, C], not negative, of any sum; or a WeightedSampler, which
+        sampling_weights: [C] or [1, C], not negative, of any sum; the logit of a target of weight
+            0, which CNTK makes infinite, is not corrected. Or a WeightedSampler, which
             saves building its table, O(C) on the CPU, at every call. Without duplicates its first
             call waits for the ten draws that inclusion frequencies are estimated from.
         allow_duplicates: draw with replacement (default) or distinct classes.

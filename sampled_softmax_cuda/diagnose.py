@@ -79,6 +79,8 @@ class Diagnosis(NamedTuple):
     """Samples that counted, mean; below num_samples where a pool holds less."""
     non_finite_rows: int = 0
     """Rows whose exact loss is NaN or infinite."""
+    targets_never_drawn: int = 0
+    """Rows whose target the sampler never draws, so that its logit is not corrected."""
 
     @property
     def partition_deviation(self) -> float:
@@ -103,6 +105,7 @@ class Diagnosis(NamedTuple):
             f"    with replacement from        {others}",
             f"  gradient of the input, error   {percent(self.gradient_error)}",
             f"  never drawn, of the model      {percent(self.never_drawn)}",
+            f"  never drawn, of the targets    {self.targets_never_drawn:,} of {self.num_rows:,}",
             *(f"- {line}" for line in self.advice),
         )
         return "\n".join(lines)
@@ -221,6 +224,7 @@ def diagnose(
         from_pool=bool(pools),
         samples_per_draw=samples_per_draw,
         non_finite_rows=int((~torch.isfinite(loss + lse)).sum()),
+        targets_never_drawn=_targets_never_drawn(sampler, rows, weight.shape[0]),
     )
     return result._replace(advice=_advice(result, all(p.log_q is not None for p in pools)))
 
@@ -233,6 +237,12 @@ def _in_eval_mode(sampler: Sampler) -> Iterator[None]:
         yield
     finally:
         sampler.train(training)
+
+
+def _targets_never_drawn(sampler: Sampler, target: Tensor, num_classes: int) -> int:
+    if not _may_miss_classes(sampler, num_classes):
+        return 0
+    return int(torch.count_nonzero(sampler.log_prob(target) == -torch.inf))
 
 
 def _mean(values: list[Tensor]) -> float:

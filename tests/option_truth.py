@@ -97,7 +97,10 @@ def _gamma(s: Tensor, beta: float) -> Tensor:
 
 
 def option_truth(p: OptionProblem, **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses [B], differentiable, and the details [B]."""
+    """Losses [B], differentiable, and the details [B].
+
+    A log count of -inf, of a class that is never drawn, corrects nothing.
+    """
     o = {**p.options, **more}
     kind, correction = o.get("loss", "softmax"), o.get("correction", "both")
     if kind in ("negative_sampling", "gbce"):
@@ -122,7 +125,7 @@ def option_truth(p: OptionProblem, **more: Any) -> tuple[Tensor, dict[str, Tenso
             theta = torch.acos(x)
             x = torch.cos(theta + angle) if theta + angle < math.pi else x - angle * math.sin(angle)
         z = capped(x - o.get("margin", 0.0) + bias[t])
-        return z - log_count if correction == "both" else z
+        return z - log_count if correction == "both" and log_count > -math.inf else z
 
     losses, details = [], {"lse": [], "target_logit": [], "error": []}
     targets = p.target.reshape(p.input.shape[0], -1)
@@ -148,6 +151,7 @@ def option_truth(p: OptionProblem, **more: Any) -> tuple[Tensor, dict[str, Tenso
         if counts is None:
             counts = torch.zeros(len(ids))
         counts = (counts if counts.dim() == 1 else counts[i]).double()
+        counts = torch.where(counts == -math.inf, 0.0, counts)
         banned = set(o["exclude"][i].tolist()) if "exclude" in o else set()
         if o.get("remove_accidental_hits", True):
             banned |= set(true)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "csrc/core/logit_correction.h"
 #include "csrc/cpu/loss.h"
 #include "csrc/cpu/loss_leaf.h"
 
@@ -25,6 +26,11 @@ inline double element(const Vector& v, int64_t i) {
       return to_float(static_cast<const Float16*>(v.data)[i]);
   }
   return 0;
+}
+
+// What is taken off the logit of row `row`'s target.
+inline double target_correction(const LossProblem& problem, int64_t row) {
+  return correction_of(element(problem.target_log_expected_count, row));
 }
 
 // Row blocks for R rows: as few as fit register tiles, but a multiple of the threads where there
@@ -127,7 +133,7 @@ T target_logit(const LossProblem& problem, int64_t row, const LossLeaf<T>& leaf)
   const T product = leaf.dot(problem.input, row, problem.weight, target, problem.dim);
   return static_cast<T>(product * problem.inv_temperature +
                         element(problem.bias, target) * problem.inv_temperature -
-                        element(problem.target_log_expected_count, row));
+                        target_correction(problem, row));
 }
 
 // The row's next hit is its first, if it has any.
@@ -203,7 +209,7 @@ inline bool beaten_by_hit(const LossProblem& problem, const SamplePlan& plan, in
   const int64_t hit = plan.remove_hits || plan.distinct == 0 ? -1 : plan.hit[planned];
   if (hit < 0) return false;
   const double single = plan.log_count[hit] + plan.log_copies[hit];
-  return element(problem.target_log_expected_count, plan.row_ids[planned]) > single;
+  return target_correction(problem, plan.row_ids[planned]) > single;
 }
 
 // The loss of the chunk's row i from its sums; writes the results of its row of the batch. The

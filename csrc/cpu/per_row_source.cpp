@@ -106,7 +106,8 @@ void RowSource<T>::prepare(int64_t index, Row& out) {
   // Of drawn samples, whose counts are in place: they move forward at the most.
   const auto log_count = [&](int64_t s) {
     if (out.log_count == nullptr) return T(0);
-    return samples.draws != nullptr ? out.log_count[s] : element<T>(samples.log_count, row * n + s);
+    return samples.draws != nullptr ? out.log_count[s]
+                                    : correction_of(element<T>(samples.log_count, row * n + s));
   };
   int64_t kept = 0;
   int64_t hits = 0;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "csrc/core/logit_correction.h"
 #include "csrc/cpu/dtype.h"
 
 namespace ssc {
@@ -51,8 +52,8 @@ class LogCounts {
 
   double operator[](int64_t s) const {
     if (data_ == nullptr) return 0;
-    return dtype_ == DType::f64 ? static_cast<const double*>(data_)[s]
-                                : static_cast<const float*>(data_)[s];
+    return correction_of(dtype_ == DType::f64 ? static_cast<const double*>(data_)[s]
+                                              : static_cast<const float*>(data_)[s]);
   }
 
   // Whether the copies of a run of equal ids that count (those without an infinite c) have one c.

@@ -1,4 +1,5 @@
 // The stages of general negatives that are no matmuls: bits of hits, losses, probabilities.
+#include "csrc/core/logit_correction.h"
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/negatives.h"
 #include "csrc/cuda/number.h"
@@ -138,7 +139,8 @@ __global__ void __launch_bounds__(kElementThreads)
         e = k * sum_exp(z - lse);
       }
       if (a.softcap > A(0)) {  // d cap(x) / d x = 1 − tanh², tanh being (z + log n) / softcap
-        const A log_count = p.log_expected_count == nullptr ? A(0) : A(p.log_expected_count[s]);
+        const A log_count =
+            p.log_expected_count == nullptr ? A(0) : A(correction_of(p.log_expected_count[s]));
         const A tanh = (z + log_count) / a.softcap;
         e *= (A(1) - tanh) * (A(1) + tanh);
       }

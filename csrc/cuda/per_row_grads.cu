@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kElementThreads)
       const A probability = p.sigmoid ? (z < A(0) ? e : A(1)) / (A(1) + e) : row_exp(z - lse[row]);
       A slope = 1;
       if (p.softcap > A(0)) {
-        const A count = p.log_count == nullptr ? A(0) : static_cast<A>(p.log_count[at]);
+        const A count =
+            p.log_count == nullptr ? A(0) : static_cast<A>(correction_of(p.log_count[at]));
         const A t = (z + count) / p.softcap;
         slope -= t * t;
       }

@@ -1,4 +1,5 @@
 // The stages that go row by row, before and after the matmul: a warp or a thread for each.
+#include "csrc/core/logit_correction.h"
 #include "csrc/cuda/grid.h"
 #include "csrc/cuda/loss.h"
 #include "csrc/cuda/number.h"
@@ -40,7 +41,9 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
   if (valid) {
     if (p.bias != nullptr) sum += to_accumulator(p.bias[target]);
     logit = sum * p.inv_temperature;
-    if (p.target_log_expected_count != nullptr) logit -= p.target_log_expected_count[row];
+    if (p.target_log_expected_count != nullptr) {
+      logit -= correction_of(p.target_log_expected_count[row]);
+    }
   } else if (counts) {
     logit = static_cast<A>(__builtin_nan(""));
   }

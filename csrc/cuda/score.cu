@@ -1,4 +1,5 @@
 // z = H Ws^T with the correction, the hit mask and the logsumexp in its epilogue.
+#include "csrc/core/logit_correction.h"
 #include "csrc/cuda/score.h"
 
 namespace ssc::cuda {
@@ -20,7 +21,7 @@ __device__ __forceinline__ bool hit_beats(const LossProblem<T>& p, int64_t row, 
   const float sampled = p.log_expected_count == nullptr ? 0.0f : p.log_expected_count[sample];
   const float target =
       p.target_log_expected_count == nullptr ? 0.0f : p.target_log_expected_count[row];
-  return target > sampled;
+  return correction_of(target) > correction_of(sampled);
 }
 
 // The correction, the hit mask and, per row and warp, a running (max, sum) in shared memory.
@@ -69,7 +70,7 @@ struct LossScore {
       A adjust = static_cast<A>(__builtin_nan(""));
       if (static_cast<uint64_t>(id) < static_cast<uint64_t>(p.classes)) {
         adjust = p.bias == nullptr ? A(0) : to_accumulator(p.bias[id]) * p.inv_temperature;
-        if (p.log_expected_count != nullptr) adjust -= p.log_expected_count[s];
+        if (p.log_expected_count != nullptr) adjust -= correction_of(p.log_expected_count[s]);
       }
       shared.id[j] = id;
       shared.adjust[j] = adjust;

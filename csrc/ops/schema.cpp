@@ -20,8 +20,9 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // Draws: ids [num_samples], the number of draws of the stream that gave them, and log n of the
   // ids and of the targets. method: 0 with replacement, 1 the first distinct draws, 2 a race with
   // the same distribution as 1. tries: the t behind n without replacement (one float64); none: the
-  // number of draws seen. probability_bits [C]: the bits of the float64 probabilities as int64, so
-  // that a module's .half() can't round them.
+  // number of draws seen. The log n are corrections: 0 for a class of probability 0, and for a
+  // target that is no class. probability_bits [C]: the bits of the float64 probabilities as int64,
+  // so that a module's .half() can't round them.
   m.def(
       "sample_uniform(Tensor key, Tensor target, int num_classes, int num_samples, int method,"
       " Tensor? tries) -> (Tensor ids, Tensor num_draws, Tensor log_count,"
@@ -44,7 +45,8 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
       " Tensor? exclude, bool keep_ids) -> (Tensor ids, Tensor num_draws, Tensor log_count,"
       " Tensor target_log_count)");
-  // log n of any ids: with replacement (no tries; num_samples = 1 makes it log q), or without.
+  // log n of any ids: with replacement (no tries; num_samples = 1 makes it log q), or without. -inf
+  // for a class of probability 0, and NaN for what is no probability.
   m.def("log_count_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries) -> Tensor");
   m.def(
       "log_count_log_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries)"
@@ -80,8 +82,8 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // log(1 + Σ_s exp(z_is − target_logit_i)), or, if `sigmoid`, Σ_s softplus(z_is). peak: max_s
   // z_is. hits [B, K]: classes that a row leaves out of its peak, and of its sum if `remove_hits`;
   // −1 is none. counted [B] bool: the other rows give 0 and no gradient. log_expected_count may be
-  // +inf: the sample does not count. negative_grads: of Σ_i row_scale_i loss_i, the results as in
-  // loss_and_grads but for N = S on a GPU.
+  // +inf: the sample does not count; or -inf, here and above: nothing to correct. negative_grads:
+  // of Σ_i row_scale_i loss_i, the results as in loss_and_grads but for N = S on a GPU.
   m.def(
       "negative_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
       " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"

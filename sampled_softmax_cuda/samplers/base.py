@@ -100,7 +100,8 @@ class Sampler(NotScriptable, Stateful, ABC):
 
         Args:
             target: int64 of any shape, the classes whose expected counts the loss will need. Ids
-                outside [0, num_classes), such as an ignore_index, get 0.
+                outside [0, num_classes), such as an ignore_index, get 0, and so do classes that are
+                never drawn (q = 0): their logits are not corrected.
             num_samples: S, at least 1; without replacement at most `num_drawable`.
             replacement: whether a class may be drawn more than once.
             inclusion: which t, without replacement.
@@ -222,7 +223,7 @@ class Sampler(NotScriptable, Stateful, ABC):
         return ids, num_draws
 
     def log_prob(self, ids: Tensor) -> Tensor:
-        """log q of each class, float32 of the shape of ids, computed in float64.
+        """log q of each class, float32 of the shape of ids, computed in float64; -inf for q = 0.
 
         Raises:
             IndexError: an id outside [0, num_classes). TypeError: ids that are not int64.
@@ -245,6 +246,8 @@ class Sampler(NotScriptable, Stateful, ABC):
         inclusion: str = "expected",
     ) -> Tensor:
         """log n of each class in a sample of num_samples, float32 of the shape of ids.
+
+        -inf for a class that is never drawn, for which `sample` gives 0: nothing to correct.
 
         Args:
             ids: int64 of any shape, in [0, num_classes).

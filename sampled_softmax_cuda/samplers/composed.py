@@ -134,7 +134,7 @@ class ComposedSampler(Sampler):
 
         Entries of the result that stand for no class (padding, repeats that `replacement=False`
         leaves out) have log_expected_count = +inf, with which a sample adds nothing to the loss.
-        A class that is there although its probability says it can't be counts as n = 1.
+        A class with q = 0, as a target or in a pool all the same, counts as n = 1.
 
         Raises:
             ValueError, TypeError: as `Sampler.sample`; per_row=True, exclude and num_true, which

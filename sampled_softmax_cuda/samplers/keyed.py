@@ -37,7 +37,7 @@ class KeyedSamples(NamedTuple):
     shape: tuple[int, ...]
     """The leading shape of the batch, of B rows in all."""
     target_log_expected_count: Tensor | None
-    """float32 of the target's shape, log n of each target; None means n = 1."""
+    """float32 of the target's shape, log n of each target, as in `Samples`."""
 
     @property
     def shared(self) -> bool:

@@ -132,7 +132,8 @@ class MixedSampler(ComposedSampler):
     ) -> Tensor:
         """log of sum_i n_i(k), float32 of the shape of ids.
 
-        The split is that of a batch in which every in-batch component can fill its share.
+        The split is that of a batch in which every in-batch component can fill its share. -inf for
+        a class that no component draws, for which `sample` gives 0: nothing to correct.
 
         Raises:
             ValueError, IndexError, TypeError: as `log_prob` and `Sampler.log_expected_count`.

@@ -77,7 +77,7 @@ class PoolSampler(ComposedSampler):
         """The ids of the pool [N], those of the targets among them; what is no class counts not."""
 
     def log_prob(self, ids: Tensor) -> Tensor:
-        """log q of each id by `log_q`, float32 of their shape.
+        """log q of each id by `log_q`, float32 of their shape; -inf for q = 0.
 
         Raises:
             ValueError: there is no log_q. IndexError, TypeError: as `Sampler.log_prob`.
@@ -93,6 +93,8 @@ class PoolSampler(ComposedSampler):
         inclusion: str = "expected",
     ) -> Tensor:
         """log n of each class among num_samples targets of other rows, by `log_q`.
+
+        -inf for a class with q = 0, for which `sample` gives 0: nothing to correct.
 
         Raises:
             ValueError: there is no log_q. IndexError, TypeError: as `Sampler.log_expected_count`.

@@ -19,9 +19,10 @@ class Samples(NamedTuple):
     """[S] or [*, S] int64 class ids."""
     log_expected_count: Tensor | None
     """float32 of the shape of ids, log n of each; None means n = 1. +inf masks a sample: it
-    contributes nothing."""
+    contributes nothing. -inf, n = 0, corrects nothing, as n = 1."""
     target_log_expected_count: Tensor | None
-    """float32 of the target's shape, log n of each target; None means n = 1."""
+    """float32 of the target's shape, log n of each target; None means n = 1. A class that is never
+    drawn has 0 from a sampler, and -inf means the same."""
 
     @property
     def num_samples(self) -> int:

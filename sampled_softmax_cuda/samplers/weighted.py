@@ -33,7 +33,8 @@ class WeightedSampler(Sampler):
 
     Args:
         weights: [C] not negative, finite, at least one positive; need not sum to 1. A class of
-            weight 0 is never drawn; any other has a q of at least 2.2e-308.
+            weight 0 is never drawn, and as a target its logit is not corrected; any other has a q
+            of at least 2.2e-308.
         power: exponent of the weights, e.g. 0.75 for word counts.
         smoothing: added to every weight before the power is taken. Default 0. `update` keeps both.
         persistent: whether the state_dict has the table. Default True; False as of a buffer: a

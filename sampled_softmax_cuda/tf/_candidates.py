@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._arguments import as_bool
+from ..reference.sample import Weighted
 from ..samplers import LogUniformSampler, Sampler, Samples, UniformSampler, _ops
 from ._seeds import draw_key
 
@@ -122,6 +123,9 @@ def draw(
     plan = sampler._plan(num_sampled, not unique, "observed")
     truth = truth.contiguous()
     ids, num_tries, *log_counts = _ops.sample(proposal, key, truth, num_sampled, *plan)
+    if isinstance(proposal, Weighted):  # the count of a class that is never drawn is 0 here
+        tries = num_tries.to(torch.float64) if unique else None
+        log_counts[1] = _ops.log_counts(proposal, truth, num_sampled, tries)
     # Where the number of tries may be looked at, most draws need no other counts.
     if unique and not (_checks.may_read(num_tries) and int(num_tries) > num_sampled):
         plain = (_ops.log_counts(proposal, k, num_sampled, None) for k in (ids, truth))

@@ -229,7 +229,8 @@ def sampled_softmax_loss(
         loss = log(sum over labels and samples of exp z) - mean over labels of z
 
     Samples that equal one of the row's labels are left out, all of them if a class was sampled
-    several times; TensorFlow leaves out the last one only.
+    several times; TensorFlow leaves out the last one only. Where the expected count is 0 nothing is
+    subtracted; TensorFlow's loss is NaN then.
     Method: Jean et al., "On Using Very Large Target Vocabulary for Neural Machine Translation".
 
     Args:
@@ -306,7 +307,7 @@ def nce_loss(
 
     With z = inputs · weights + biases - log(expected count), the sum over the row's labels of the
     cross entropy of sigmoid(z) with 1 / T, and over the samples of that with 0. Accidental hits
-    count, by default.
+    count, by default. An expected count of 0 is as in `sampled_softmax_loss`.
     Method: Gutmann and Hyvärinen, "Noise-contrastive estimation: A new estimation principle for
     unnormalized statistical models", AISTATS 2010.
 
