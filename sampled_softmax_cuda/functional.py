@@ -18,10 +18,11 @@ from ._option_checks import check_options
 from ._parallel import check_sparse_grad
 from ._torchscript import check_not_traced
 from ._unit_rows import unit_rows
-from .reference.composed import LossOptions, composed_rows, count_of_samples
+from .reference.composed import LossOptions, composed_rows
 from .reference.loss import (
     SampledSoftmaxDetails,
     compute_dtype,
+    count_of_samples,
     result_dtype,
     reweighted,
     row_scale,

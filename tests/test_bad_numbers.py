@@ -2,35 +2,198 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda import testing
+from sampled_softmax_cuda.exact import exact_cross_entropy
 from sampled_softmax_cuda.testing import make_problem
 
+BAD = [torch.nan, torch.inf, -torch.inf]
+LOSSES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "reweighted": {"correction": "reweighted"},
+    "nce": {"loss": "nce"},
+    "negative sampling": {"loss": "negative_sampling"},
+    "gbce": {"loss": "gbce"},
+    "softcap": {"softcap": 5.0},
+    "nce softcap": {"loss": "nce", "softcap": 5.0},
+    "cosine": {"cosine": True},
+    "margins": {"cosine": True, "margin": 0.2, "angular_margin": 0.1},
+    "smoothing": {"label_smoothing": 0.1},
+}
+OF_ROWS = [name for name, o in LOSSES.items() if not {"cosine", "label_smoothing"} & set(o)]
+SIGMOIDS = ["nce", "negative sampling", "gbce"]
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_bad_numbers_stay_in_their_row(backend: str, bad: float) -> None:
-    problem = make_problem(40, 16, 50, 37)
-    expected = problem.loss(reduction="none")
-    expected.sum().backward()
-    clean = problem.input.grad.clone()
-    h = problem.input.detach().clone()
-    h[5, 3] = bad
-    h.requires_grad_()
-    loss = ssc.sampled_softmax_loss(
-        h, problem.weight, problem.target, problem.samples, bias=problem.bias, reduction="none"
-    )
-    assert loss[5].isnan()
-    others = torch.arange(40) != 5
-    torch.testing.assert_close(loss[others], expected[others], rtol=1e-6, atol=1e-6)
-    loss[others].sum().backward(retain_graph=True)
-    torch.testing.assert_close(h.grad[others], clean[others], rtol=1e-5, atol=1e-6)
-    h.grad = None
+
+@dataclass
+class Result:
+    loss: Tensor
+    """Of each row."""
+    input: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+class Step:
+    """A step whose row 2 has class 2 as target; sample 3, of row 2 alone if they are the rows' own,
+    is class 39, and no other class is both."""
+
+    def __init__(self, name: str, per_row: bool) -> None:
+        g = torch.Generator().manual_seed(1)
+        self.options = LOSSES[name]
+        self.input = torch.randn(6, 20, generator=g)
+        self.weight = torch.randn(40, 20, generator=g) / 20**0.5
+        self.bias = torch.randn(40, generator=g)
+        self.target = torch.arange(6)
+        ids = torch.randint(6, 39, (6, 24) if per_row else (24,), generator=g)
+        ids[(2, 3) if per_row else (3,)] = 39
+        log_count = torch.randn(40, generator=g)[ids]
+        self.samples = ssc.Samples(ids, log_count, torch.randn(6, generator=g))
+        self.per_row = per_row
+
+    def run(self, reduction: str = "none") -> Result:
+        leaves = [t.clone().requires_grad_() for t in (self.input, self.weight, self.bias)]
+        h, w, b = leaves
+        loss = ssc.sampled_softmax_loss(
+            h, w, self.target, self.samples, bias=b, reduction=reduction, **self.options
+        )
+        loss.sum().backward()
+        return Result(loss.detach(), *(leaf.grad for leaf in leaves))
+
+    def others(self) -> Tensor:
+        return torch.arange(6) != 2
+
+    def classes(self) -> Tensor:
+        """Those that row 2 has as target or sample, [C] bool."""
+        has = torch.zeros(40, dtype=torch.bool)
+        has[self.samples.ids[2] if self.per_row else self.samples.ids] = True
+        has[2] = True
+        return has
+
+
+CASES = [(name, False) for name in LOSSES] + [(name, True) for name in OF_ROWS]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize(("name", "per_row"), CASES)
+def test_bad_numbers_stay_in_their_row(backend: str, name: str, per_row: bool, bad: float) -> None:
+    """Its loss and its gradient are NaN, whatever the loss makes of infinite logits."""
+    step = Step(name, per_row)
+    clean = step.run()
+    step.input[2, 3] = bad
+    got, others = step.run(), step.others()
+    assert got.loss[2].isnan()
+    assert got.input[2].isnan().all()
+    torch.testing.assert_close(got.loss[others], clean.loss[others], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got.input[others], clean.input[others], rtol=1e-5, atol=1e-6)
+    # Of the classes only the row's own have lost their gradients.
+    assert got.weight[2].isnan().any()
+    elsewhere = ~step.classes()
+    assert got.weight[elsewhere].isfinite().all()
+    assert got.bias[elsewhere].isfinite().all()
+    total = step.run("sum")  # where gradients are taken in the forward pass
+    assert total.loss.isnan()
+    assert total.input[2].isnan().all()
+    torch.testing.assert_close(total.input[others], clean.input[others], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("place", ["weight", "bias"])
+@pytest.mark.parametrize(("name", "per_row"), CASES)
+def test_bad_numbers_of_a_target(
+    backend: str, name: str, per_row: bool, place: str, bad: float
+) -> None:
+    """They reach the rows with this target alone."""
+    if place == "bias" and "softcap" in name and bad != torch.nan:
+        pytest.skip("a cap bounds what a bias adds")
+    step = Step(name, per_row)
+    clean = step.run()
+    getattr(step, place)[(2, 3) if place == "weight" else 2] = bad
+    got, others = step.run(), step.others()
+    torch.testing.assert_close(got.loss[others], clean.loss[others], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got.input[others], clean.input[others], rtol=1e-5, atol=1e-6)
+    if place == "bias" and bad == torch.inf and name == "gbce":
+        assert got.loss[2].isfinite()  # the target is as right as can be
+    elif place == "bias" and bad == -torch.inf:
+        assert got.loss[2] == torch.inf or name in ("reweighted", "smoothing")
+        assert not got.loss[2].isfinite()
+    else:
+        assert not got.loss[2].isfinite()
+    if bad != bad:
+        assert got.loss[2].isnan()
+        assert got.input[2].isnan().all()
+
+
+@pytest.mark.parametrize("place", ["weight", "bias"])
+@pytest.mark.parametrize(("name", "per_row"), CASES)
+def test_nan_of_a_sample(backend: str, name: str, per_row: bool, place: str) -> None:
+    """It reaches every row that has the sample."""
+    step = Step(name, per_row)
+    clean = step.run()
+    getattr(step, place)[(39, 3) if place == "weight" else 39] = torch.nan
+    got, rows = step.run(), torch.arange(6) == 2
+    if not per_row:
+        rows[:] = True
+    assert got.loss[rows].isnan().all()
+    assert got.input[rows].isnan().all()
+    torch.testing.assert_close(got.loss[~rows], clean.loss[~rows], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got.input[~rows], clean.input[~rows], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("name", ["plain", "reweighted", *SIGMOIDS])
+def test_infinite_biases_of_a_sample(backend: str, name: str, per_row: bool) -> None:
+    step = Step(name, per_row)
+    rows = torch.full((6,), not per_row)
+    rows[2] = True
+    step.bias[39] = torch.inf
+    got = step.run()
+    assert (got.loss[rows] == torch.inf if name in SIGMOIDS else got.loss[rows].isnan()).all()
+    assert got.loss[~rows].isfinite().all()
+    # Switched off: as if it had not been sampled.
+    step.bias[39] = -torch.inf
+    got = step.run()
+    ids, log_count, target_log_count = step.samples
+    log_count = log_count.masked_fill(ids == 39, torch.inf)
+    step.samples = ssc.Samples(ids, log_count, target_log_count)
+    step.bias[39] = 0
+    want = step.run()
+    torch.testing.assert_close(got.loss, want.loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got.input, want.input, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.weight, want.weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_bad_numbers_stay_in_their_row_of_the_exact_loss(
+    backend: str, softcap: float | None, bad: float
+) -> None:
+    step = Step("plain", False)
+    options = {"bias": step.bias, "softcap": softcap, "reduction": "none"}
+    step.input[2, 3] = bad
+    h = step.input.requires_grad_()
+    loss = exact_cross_entropy(h, step.weight, step.target, **options)
     loss.sum().backward()
-    assert h.grad[5].isnan().all()
-    torch.testing.assert_close(h.grad[others], clean[others], rtol=1e-5, atol=1e-6)
+    assert loss.isnan().nonzero().flatten().tolist() == [2]
+    assert h.grad[2].isnan().all()
+    assert h.grad[step.others()].isfinite().all()
+
+
+@pytest.mark.parametrize("loss", ["softmax", "nce"])
+def test_masked_samples_may_hold_anything_under_a_link(backend: str, loss: str) -> None:
+    """A count of +inf leaves a sample out, infinite logit or not."""
+    step = Step("nce" if loss == "nce" else "softcap", False)
+    ids, log_count, target_log_count = step.samples
+    step.samples = ssc.Samples(ids, log_count.masked_fill(ids == 39, torch.inf), target_log_count)
+    clean = step.run().loss
+    step.bias[39] = torch.inf
+    assert torch.equal(step.run().loss, clean)
 
 
 @pytest.mark.parametrize("padding", [torch.nan, torch.inf])

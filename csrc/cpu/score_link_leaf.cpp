@@ -34,13 +34,14 @@ struct Linked {
   template <int M>
   SSC_INLINE void run(Vec<T> (&z)[M][2], const TilePlace<T>& at, T* exps) {
     constexpr int P = kPanel<T>, L = kLanes<T>;
+    constexpr T kInfinity = std::numeric_limits<T>::infinity();
     const RowChunk<T>* chunk = at.chunk;
     const Tile<T>& tile = *at.tile;
     const T inv_temperature = static_cast<T>(at.samples->inv_temperature);
     const T softcap = static_cast<T>(at.samples->link->softcap);
     const int64_t first = at.local * P;
     Vec<T> slope[M][2];
-    Vec<T> top = splat(-std::numeric_limits<T>::infinity());
+    Vec<T> top = splat(-kInfinity);
     for (int i = 0; i < M; ++i) {
       const T reference = kSigmoid ? T(0) : chunk->reference[at.row + i];
       Vec<T> single[2];
@@ -52,7 +53,9 @@ struct Linked {
           x = t * softcap;
           slope[i][half] = T(1) - t * t;
         }
-        z[i][half] = x - load(tile.correction + first + half * L) - reference;
+        // What is left out and the padding stay out, whatever their products are.
+        const Vec<T> correction = load(tile.correction + first + half * L);
+        z[i][half] = correction == kInfinity ? splat(-kInfinity) : x - correction - reference;
         single[half] = z[i][half];
         if (!kSigmoid) single[half] -= load(tile.copies + first + half * L);
       }

@@ -1,6 +1,8 @@
 #include "csrc/cpu/target_rows.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "csrc/cpu/loss_leaf.h"
 #include "csrc/cpu/sample_merge.h"
@@ -38,8 +40,9 @@ void target_products(const TargetProblem& p, T* out, Isa isa, const ParallelFor&
   const LossLeaf<T>& leaf = leaf_for<T>(p, isa);
   parallel_for(p.batch, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin * p.targets; j < end * p.targets; ++j) {
-      out[j] =
+      const T product =
           p.target[j] < 0 ? T(0) : leaf.dot(p.input, j / p.targets, p.weight, p.target[j], p.dim);
+      out[j] = std::isinf(product) ? std::numeric_limits<T>::quiet_NaN() : product;
     }
   });
 }

@@ -18,7 +18,8 @@ struct TargetProblem {
   int64_t batch, targets, dim, classes;
 };
 
-// out[batch][targets] = h_i · W_t; 0 where there is no target.
+// out[batch][targets] = h_i · W_t; 0 where there is no target. What is infinite becomes NaN: it is no
+// logit, and neither a cap nor a sigmoid may make one of it.
 template <class T>
 void target_products(const TargetProblem& problem, T* out, Isa isa,
                      const ParallelFor& parallel_for);

@@ -1,5 +1,6 @@
 // z of general negatives, as `score`: its epilogue caps logits, knows hits by their bits, and sums
 // exp or softplus. Beside score.h's traffic, B S / 8 bytes of bits.
+#include "csrc/core/logit_correction.h"
 #include "csrc/cuda/negatives.h"
 #include "csrc/cuda/score.h"
 
@@ -58,7 +59,8 @@ struct NegativeScore {
         } else if (p.bias != nullptr) {
           bias = to_accumulator(p.bias[id]) * p.inv_temperature;
         }
-        log_count = p.log_expected_count == nullptr ? A(0) : A(p.log_expected_count[s]);
+        log_count =
+            p.log_expected_count == nullptr ? A(0) : A(correction_of(p.log_expected_count[s]));
       }
       shared.bias[j] = bias;
       shared.log_count[j] = log_count;
@@ -116,21 +118,24 @@ struct NegativeScore {
                                                     int64_t /*first_sample*/, Tile& tile,
                                                     Shared& shared) {
     const auto exponential = [](A x) { return sum_exp(x); };
+    const A infinity = static_cast<A>(__builtin_inf());
     const bool remove = a.problem.remove_accidental_hits;
     cap_tile(a, tile, shared);
 #pragma unroll
     for (int i = 0; i < Tile::kRows; ++i) {
       const int row = Tile::row(i);
-      A max = -static_cast<A>(__builtin_inf()), peak = max;
+      A max = -infinity, peak = max;
 #pragma unroll
       for (int j = 0; j < Tile::kColumns; ++j) {
         const int column = Tile::column(j);
         A& z = tile.at(i, j);
-        z -= shared.log_count[column];
+        // What is left out or past the end stays out, whatever its product is.
+        const A log_count = shared.log_count[column];
+        z = log_count == infinity ? -infinity : z - log_count;
         if ((shared.hits[row][column / 32] >> column % 32 & 1u) == 0) {
           peak = z > peak ? z : peak;
         } else if (remove) {
-          z = -static_cast<A>(__builtin_inf());
+          z = -infinity;
         }
         max = z > max ? z : max;
       }

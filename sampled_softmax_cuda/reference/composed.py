@@ -26,7 +26,16 @@ from torch.nn import functional as F
 
 from .._load import on_cpu
 from .._sparse import fork
-from .loss import compute_dtype, gather_rows, matmul, reweighted
+from .loss import (
+    compute_dtype,
+    correction_of,
+    count_of_samples,
+    followed_ids,
+    gather_rows,
+    infinite_is_nan,
+    matmul,
+    reweighted,
+)
 from .negatives import cap, softplus
 
 if TYPE_CHECKING:
@@ -81,14 +90,6 @@ class LossOptions:
     def corrects_targets(self) -> bool:
         """Whether log n is subtracted from the targets' logits."""
         return self.correction == "both" and self.loss in ("softmax", "nce")
-
-
-def count_of_samples(log_expected_count: Tensor | None, corrected: bool) -> Tensor | None:
-    """What is subtracted from the samples' logits. An infinite count leaves a sample out, whether
-    or not counts correct anything."""
-    if log_expected_count is None or corrected:
-        return log_expected_count
-    return torch.where(log_expected_count == torch.inf, log_expected_count, 0.0)
 
 
 def gbce_beta(num_samples: int, num_classes: int, calibration: float) -> float:
@@ -149,7 +150,8 @@ def _touched_rows(
     Classes get the numbers 0, 1, ... in rising order; there are as many rows as ids and targets,
     the last ones unused, so that no size depends on data, but never more than C.
     """
-    wanted = torch.cat((ids.reshape(-1), target.reshape(-1)))
+    followed, ids_are_bad = followed_ids(ids, weight.shape[0])
+    wanted = torch.cat((followed.reshape(-1), target.reshape(-1)))
     ordered, order = wanted.sort(stable=True)
     starts = torch.ones_like(ordered)
     starts[1:] = (ordered[1:] != ordered[:-1]).to(ordered.dtype)
@@ -165,10 +167,11 @@ def _touched_rows(
         place = torch.searchsorted(ordered, exclude.contiguous()).clamp(max=ordered.numel() - 1)
         found = ordered[place] == exclude
         local = torch.where(found, number[place], -1)
+    names = name[: ids.numel()].view_as(ids)
     return _Classes(
         rows_of(weight, classes, dtype or weight.dtype, sparse),
         None if bias is None else gather_rows(bias, classes, dtype or bias.dtype, sparse),
-        name[: ids.numel()].view_as(ids),
+        names if ids_are_bad is None else names.masked_fill(ids_are_bad, -1),
         name[ids.numel() :].view_as(target),
         local,
     )
@@ -278,7 +281,8 @@ class TargetTerms:
 
 
 def target_terms(product: Tensor, bias: Tensor | None, s: Step) -> TargetTerms:
-    """From the products input · weight_t and the biases of the targets, both [B, T]."""
+    """From the products input · weight_t, NaN where they are infinite, and the biases of the
+    targets, both [B, T]."""
     o, x = s.options, product
     if o.angular_margin != 0.0:
         x = _add_angle(x, o.angular_margin)
@@ -288,7 +292,7 @@ def target_terms(product: Tensor, bias: Tensor | None, s: Step) -> TargetTerms:
         x = x + bias
     z = cap(x / o.temperature, o.softcap or 0.0)
     if o.corrects_targets and s.samples.target_log_expected_count is not None:
-        correction = s.samples.target_log_expected_count.detach().to(z.dtype).reshape(z.shape)
+        correction = correction_of(s.samples.target_log_expected_count, z.dtype).reshape(z.shape)
         z = z - torch.where(s.there, correction, 0)
     largest = z.detach().masked_fill(~s.there, -torch.inf).amax(dim=1)
     logit = torch.zeros_like(largest)
@@ -340,13 +344,13 @@ def finish_rows(
 def smoothing_shares(s: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
     """What each sample counts for in the mean logit of all classes, [S], and the mean log n.
 
-    A sample stands for 1 / n classes: weights 1 / n_s, normalised.
+    A sample stands for 1 / n classes: weights 1 / n_s, normalised; for one if it is never drawn.
     """
     shared = s.samples.materialize()
     log_count = count_of_samples(shared.log_expected_count, s.options.corrects_samples)
     if log_count is None:
         return torch.zeros(shared.ids.shape, dtype=dtype, device=shared.ids.device).softmax(0), 0.0
-    log_count = log_count.detach().to(dtype)
+    log_count = correction_of(log_count, dtype)
     share = (-log_count).softmax(dim=0)
     return share, matmul(share, log_count.masked_fill(share == 0, 0))
 
@@ -357,7 +361,8 @@ def _mean_logit(h: Tensor, weight: Tensor, bias: Tensor | None, s: Step) -> Tens
     Logits are linear in W, so the mean is that of the rows of W, at the cost of reading them once.
     """
     share, mean_log_count = smoothing_shares(s, h.dtype)
-    ids = s.samples.materialize().ids
+    # The negatives look at every id, and make the losses NaN.
+    ids = s.samples.materialize().ids.clamp(0, weight.shape[0] - 1)
     z = matmul(h, matmul(share, gather_rows(weight, ids, h.dtype, s.sparse_grad)))
     if bias is not None:
         z = z + matmul(share, gather_rows(bias, ids, h.dtype, s.sparse_grad))
@@ -390,7 +395,8 @@ def composed_rows(
     offset = None
     if biases[0] is not None:
         offset = gather_rows(biases[0], flat, dtype, s.sparse_grad).view_as(s.target)
-    terms = target_terms((h[:, None, :] * rows).sum(dim=-1), offset, s)
+    product = infinite_is_nan((h[:, None, :] * rows).sum(dim=-1))
+    terms = target_terms(product, offset, s)
     loss, peak = negatives(
         input,
         weights[1],

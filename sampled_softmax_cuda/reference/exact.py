@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .loss import compute_dtype, matmul
+from .loss import compute_dtype, infinite_is_nan, matmul
 from .negatives import cap
 
 # Classes per chunk are chosen so that a chunk of logits takes about this many elements.
@@ -134,7 +134,7 @@ def exact_loss_rows(
     h = torch.where(counted[:, None], input, 0).to(dtype)
 
     lse = _streamed_lse(h, weight, bias, inv_temperature, softcap)
-    z_target = (h * weight[row_target].to(dtype)).sum(dim=-1)
+    z_target = infinite_is_nan((h * weight[row_target].to(dtype)).sum(dim=-1))
     if bias is not None:
         z_target = z_target + bias[row_target].to(dtype)
     z_target = cap(z_target * inv_temperature, softcap)

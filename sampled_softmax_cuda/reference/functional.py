@@ -13,11 +13,17 @@ from .composed import (
     RowsOf,
     Step,
     composed_rows,
-    count_of_samples,
     prepare,
     reference_unit_rows,
 )
-from .loss import SampledSoftmaxDetails, loss_rows, result_dtype, reweighted, row_scale
+from .loss import (
+    SampledSoftmaxDetails,
+    count_of_samples,
+    loss_rows,
+    result_dtype,
+    reweighted,
+    row_scale,
+)
 from .negatives import negative_rows
 from .per_row import per_row_rows
 

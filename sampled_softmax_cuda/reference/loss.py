@@ -117,6 +117,14 @@ def correction_of(log_count: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.nan_to_num(log_count.detach().to(dtype), math.nan, math.inf, 0.0)
 
 
+def count_of_samples(log_expected_count: Tensor | None, corrected: bool) -> Tensor | None:
+    """What is subtracted from the samples' logits. An infinite count leaves a sample out, whether
+    or not counts correct anything."""
+    if log_expected_count is None or corrected:
+        return log_expected_count
+    return torch.where(log_expected_count == torch.inf, log_expected_count, 0.0)
+
+
 def infinite_is_nan(product: Tensor) -> Tensor:
     """The products of rows with their targets, NaN in place of inf.
 
