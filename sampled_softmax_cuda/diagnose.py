@@ -81,6 +81,8 @@ class Diagnosis(NamedTuple):
     """Samples that counted, mean; below num_samples where a pool holds less."""
     non_finite_rows: int = 0
     """Rows whose exact loss is NaN or infinite."""
+    targets_never_drawn: int = 0
+    """Rows whose target the sampler never draws, so that its logit is not corrected."""
 
     @property
     def partition_deviation(self) -> float:
@@ -225,6 +227,7 @@ def diagnose(
         from_pool=bool(pools),
         samples_per_draw=samples_per_draw,
         non_finite_rows=int((~torch.isfinite(loss + lse)).sum()),
+        targets_never_drawn=_targets_never_drawn(sampler, rows, weight.shape[0]),
     )
     return result._replace(advice=_advice(result, all(p.log_q is not None for p in pools)))
 
