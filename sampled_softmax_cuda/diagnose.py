@@ -66,8 +66,6 @@ class Diagnosis(NamedTuple):
     """Root mean square error of the gradient of the input, by the exact gradient's."""
     never_drawn: float
     """The model's probability of classes that the sampler never draws, targets left out."""
-    targets_never_drawn: int
-    """Rows whose target the sampler never draws, and whose logit is not corrected for that."""
     deviations: dict[str, float]
     """Computed standard deviation of Ẑ / Z for S draws with replacement from a uniform and a
     log-uniform proposal, and from the best one for this batch, q ∝ sqrt(mean over rows of p^2)."""
@@ -221,7 +219,6 @@ def diagnose(
         partition_variance=float(_ratios(varied).var(dim=0).mean()),
         gradient_error=_gradient_error(batch, samples),
         never_drawn=never_drawn,
-        targets_never_drawn=_targets_never_drawn(sampler, rows),
         deviations=deviations,
         advice=(),
         from_pool=bool(pools),
@@ -242,12 +239,10 @@ def _in_eval_mode(sampler: Sampler) -> Iterator[None]:
         sampler.train(training)
 
 
-def _targets_never_drawn(sampler: Sampler, target: Tensor) -> int:
-    try:
-        log_q = sampler.log_prob(target)
-    except ValueError:  # a pool's own counts, and its targets are in it
+def _targets_never_drawn(sampler: Sampler, target: Tensor, num_classes: int) -> int:
+    if not _may_miss_classes(sampler, num_classes):
         return 0
-    return int(torch.count_nonzero(log_q == -torch.inf))
+    return int(torch.count_nonzero(sampler.log_prob(target) == -torch.inf))
 
 
 def _mean(values: list[Tensor]) -> float:

@@ -183,7 +183,6 @@ def test_advice() -> None:
         partition_variance=0.05**2,
         gradient_error=0.1,
         never_drawn=0.0,
-        targets_never_drawn=0,
         deviations={"uniform": 0.9, "log-uniform": 0.05, "the best proposal": 0.04},
         advice=(),
     )
