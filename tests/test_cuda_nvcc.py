@@ -1,7 +1,9 @@
-"""nvcc compiles every kernel for real, without spills, stack frames or a register too many."""
+"""nvcc compiles every kernel for real, without spills, stack frames or a register too many, with
+main loops as short and accesses as wide as they are meant to be."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +54,24 @@ LOOPS = {
     ("products", "MmaTile<float"): 12.4,
     ("products", "FmaTile<float"): 1.4,
 }
+
+
+# What must be one access in the machine code, and at least how often it stands there: vectors of 8
+# and 16 bytes (vector_access.h), which would move two to eight times the sectors part by part.
+# By source and pattern of the kernel's name.
+WIDE = [
+    ("score", r"MmaTile", {"STG.E.64": 32}),
+    ("score_negatives", r"MmaTile", {"STG.E.64": 32}),
+    ("products", r"MmaTile", {"STG.E.64": 32, "LDG.E.64": 32}),
+    ("products", r"FmaTile<(float|bfloat16|float16)", {"STG.E.128": 16, "LDG.E.128": 16}),
+    ("products", r"FmaTile<double", {"STG.E.128": 8, "LDG.E.128": 8}),
+    ("per_row_score", r"score_rows_kernel<\w+, true", {"LDG.E.128": 5}),
+    ("per_row_grads", r"row_input_grad_kernel<\w+, true", {"STG.E.128": 1, "LDG.E.128": 4}),
+    ("sample", r"draw_kernel", {"STG.E.128": 1}),
+    ("sample_distinct", r"insert_kernel", {"STG.E.128": 1}),
+    ("sample_distinct", r"compact_kernel", {"LDG.E.128": 1}),
+    ("sample_race", r"arrival_times_kernel", {"STG.E.128": 2}),
+]
 
 
 def budget_of(source: str, kernel: nvcc.Kernel) -> Budget:
@@ -126,6 +146,35 @@ def long_loops(source: str, kernels: list[nvcc.Kernel], cubin: Path) -> list[str
     return offences
 
 
+def narrow_accesses(source: str, kernels: list[nvcc.Kernel], cubin: Path) -> list[str]:
+    """A line for each kernel with fewer wide accesses than WIDE says."""
+    nvdisasm = kernel_table.find_nvdisasm()
+    expected = [(pattern, least) for name, pattern, least in WIDE if name == source]
+    if nvdisasm is None or not expected:
+        return []
+    sass = kernel_table.functions(nvdisasm, cubin)
+    offences = []
+    for kernel in kernels:
+        for pattern, least in expected:
+            if re.search(pattern, kernel.name) is None:
+                continue
+            found = {name: len(re.findall(rf"\b{name}\b", sass[kernel.symbol])) for name in least}
+            if any(found[name] < count for name, count in least.items()):
+                offences.append(
+                    f"{kernel.name}, sm_{kernel.architecture}: {found}, at least {least} expected"
+                )
+    return offences
+
+
+def test_every_pattern_of_wide_accesses_names_kernels() -> None:
+    """A pattern that no kernel has would check nothing."""
+    for source, pattern, _ in WIDE:
+        word = re.match(r"\w+", pattern)
+        assert word is not None
+        files = [nvcc.ROOT / f"csrc/cuda/{source}.cu", *(nvcc.ROOT / "csrc/cuda").glob("tile_*.h")]
+        assert any(word[0] in file.read_text() for file in files), (source, pattern)
+
+
 @pytest.mark.parametrize("architecture", nvcc.ARCHITECTURES)
 @pytest.mark.parametrize("source", BUDGETS)
 def test_registers_spills_warps_and_main_loops(
@@ -140,6 +189,7 @@ def test_registers_spills_warps_and_main_loops(
     if source in MATMULS:
         assert {kernel.tile for kernel in kernels} == tiles_of(architecture)
     offences = long_loops(source, kernels, cubin) if source in MATMULS else []
+    offences += narrow_accesses(source, kernels, cubin)
     for kernel, warps in zip(kernels, nvcc.resident_warps(occupancy, kernels), strict=True):
         budget = budget_of(source, kernel)
         excess = kernel.registers > budget.registers or warps < budget.warps
@@ -150,5 +200,6 @@ def test_registers_spills_warps_and_main_loops(
                 f" at least {budget.warps}"
             )
     assert not offences, "\n".join(offences)
-    if source in MATMULS and kernel_table.find_nvdisasm() is None:
-        pytest.skip("no nvdisasm: all but the main loops was checked")
+    looked_into = source in MATMULS or any(name == source for name, *_ in WIDE)
+    if looked_into and kernel_table.find_nvdisasm() is None:
+        pytest.skip("no nvdisasm: all but the main loops and wide accesses was checked")
