@@ -4,6 +4,7 @@
 #   make cuda    _C_cuda.so against this torch, for tests of the library itself; needs nvcc
 #   make cuda-torch-check   the package built and imported with a CUDA build of torch (gigabytes)
 #   make simt    the CUDA kernels for the CPU (csrc/simt), which the Python tests run
+#   make ptx-check EXECUTOR=...   the tests on the kernels as nvcc compiles them (tests/ptx)
 #   make lint    formatting, types, layering
 #   make bench   short benchmarks
 #   make docs    the documentation as a site, in build/site
@@ -18,8 +19,8 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := build
-.PHONY: demo test test-cpp test-python simt cuda cuda-torch-check gpu-check lint bench docs build \
-        clean
+.PHONY: demo test test-cpp test-python simt ptx-check cuda cuda-torch-check gpu-check lint bench \
+        docs build clean
 .DELETE_ON_ERROR:
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
@@ -74,6 +75,28 @@ else
 	cmake --build build/cuda --parallel $(JOBS) --target _C_cuda
 endif
 
+# The same tests on what nvcc makes of the kernels, run on the CPU by an executor of PTX whose folder
+# EXECUTOR names. EXECUTOR_ARCHS="80 90" restricts the architectures, EXECUTOR_TESTS=chosen the tests
+# to those of tests/ptx/chosen.txt, which execute the same kernels; PTX_CHECK_ARGS=--choose makes that.
+EXECUTOR_ARCHS ?= all
+EXECUTOR_TESTS ?= all
+PTX_ARCHITECTURES := $(if $(filter all,$(EXECUTOR_ARCHS)),75 80 90 120,$(EXECUTOR_ARCHS))
+empty :=
+ptx-check: build
+	@test -n "$(EXECUTOR)" || \
+	    { echo "make ptx-check EXECUTOR=<folder>: see tests/ptx/README.md" >&2; exit 1; }
+	@test -n "$(NVCC)" || \
+	    { echo "make ptx-check: no nvcc in CUDA_HOME, /usr/local/cuda or PATH" >&2; exit 1; }
+	cmake -S . -B build/ptx -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_PTX=ON -DSSC_WERROR=ON \
+	    -DCMAKE_CUDA_COMPILER=$(NVCC) -DCMAKE_CXX_COMPILER=g++ \
+	    -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -DSSC_PTX_EXECUTOR=$(abspath $(EXECUTOR)) \
+	    -DSSC_PTX_ARCHITECTURES="$(subst $(empty) $(empty),;,$(strip $(PTX_ARCHITECTURES)))" \
+	    -DSSC_TORCH_DIR="$$($(BIN)/python -c "$(TORCH_FOLDER)")"
+	cmake --build build/ptx --parallel $(JOBS) --target ssc_ptx
+	$(BIN)/python tools/ptx_check.py build/ptx/ptx --architectures $(PTX_ARCHITECTURES) \
+	    --tests $(EXECUTOR_TESTS) --jobs $(JOBS) $(PTX_CHECK_ARGS)
+
 # The CUDA build of torch comes from the package index into an environment of its own, so this is
 # no part of `make test`. No GPU is needed.
 CUDA_TORCH ?= torch==2.14.1
@@ -89,7 +112,7 @@ lint: $(BIN)/.package
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run -Werror $$(find csrc tests/cpp tests/simt benchmarks tools \
+	clang-format --dry-run -Werror $$(find csrc tests benchmarks tools \
 	    -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/python tools/check_layers.py
 

@@ -2,29 +2,11 @@
 # as _C.abi3.so is, and with the CUDA runtime linked statically. It is a library of its own because
 # torch's CPU builds can't load it. CMAKE_CUDA_COMPILER names the nvcc, CMAKE_CUDA_ARCHITECTURES what
 # to compile for (a number alone: with PTX, for GPUs to come).
-if(SSC_BUILD_SIMT)
-  message(FATAL_ERROR "SSC_WITH_CUDA and SSC_BUILD_SIMT compile the same sources as different "
-                      "languages: give each a build folder of its own")
-endif()
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120)
 endif()
-set(CMAKE_CUDA_STANDARD 20)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
-if(SSC_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
-  set(CMAKE_CUDA_COMPILER_LAUNCHER "${SSC_CCACHE}")
-endif()
-# The nvcc of NVIDIA's packages on PyPI looks for lib64 and has lib.
-set(ssc_cuda_libraries "")
-if(CMAKE_CUDA_COMPILER MATCHES "^(.*)/bin/nvcc$")
-  if(EXISTS "${CMAKE_MATCH_1}/lib/libcudart_static.a" AND NOT EXISTS "${CMAKE_MATCH_1}/lib64")
-    set(ssc_cuda_libraries "${CMAKE_MATCH_1}/lib")
-    set(CMAKE_CUDA_FLAGS_INIT "-L${ssc_cuda_libraries}")
-  endif()
-endif()
-enable_language(CUDA)
+include(cmake/cuda_language.cmake)
 
 # The architectures as PyTorch writes them, "8.0 9.0+PTX": for build_info and error messages.
 set(ssc_architectures "")

@@ -6,13 +6,7 @@
 #
 # They need the CUDA toolkit's headers, but no nvcc, and g++ (the checked build's hooks are GCC's).
 
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
-execute_process(COMMAND "${Python_EXECUTABLE}" -c "import pybind11; print(pybind11.get_include())"
-                OUTPUT_VARIABLE ssc_pybind11_include OUTPUT_STRIP_TRAILING_WHITESPACE
-                ERROR_QUIET)
-if(NOT ssc_pybind11_include)
-  message(FATAL_ERROR "csrc/simt needs pybind11 in ${Python_EXECUTABLE}: see requirements-dev.txt")
-endif()
+include(cmake/pybind11.cmake)
 find_program(SSC_NVCC nvcc HINTS ENV CUDA_HOME PATH_SUFFIXES bin)
 cmake_path(GET SSC_NVCC PARENT_PATH ssc_nvcc_folder)
 find_path(SSC_CUDA_INCLUDE cuda_runtime.h
@@ -84,7 +78,7 @@ if(SSC_TORCH_DIR)
   include(cmake/torch.cmake)
   set(executor ${SSC_SIMT_SOURCES} csrc/simt/statistics_none.cpp)
   list(REMOVE_ITEM executor csrc/simt/bind.cpp)
-  add_library(ssc_simt_ops MODULE ${SSC_SIMT_OPS_SOURCES} ${executor}
+  add_library(ssc_simt_ops MODULE ${SSC_SIMT_OPS_SOURCES} ${SSC_SIMT_TWIN_SOURCES} ${executor}
               $<TARGET_OBJECTS:ssc_simt_plain_kernels>)
   target_link_libraries(ssc_simt_ops PRIVATE ssc_options ssc_torch)
   target_include_directories(ssc_simt_ops SYSTEM PRIVATE "${SSC_CUDA_INCLUDE}")

@@ -113,7 +113,8 @@ set(SSC_SIMT_KERNELS
     tests/simt/warps.cu
 )
 
-# The CUDA operators over csrc/simt, under another name and for tensors of the CPU.
+# The CUDA operators over an executor, under another name and for tensors of the CPU; and the rest of
+# them over csrc/simt.
 set(SSC_SIMT_OPS_SOURCES
     csrc/ops/exact_cuda.cpp
     csrc/ops/loss_cuda.cpp
@@ -123,6 +124,9 @@ set(SSC_SIMT_OPS_SOURCES
     csrc/ops/sample_rows_cuda.cpp
     csrc/ops/schema.cpp
     tests/simt_ops/cpu_device.cpp
+)
+set(SSC_SIMT_TWIN_SOURCES
+    tests/simt_ops/findings.cpp
     tests/simt_ops/sorts.cpp
 )
 
@@ -152,4 +156,21 @@ set(SSC_CUDA_SOURCES
 set(SSC_CUDA_CUB_SOURCES
     csrc/cuda/class_sort.cu
     csrc/cuda/race_sort.cu
+)
+
+# Those kernels as nvcc compiles them, over an executor of PTX (tests/ptx): the executor's own
+# sources, in its folder, and what binds it to our tests.
+set(SSC_PTX_EXECUTOR_SOURCES
+    execute.cpp
+    parse.cpp
+    runtime.cpp
+)
+set(SSC_PTX_BENCH_SOURCES
+    csrc/simt/registry.cpp
+    tests/ptx/bench.cpp
+    tests/ptx/launches.cpp
+)
+set(SSC_PTX_TWIN_SOURCES
+    tests/ptx/findings.cpp
+    tests/ptx/launches.cpp
 )

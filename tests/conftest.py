@@ -1,18 +1,26 @@
 """Fixtures that all tests share: the backends, and a fixed seed.
 
 A test names the fixture that fits what it tests: `backend` for what kernels compute, `device` for
-what Python does around them, `either` for what is the CPU's alone.
+what Python does around them, `either` for what is the CPU's alone. Tests of the kernels by
+themselves take `executor`. Where SSC_PTX_DIR is set, what runs on "simt" runs on "ptx" too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import ptx_launches
 import pytest
+import simt_bench
 import torch
 from simt_backend import use_simt
 
 from sampled_softmax_cuda import testing
+
+# What runs the CUDA kernels on the CPU: csrc/simt, and an executor of PTX where there is one.
+EXECUTORS = ["simt"]
+if simt_bench.PTX_FOLDER is not None:
+    EXECUTORS.append(pytest.param("ptx", marks=pytest.mark.ptx))
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +28,37 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _launches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Which kernels of nvcc the test runs, for tools/ptx_check.py."""
+    if request.node.get_closest_marker("ptx") is None:
+        yield
+        return
+    with ptx_launches.recorded(request.node.nodeid):
+        yield
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The executor of PTX has one build where csrc/simt has several: each test runs on it once."""
+
+    def again(item: pytest.Item) -> bool:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        return parameters.get("executor") == "ptx" and parameters.get("variant") == "checked"
+
+    dropped = list(filter(again, items))
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if not again(item)]
+
+
 def _use(backend: str) -> Iterator[str]:
     """Runs a test with a backend, or skips it with the reason why that cannot run here.
 
-    "simt" is the CUDA operators on tensors of the CPU, "native" the CPU's kernels by default.
+    "simt" and "ptx" are the CUDA operators on tensors of the CPU, "native" the CPU's kernels by
+    default.
     """
-    if backend == "simt":
-        with use_simt():
+    if backend in ("simt", "ptx"):
+        with use_simt(backend):
             yield backend
         return
     reason = testing.unavailable("scalar" if backend == "native" else backend)
@@ -39,20 +71,20 @@ def _use(backend: str) -> Iterator[str]:
         yield backend
 
 
-@pytest.fixture(params=[*testing.BACKENDS, "simt"])
+@pytest.fixture(params=[*testing.BACKENDS, *EXECUTORS])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The reference, the CPU's kernels once per instruction set, those of CUDA on the CPU, and on a
     GPU: tensors are made there."""
     yield from _use(request.param)
 
 
-@pytest.fixture(params=["reference", "native", "simt", "cuda"])
+@pytest.fixture(params=["reference", "native", *EXECUTORS, "cuda"])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """`backend` with the instruction set by default, for what is above the kernels."""
     yield from _use(request.param)
 
 
-@pytest.fixture(params=["native", "simt", "cuda"])
+@pytest.fixture(params=["native", *EXECUTORS, "cuda"])
 def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
     """`device` without the reference, for the operators themselves."""
     yield from _use(request.param)
@@ -76,7 +108,14 @@ def gpu() -> Iterator[str]:
     yield from _use("cuda")
 
 
-@pytest.fixture
-def simt() -> Iterator[str]:
+@pytest.fixture(params=EXECUTORS)
+def simt(request: pytest.FixtureRequest) -> Iterator[str]:
     """The CUDA operators on tensors of the CPU."""
-    yield from _use("simt")
+    yield from _use(request.param)
+
+
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Whose benches (simt_bench.Bench) the test gets."""
+    with simt_bench.use_executor(request.param):
+        yield request.param

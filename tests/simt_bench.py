@@ -5,12 +5,16 @@
     bench.call("scale", x, x.numel(), 2.0, 4)  # raises SimtError with the findings
 
 The modules come from `make simt` (build/simt) or from the folder that SSC_SIMT_DIR names.
+SSC_PTX_DIR may name a folder with the kernels of nvcc over an executor of PTX (tests/ptx),
+and PTX_ARCH the architecture that it plays. The fixture `executor` says whose turn it is.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,6 +24,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("SSC_SIMT_DIR", ROOT / "build/simt/simt"))
+PTX_FOLDER = Path(os.environ["SSC_PTX_DIR"]) if os.environ.get("SSC_PTX_DIR") else None
+PTX_MAJOR = int(os.environ.get("PTX_ARCH", "80")) // 10
 SCHEDULES = ("ascending", "descending", "shuffled")
 
 Mode = Literal["in", "out", "inout"]
@@ -40,24 +46,41 @@ class SimtError(RuntimeError):
         super().__init__("\n".join(lines) or f"cudaError {error}")
 
 
+_executor = "simt"  # "simt" or "ptx"
+
+
+@contextmanager
+def use_executor(name: str) -> Iterator[None]:
+    """Inside, benches are of this executor."""
+    global _executor
+    previous, _executor = _executor, name
+    try:
+        yield
+    finally:
+        _executor = previous
+
+
 def module_path(variant: str) -> Path:
-    return FOLDER / f"ssc_simt_{variant}.so"
+    """Of csrc/simt: plain, checked, asan or ops, its operators. Of PTX: the one bench, or ops."""
+    if _executor == "simt":
+        return FOLDER / f"ssc_simt_{variant}.so"
+    assert PTX_FOLDER is not None
+    return PTX_FOLDER / f"ssc_ptx_{'ops' if variant == 'ops' else 'bench'}.so"
 
 
 def available(variant: str) -> bool:
     return module_path(variant).is_file()
 
 
-def load(variant: str) -> ModuleType:
-    name = f"ssc_simt_{variant}"
-    spec = importlib.util.spec_from_file_location(name, module_path(variant))
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-_modules: dict[str, ModuleType] = {}
+_modules: dict[Path, ModuleType] = {}
 
 
 class Bench:
@@ -69,9 +92,13 @@ class Bench:
     """
 
     def __init__(self, variant: str = "checked", **options: Any) -> None:
-        if variant not in _modules:
-            _modules[variant] = load(variant)
-        self.module = _modules[variant]
+        self.compiled_by_nvcc = _executor == "ptx"
+        if self.compiled_by_nvcc and options.get("statistics"):
+            pytest.skip("csrc/simt's hooks count memory traffic; the executor of PTX does not")
+        path = module_path(variant)
+        if path not in _modules:
+            _modules[path] = load(path)
+        self.module = _modules[path]
         self.module.configure(**options)
         self.module.clear_buffers()
         self.module.clear_findings()
@@ -105,6 +132,20 @@ class Bench:
         if error != 0 or findings:
             raise SimtError(findings, error)
 
+    def capability(self, major: int, tf32: bool = False) -> int:
+        """The compute capability's major number to launch kernels with, for a test of `major`.x.
+
+        csrc/simt runs the code of all of them. nvcc has compiled for one, and the test is skipped
+        if that has no such code.
+        """
+        if not self.compiled_by_nvcc:
+            return major
+        if major < 8 <= PTX_MAJOR:
+            pytest.skip("compiled for 8.0 or later: no code for 7.x")
+        if tf32 and PTX_MAJOR < 8:
+            pytest.skip("compiled for 7.5: no tf32")
+        return PTX_MAJOR
+
     def statistics(self) -> list[dict[str, Any]]:
         """One dictionary per line, kind of access and kernel, since the bench was made."""
         return self.module.statistics()
@@ -114,7 +155,8 @@ def require(variant: str) -> None:
     """Skips the test if the variant is not built; in CI, where it must be, fails."""
     if available(variant):
         return
-    reason = f"{module_path(variant)} is not there: `make simt` builds it"
+    target = "simt" if _executor == "simt" else "ptx-check"
+    reason = f"{module_path(variant)} is not there: `make {target}` builds it"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

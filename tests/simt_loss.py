@@ -108,7 +108,12 @@ def _arguments(bench: Bench, p: Problem, path: Path) -> list[Tensor | float | bo
         *tensors,
         *(*p.input.shape, p.weight.shape[0], 0 if p.ids is None else p.ids.shape[0]),
         *(p.input.stride(0), p.weight.stride(0), p.ignore_index),
-        *(p.inv_temperature, p.remove_accidental_hits, path.major, path.tf32),
+        *(
+            p.inv_temperature,
+            p.remove_accidental_hits,
+            bench.capability(path.major, path.tf32),
+            path.tf32,
+        ),
     ]
 
 

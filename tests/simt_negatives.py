@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from simt_bench import Bench
-from simt_loss import accumulator, name_of
+from simt_loss import Path, accumulator, name_of
 from torch import Tensor
 
 
@@ -65,11 +65,13 @@ def run(
     o: Options,
     row_scale: Tensor | None = None,
     *,
+    path: Path | None = None,
     multiprocessors: int = 4,
     chunk_rows: int = -1,
 ) -> list[Tensor]:
     """Loss and peak; with factors of the rows, gradients of input, weight [C, D] and bias [C]."""
     dtype, (batch, dim) = p.input.dtype, p.input.shape
+    path = path or Path(dtype)
     classes, samples = p.weight.shape[0], p.ids.shape[0]
     for name, tensor in p._asdict().items():
         if tensor is not None:
@@ -85,7 +87,8 @@ def run(
         *p,
         *(batch, dim, classes, samples, p.hits.shape[1], *o),
         output("labels", batch, dtype=torch.int64),
-        *(multiprocessors, chunk_rows, output("workspace", size, dtype=torch.uint8)),
+        *(bench.capability(path.major, path.tf32), path.tf32, multiprocessors, chunk_rows),
+        output("workspace", size, dtype=torch.uint8),
     ]
     if row_scale is None:
         results = output("results", 2, batch, dtype=accumulator(dtype))

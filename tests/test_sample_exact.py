@@ -75,7 +75,7 @@ def distinct_draws(
     proposal, target = sampler._proposal(), torch.empty(0, dtype=torch.int64)
     return [
         tuple(_ops.sample(proposal, key(seed, 9), target, num_samples, method, None)[0].tolist())
-        for seed in range(3000 if backend not in ("reference", "simt") else 300)
+        for seed in range(3000 if backend not in ("reference", "simt", "ptx") else 300)
     ]
 
 

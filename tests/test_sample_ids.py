@@ -222,3 +222,15 @@ def test_more_classes_than_torch_multinomial_takes(native: None) -> None:
     assert int(counts.sum()) > 19_900
     expected = torch.tensor([0.4, 0.3, 0.2, 0.1]) * counts.sum()
     assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_race_of_many_classes_is_the_reference_s(compiled: str, kind: str) -> None:
+    """More times of arrival than one block of a GPU sorts: these sorts are kernels of their own."""
+    proposal = make_sampler(kind, 20_011)._proposal()
+    arguments = (proposal, key(3, 1), key(0)[:0], 300, reference.Method.RACE, None)
+    ids, num_draws, *_ = _ops.sample(*arguments)
+    with testing.use_backend("reference"):
+        want_ids, want_draws, *_ = _ops.sample(*arguments)
+    assert torch.equal(ids, want_ids)
+    assert torch.equal(num_draws, want_draws)

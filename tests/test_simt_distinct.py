@@ -13,7 +13,7 @@ import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda.reference.sample import Method
 from sampled_softmax_cuda.samplers import _ops
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("executor", "native")
 
 
 def distinct(

@@ -13,6 +13,8 @@ from simt_loss import Path, Problem, accumulator, logits, loss_and_grads, loss_r
 from torch import Tensor
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TF32 = Path(torch.float32, tf32=True)
 # Absolute, for logits of a few units that are accumulated in float32, or in float64.

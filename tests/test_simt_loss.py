@@ -23,6 +23,8 @@ from torch import Tensor
 
 from sampled_softmax_cuda.reference import loss as reference
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Relative to the largest entry. Losses and gradients of bfloat16 and float16 are accumulated in
 # float32; P and the gradients are rounded to the type once each.

@@ -15,6 +15,8 @@ from sampled_softmax_cuda import testing
 from sampled_softmax_cuda.reference.sample import Method
 from sampled_softmax_cuda.samplers import _rows
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 SPLITS = 2
 
 

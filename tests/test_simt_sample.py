@@ -12,6 +12,8 @@ import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda import testing
 from sampled_softmax_cuda.samplers import _ops
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 SIZES = {
     "uniform": [1, 2, 3, 1000, 2**24 + 3, 2**31 + 5, 2**32, 2**40],
     "log_uniform": [1, 2, 3, 1000, 2**24 + 3, 2**31 + 5, 2**32, 2**40],

@@ -6,6 +6,8 @@ import pytest
 import torch
 from simt_bench import SCHEDULES, Bench, require
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 SIZES = [0, 1, 31, 1024, 2500]  # of a block of 1,024 threads: none, one, part of a warp, all, more
 
 

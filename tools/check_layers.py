@@ -2,7 +2,8 @@
 
 - Layers: csrc/core <- csrc/{cpu,cuda} <- csrc/ops and csrc/cuda <- csrc/simt, by what each
   file includes; torch headers only in csrc/ops, and there only those of the stable ABI; pybind11
-  only in csrc/simt. Kernels know csrc/simt from the headers that stand between them and CUDA alone.
+  only in the benches of kernels, csrc/simt and tests/ptx. Kernels know csrc/simt from the headers
+  that stand between them and CUDA alone.
 - Leaves (csrc/cpu/*_leaf.cpp), and all headers they reach, include no header of the standard
   library that brings templates with symbols of their own: such a symbol, compiled for AVX-512 in
   one object and for the baseline in another, is merged by the linker, and an older CPU could then
@@ -35,8 +36,10 @@ LAYERS = {
     "csrc/ops": {"csrc/core", "csrc/cpu", "csrc/cuda", "csrc/ops"},
     "tests/cpp": {"csrc/core", "csrc/cpu", "tests/cpp"},
     "tests/simt": {"csrc/core", "csrc/cuda", "csrc/simt", "tests/simt"},
-    "tests/simt_ops": {"csrc/cuda", "csrc/ops"},
+    "tests/simt_ops": {"csrc/cuda", "csrc/ops", "csrc/simt", "tests/simt_ops"},
+    "tests/ptx": {"csrc/simt", "tests/simt_ops"},
 }
+PYBIND11 = ("csrc/simt", "tests/ptx")  # the benches of kernels
 # The shim: each of these includes its twin of csrc/simt, and only under g++.
 SHIM = {f"csrc/cuda/{name}.h" for name in ("device", "async_copy", "fast_math", "mma")}
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
@@ -68,8 +71,8 @@ def check_includes() -> Iterator[Offence]:
         layer = "/".join(path.relative_to(ROOT).parts[:2])
         for line, header, quoted in includes(path):
             if PYTHON.match(header):
-                if layer != "csrc/simt":
-                    yield path, line, f"only csrc/simt may include {header}"
+                if layer not in PYBIND11:
+                    yield path, line, f"only {' and '.join(PYBIND11)} may include {header}"
             elif TORCH.match(header):
                 if layer != "csrc/ops":
                     yield path, line, f"only csrc/ops may include {header}"

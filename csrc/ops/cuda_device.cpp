@@ -84,6 +84,8 @@ void OnDevice::check_here(const Tensor& t, const char* name) const {
       " must be on cuda:", index_, " as the other arguments are");
 }
 
+bool OnDevice::host_can_read(const Tensor& t) const { return t.is_cpu(); }
+
 void check_launch(cudaError_t error, const char* stage) {
   if (error == cudaSuccess) return;
   const bool not_compiled_for =

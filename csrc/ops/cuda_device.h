@@ -40,6 +40,9 @@ class OnDevice {
     if (t.has_value()) check_here(*t, name);
   }
 
+  // Whether the host may look at what `t` holds: then kernels get it by value, else a pointer.
+  bool host_can_read(const Tensor& t) const;
+
  private:
   int32_t index_;
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;  // none in tests/simt_ops

@@ -43,7 +43,7 @@ struct RowDraws {
     this->key = static_cast<const int64_t*>(key.const_data_ptr());
     if (tries.has_value()) {
       const auto* number = static_cast<const double*>(tries->const_data_ptr());
-      if (tries->is_cpu()) {
+      if (device.host_can_read(*tries)) {
         filter.tries = *number;
       } else {
         device.check_here(*tries, "tries");

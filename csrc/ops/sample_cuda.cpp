@@ -32,7 +32,7 @@ Tensor log_counts(const Proposal& proposal, const Tensor& ids, int64_t num_sampl
     STD_TORCH_CHECK(tries->scalar_type() == ScalarType::Double && tries->numel() == 1,
                     "tries must be one float64 number");
     const auto* number = static_cast<const double*>(tries->const_data_ptr());
-    if (tries->is_cpu()) {
+    if (device.host_can_read(*tries)) {
       count = log_count_distinct(*number);
     } else {
       device.check_here(*tries, "tries");

@@ -5,7 +5,7 @@
 
 #include "csrc/simt/buffers.h"
 #include "csrc/simt/executor.h"
-#include "csrc/simt/registry.h"
+#include "csrc/simt/python_launchers.h"
 #include "csrc/simt/report.h"
 #include "csrc/simt/statistics.h"
 
@@ -14,31 +14,6 @@ namespace py = pybind11;
 namespace ssc::simt {
 
 namespace {
-
-Value to_value(const py::handle& object) {
-  if (py::isinstance<py::float_>(object)) return object.cast<double>();
-  if (!py::isinstance<py::int_>(object)) {
-    throw py::type_error("a launcher takes int, bool and float, not " +
-                         std::string(py::str(py::type::of(object))));
-  }
-  const py::int_ integer(py::reinterpret_borrow<py::object>(object));
-  const bool negative = integer < py::int_(0);
-  return negative ? integer.cast<int64_t>() : static_cast<int64_t>(integer.cast<uint64_t>());
-}
-
-int call(const std::string& name, const py::args& arguments) {
-  for (const Launcher& launcher : launchers()) {
-    if (launcher.name != name) continue;
-    if (launcher.arity != arguments.size()) {
-      throw py::type_error(name + " takes " + std::to_string(launcher.arity) + " arguments, got " +
-                           std::to_string(arguments.size()));
-    }
-    std::vector<Value> values;
-    for (const py::handle argument : arguments) values.push_back(to_value(argument));
-    return static_cast<int>(launcher.call(values));
-  }
-  throw py::key_error("no launcher " + name);
-}
 
 Schedule schedule_named(const std::string& name) {
   if (name == "ascending") return Schedule::ascending;
@@ -110,12 +85,7 @@ PYBIND11_MODULE(SSC_SIMT_MODULE, m) {
       py::arg("name"), py::arg("address"), py::arg("bytes"), py::arg("writable"),
       py::arg("initialised"), "Declares memory that kernels may read and, if writable, write.");
   m.def("clear_buffers", &clear_buffers);
-  m.def("call", &call, "Calls a launcher; returns its cudaError_t as an integer.");
-  m.def("launchers", [] {
-    py::dict arity;
-    for (const Launcher& launcher : launchers()) arity[launcher.name.c_str()] = launcher.arity;
-    return arity;
-  });
+  define_launchers(m);
   m.def("findings", &finding_dicts);
   m.def("clear_findings", &clear_findings);
   m.def("statistics", &statistics_dicts);

@@ -18,12 +18,14 @@ using AccumulatorType = typename AccumulatorOf<T>::Type;
       const int64_t *hits, const bool *counted, const int64_t *ids, const float *log_count,    \
       int64_t batch, int64_t dim, int64_t classes, int64_t samples, int64_t hits_per_row,      \
       double inv_temperature, double softcap, bool remove_hits, bool sigmoid, int64_t *labels, \
-      int multiprocessors, int64_t chunk_rows, void *workspace
+      int major, bool tf32, int multiprocessors, int64_t chunk_rows, void *workspace
 
 template <class T>
 NegativesProblem<T> problem_of(SSC_NEGATIVES_PARAMETERS) {
   using A = AccumulatorType<T>;
   static_cast<void>(counted);
+  static_cast<void>(major);
+  static_cast<void>(tf32);
   static_cast<void>(multiprocessors);
   static_cast<void>(chunk_rows);
   static_cast<void>(workspace);
@@ -38,7 +40,7 @@ NegativesProblem<T> problem_of(SSC_NEGATIVES_PARAMETERS) {
 #define SSC_NEGATIVES                                                                           \
   problem_of<T>(input, weight, bias, target_logit, hits, counted, ids, log_count, batch, dim,   \
                 classes, samples, hits_per_row, inv_temperature, softcap, remove_hits, sigmoid, \
-                labels, multiprocessors, chunk_rows, workspace)
+                labels, major, tf32, multiprocessors, chunk_rows, workspace)
 
 // results: [2][batch]: loss, peak. chunk_rows < 0: what the layout says.
 template <class T>
@@ -48,7 +50,7 @@ cudaError_t rows(SSC_NEGATIVES_PARAMETERS, AccumulatorType<T>* results, cudaStre
   const cudaError_t error = label_rows(counted, batch, labels, stream);
   if (error != cudaSuccess) return error;
   return negative_rows(SSC_NEGATIVES, {results, nullptr, results + batch}, layout, workspace,
-                       matmul_path<T>(8, false), stream);
+                       matmul_path<T>(major, tf32), stream);
 }
 
 template <class T>
@@ -62,7 +64,7 @@ cudaError_t grads(SSC_NEGATIVES_PARAMETERS, const AccumulatorType<T>* row_scale,
   if (error != cudaSuccess) return error;
   const LossGradients<T> gradients = {row_scale, grad_input,  dim, sorted,    order,       samples,
                                       true,      grad_weight, dim, grad_bias, grad_classes};
-  return negative_grads(SSC_NEGATIVES, gradients, layout, workspace, matmul_path<T>(8, false),
+  return negative_grads(SSC_NEGATIVES, gradients, layout, workspace, matmul_path<T>(major, tf32),
                         stream);
 }
 

@@ -1,0 +1,11 @@
+// What an executor has found in the launches so far.
+#pragma once
+
+#include <string>
+
+namespace ssc::ops {
+
+// A line for each finding, which is forgotten then.
+std::string take_findings();
+
+}  // namespace ssc::ops
