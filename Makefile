@@ -115,6 +115,7 @@ lint: $(BIN)/.package
 	clang-format --dry-run -Werror $$(find csrc tests benchmarks tools \
 	    -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/python tools/check_layers.py
+	$(BIN)/python tools/check_kernels.py
 
 demo: build
 	$(BIN)/python examples/code_lm.py $(DEMO_ARGS)

@@ -30,7 +30,10 @@ __global__ void __launch_bounds__(kElementThreads)
     log_expected_counts_kernel(const __grid_constant__ Proposal proposal,
                                const __grid_constant__ LogCount log_count, const double* tries,
                                const int64_t* ids, int64_t count, float* out) {
-  const LogCount counts = tries == nullptr ? log_count : log_count_distinct(*tries);
+  // Member by member: of a struct that is chosen between a __grid_constant__ parameter and another,
+  // nvcc 13.0 takes the first member from the parameter always, for 7.5 to 9.0 (check_kernels.py).
+  const LogCount counts = {log_count.distinct || tries != nullptr,
+                           tries == nullptr ? log_count.tries : *tries, log_count.log_num_samples};
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += stride) {
