@@ -107,6 +107,7 @@ set(SSC_SIMT_KERNELS
     tests/simt/bind_sample.cu
     tests/simt/bind_step.cu
     tests/simt/blocks.cu
+    tests/simt/errors.cu
     tests/simt/gemm_tile.cu
     tests/simt/memory.cu
     tests/simt/tf32.cu

@@ -3,6 +3,7 @@
 #include <cub/device/device_radix_sort.cuh>
 
 #include "csrc/cuda/class_list.h"
+#include "csrc/cuda/returned_error.h"
 
 namespace ssc::cuda {
 
@@ -12,10 +13,10 @@ cudaError_t sort_classes(void* temporary, size_t& bytes, const int64_t* classes,
   // Never negative: unsigned keys spare the sign.
   int bits = 0;
   for (auto rest = static_cast<uint64_t>(num_classes); rest != 0; rest >>= 1) ++bits;
-  return cub::DeviceRadixSort::SortPairs(temporary, bytes,
-                                         reinterpret_cast<const uint64_t*>(classes),
-                                         reinterpret_cast<uint64_t*>(sorted_classes), entries,
-                                         order, static_cast<int>(count), 0, bits, stream);
+  return returned(
+      cub::DeviceRadixSort::SortPairs(temporary, bytes, reinterpret_cast<const uint64_t*>(classes),
+                                      reinterpret_cast<uint64_t*>(sorted_classes), entries, order,
+                                      static_cast<int>(count), 0, bits, stream));
 }
 
 }  // namespace ssc::cuda

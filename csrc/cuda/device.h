@@ -9,6 +9,8 @@
 // Host code that only calls launchers (csrc/ops) sees CUDA's types and the runtime.
 #pragma once
 
+#include "csrc/cuda/returned_error.h"
+
 #if defined(SSC_SIMT)
 #include "csrc/simt/cuda.h"
 #else
@@ -17,6 +19,8 @@
 #include <cuda_runtime.h>
 
 #if defined(__CUDACC__)
+#include <tuple>
+
 namespace ssc::cuda {
 
 // The block's dynamic shared memory, aligned for the widest swizzle, 128 bytes.
@@ -26,12 +30,19 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(ssc_dynamic_shared_bytes);
 }
 
-// Converts the arguments to the kernel's parameter types, launches, and returns the launch's error.
+// Converts the arguments to the kernel's parameter types, launches, and returns the launch's error:
+// no other's that the thread has kept, as cudaGetLastError after <<<>>> would.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, Arguments&&... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
-  return cudaGetLastError();
+  std::tuple<Parameters...> parameters{static_cast<Parameters>(arguments)...};
+  return std::apply(
+      [&](Parameters&... parameter) {
+        void* pointers[] = {&parameter..., nullptr};
+        return returned(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
+                                         pointers, shared_bytes, stream));
+      },
+      parameters);
 }
 
 }  // namespace ssc::cuda

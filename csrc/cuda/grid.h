@@ -28,8 +28,8 @@ constexpr unsigned row_blocks(int64_t n) {
 template <class Kernel>
 cudaError_t allow_shared(Kernel kernel, int dynamic_bytes, int static_bytes) {
   if (dynamic_bytes + static_bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                              cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes);
+  return returned(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes));
 }
 
 }  // namespace ssc::cuda

@@ -8,6 +8,7 @@
 #include <cuda/functional>
 
 #include "csrc/cuda/race_sort.h"
+#include "csrc/cuda/returned_error.h"
 #include "csrc/cuda/sample_race.h"
 
 namespace ssc::cuda {
@@ -28,8 +29,8 @@ cudaError_t sort_arrivals(void* temporary, size_t& bytes, const double* times,
   auto* const sorted_keys = reinterpret_cast<uint64_t*>(sorted);
   constexpr int kBits = 63;
   if (rows == 1) {
-    return cub::DeviceRadixSort::SortPairs(temporary, bytes, keys, sorted_keys, classes, order,
-                                           num_classes, 0, kBits, stream);
+    return returned(cub::DeviceRadixSort::SortPairs(temporary, bytes, keys, sorted_keys, classes,
+                                                    order, num_classes, 0, kBits, stream));
   }
   const auto stride = static_cast<int>(race_stride(num_classes));
   const auto count = static_cast<int>(rows) * stride;
@@ -37,9 +38,9 @@ cudaError_t sort_arrivals(void* temporary, size_t& bytes, const double* times,
   const auto begins = thrust::make_transform_iterator(row, RowEdge{stride, 0});
   const auto ends =
       thrust::make_transform_iterator(row, RowEdge{stride, static_cast<int>(num_classes)});
-  return cub::DeviceSegmentedRadixSort::SortPairs(temporary, bytes, keys, sorted_keys, classes,
-                                                  order, count, static_cast<int>(rows), begins,
-                                                  ends, 0, kBits, stream);
+  return returned(cub::DeviceSegmentedRadixSort::SortPairs(
+      temporary, bytes, keys, sorted_keys, classes, order, count, static_cast<int>(rows), begins,
+      ends, 0, kBits, stream));
 }
 
 }  // namespace ssc::cuda

@@ -195,7 +195,7 @@ int64_t distinct_bytes(int64_t num_samples) { return layout_of(num_samples).byte
 template <class Proposal>
 cudaError_t draw_distinct(const Proposal& proposal, const int64_t* key, int64_t num_samples,
                           int64_t* ids, int64_t* num_draws, void* workspace, cudaStream_t stream) {
-  if (num_samples == 0) return cudaMemsetAsync(num_draws, 0, sizeof(*num_draws), stream);
+  if (num_samples == 0) return returned(cudaMemsetAsync(num_draws, 0, sizeof(*num_draws), stream));
   const Layout layout = layout_of(num_samples);
   auto* const bytes = static_cast<char*>(workspace);
   const auto words = [&](int64_t offset) { return reinterpret_cast<Word*>(bytes + offset); };
@@ -212,7 +212,8 @@ cudaError_t draw_distinct(const Proposal& proposal, const int64_t* key, int64_t 
       words(layout.before),
       words(layout.slots)};
   const auto blocks = static_cast<unsigned>(layout.blocks);
-  cudaError_t error = cudaMemsetAsync(workspace, 0, static_cast<size_t>(layout.before), stream);
+  cudaError_t error =
+      returned(cudaMemsetAsync(workspace, 0, static_cast<size_t>(layout.before), stream));
   for (int round = 0; round < layout.rounds && error == cudaSuccess; ++round) {
     error = launch(insert_kernel<Proposal>, blocks, kThreads, 0, stream, arguments, round);
     if (error != cudaSuccess) break;

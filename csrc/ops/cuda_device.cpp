@@ -36,7 +36,8 @@ int newest_compiled_major(int device_major) {
 
 int attribute(int32_t index, cudaDeviceAttr which) {
   int value;
-  check_launch(cudaDeviceGetAttribute(&value, which, index), "attributes of the device");
+  check_launch(cuda::returned(cudaDeviceGetAttribute(&value, which, index)),
+               "attributes of the device");
   return value;
 }
 

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "csrc/cuda/returned_error.h"
 #include "csrc/simt/language.h"
 
 namespace ssc::simt {
@@ -42,8 +43,8 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     const Bound& b = *static_cast<const Bound*>(memory);
     std::apply(b.kernel, b.parameters);
   };
-  return simt::launch({reinterpret_cast<const void*>(kernel), run, &bound, sizeof(bound)}, grid,
-                      block, shared_bytes);
+  return returned(simt::launch({reinterpret_cast<const void*>(kernel), run, &bound, sizeof(bound)},
+                               grid, block, shared_bytes));
 }
 
 }  // namespace ssc::cuda
