@@ -13,7 +13,7 @@ import ptx_launches
 import pytest
 import simt_bench
 import torch
-from simt_backend import use_executed
+from simt_backend import use_simt
 
 from sampled_softmax_cuda import testing
 
@@ -58,7 +58,7 @@ def _use(backend: str) -> Iterator[str]:
     default.
     """
     if backend in ("simt", "ptx"):
-        with use_executed(backend):
+        with use_simt(backend):
             yield backend
         return
     reason = testing.unavailable("scalar" if backend == "native" else backend)

@@ -34,7 +34,7 @@ def operators_of(executor: str) -> dict[str, Any]:
 
 
 @contextmanager
-def use_executed(executor: str) -> Iterator[None]:
+def use_simt(executor: str = "simt") -> Iterator[None]:
     """Inside, the package computes on tensors of the CPU as it does on those of a GPU."""
     operators = operators_of(executor)
     library = torch.library.Library("sampled_softmax", "IMPL")

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHOSEN = ROOT / "tests/ptx/chosen.txt"
 UNEXECUTED = ROOT / "tests/ptx/unexecuted.txt"
 ARCHITECTURES = ("75", "80", "90", "120")
-DEPTH = 3  # test functions that execute a kernel, where there are that many
+DEPTH = 6  # test functions that execute a kernel, where there are that many
 NOTHING_COLLECTED = 5  # pytest's exit status
 
 
