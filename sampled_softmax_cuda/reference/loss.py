@@ -144,7 +144,7 @@ def followed_ids(ids: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
     On the CPU such an id is an IndexError, and None is returned. Elsewhere, and in a traced graph,
     class 0 stands in.
     """
-    seen = unwrapped(ids)
+    seen = ids if torch.compiler.is_compiling() else unwrapped(ids)
     if not may_look(seen):
         bad = (ids < 0) | (ids >= num_classes)
         return ids.masked_fill(bad, 0), bad
