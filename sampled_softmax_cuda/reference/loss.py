@@ -135,7 +135,7 @@ def infinite_is_nan(product: Tensor) -> Tensor:
     What is infinite there is no logit, and neither a cap nor a sigmoid makes one of it: so bad
     numbers in a row show in its loss and in its gradient, whichever loss it is.
     """
-    return torch.add(product, product.detach(), alpha=0)  # 0 times inf
+    return product + torch.where(torch.isfinite(product), 0.0, torch.nan)
 
 
 def followed_ids(ids: Tensor, num_classes: int) -> tuple[Tensor, Tensor | None]:
