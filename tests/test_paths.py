@@ -28,6 +28,9 @@ ELSEWHERE = {
     "cuda_runtime.h",
     "cuda_runtime_api.h",
     "ops/tests/random_sample_test.py",  # of CNTK
+    "execute.cpp",  # of an executor of PTX
+    "parse.cpp",
+    "ptx.h",
 }
 
 

@@ -101,7 +101,8 @@ def test_log_counts_of_every_number_of_samples(backend: str, case: str) -> None:
                 for row in drawn.ids.view(-1, num_samples):
                     assert replacement or row.unique().numel() == num_samples
                 close(drawn.log_expected_count, truth[drawn.ids.cpu().numpy()])
-                close(drawn.target_log_expected_count, truth)
+                # A class that is never drawn is not corrected.
+                close(drawn.target_log_expected_count, np.where(np.isneginf(truth), 0.0, truth))
 
 
 def close(got: Tensor | None, truth: np.ndarray) -> None:

@@ -13,20 +13,20 @@ __device__ __forceinline__ V load_vector(const void* address) {
 }
 
 // To global memory. In assembly, because nvcc 13.0 takes the copy of a struct with an array apart
-// for 7.5 to 9.0 and then stores it element by element, whatever type it is copied as.
+// for 7.5 to 9.0 and then stores it element by element, whatever type it is copied as. By a generic
+// address: its conversion takes registers that the matmuls don't have.
 template <class V>
 __device__ __forceinline__ void store_vector(void* address, V value) {
   static_assert(sizeof(V) == alignof(V) && sizeof(V) <= 16);
 #if !defined(SSC_SIMT)
   if constexpr (sizeof(V) >= 8) {
-    const size_t to = __cvta_generic_to_global(address);
     unsigned word[sizeof(V) / 4];
     memcpy(word, &value, sizeof(V));
     if constexpr (sizeof(V) == 8) {
-      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word[0]), "r"(word[1])
+      asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(word[0]), "r"(word[1])
                    : "memory");
     } else {
-      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]),
+      asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(word[0]), "r"(word[1]),
                    "r"(word[2]), "r"(word[3])
                    : "memory");
     }
