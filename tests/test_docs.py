@@ -11,7 +11,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("csrc/*.md")])
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/*.md", "csrc/*.md", "csrc/*/*.md", "tests/*/*.md")
+    for page in ROOT.glob(pattern)
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
 
@@ -44,6 +48,32 @@ def test_links_lead_to_files(page):
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
             assert heading in anchors, f"{_name(page)} links to {path}#{heading}, no such heading"
+
+
+def _prose(page: Path) -> list[tuple[int, str]]:
+    """The lines of a page without code, tables and headings."""
+    lines, in_code = [], False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        in_code ^= line.lstrip().startswith("```")
+        if not (in_code or line.startswith(("    ", "|", "#", "```"))):
+            lines.append((number, line))
+    return lines
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_prose_is_one_sentence_a_line(page):
+    """So that a diff shows the sentences that changed. Sentences begin with their subject."""
+    wrong = []
+    for number, line in _prose(page):
+        text = re.sub(r"`[^`]*`", "code", line)
+        sentences = re.sub(r"^\s*(?:- |\d+\. )?(?:\*\*[^*]+[.:]\*\* )?", "", text)
+        if len(line) > 200:
+            wrong.append(f"{_name(page)}:{number} has {len(line)} characters")
+        if re.search(r"[a-z0-9)][.?!] [A-Z]", re.sub(r"\([^)]*\)", "", sentences)):
+            wrong.append(f"{_name(page)}:{number} has more than one sentence: {line}")
+        if re.match(r"(?:What|Of) ", sentences):
+            wrong.append(f"{_name(page)}:{number} doesn't begin with its subject: {line}")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow
