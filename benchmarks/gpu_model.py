@@ -9,8 +9,8 @@ bounded by the slowest of
     memory       the bytes that have to come from or go to memory at least once
 
 and a step by the sum of its kernels, plus 2 us for each launch (which a CUDA graph mostly saves).
-That formula is what csrc/simt counts (tests/test_simt_gates.py), so the bounds are those of this
-code, not of the problem. Where the workspace of a chunk, at most 64 MiB, fits L2 together with
+That formula is what csrc/simt counts (tests/kernels/test_simt_gates.py), so the bounds are those of
+this code, not of the problem. Where the workspace of a chunk, at most 64 MiB, fits L2 together with
 the operands, its traffic is not counted as memory traffic.
 
 Rates: the makers' data sheets (dense, boost clock). Tensor cores are programmed through mma.sync,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import ptx_launches
 import pytest
-import simt_bench
 import torch
-from simt_backend import use_simt
 
-from sampled_softmax_cuda import testing
+from helpers import ptx_launches, simt_bench
+from helpers.backends import BACKENDS, unavailable, use_backend
+from helpers.simt_backend import use_simt
 
 # What runs the CUDA kernels on the CPU: csrc/simt, and an executor of PTX where there is one.
 EXECUTORS = ["simt"]
@@ -61,17 +60,17 @@ def _use(backend: str) -> Iterator[str]:
         with use_simt(backend):
             yield backend
         return
-    reason = testing.unavailable("scalar" if backend == "native" else backend)
+    reason = unavailable("scalar" if backend == "native" else backend)
     if reason is not None:
         pytest.skip(reason)
     if backend == "native":
         yield backend
         return
-    with testing.use_backend(backend):
+    with use_backend(backend):
         yield backend
 
 
-@pytest.fixture(params=[*testing.BACKENDS, *EXECUTORS])
+@pytest.fixture(params=[*BACKENDS, *EXECUTORS])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The reference, the CPU's kernels once per instruction set, those of CUDA on the CPU, and on a
     GPU: tensors are made there."""

@@ -160,8 +160,12 @@ def steps(capability: str, rehearse: bool) -> list[Step]:
 
 def gpu_tests() -> list[str]:
     """The tests that have a case named "cuda": those of numbers, one file per stage, and a few."""
-    stages = ("sample_counts", "sample_ids", "loss", "options", "backward", "exact", "bad_numbers")
-    return [f"tests/test_{name}.py" for name in (*stages, "modules", "autocast", "device")]
+    samplers = [f"samplers/test_{name}" for name in ("sample_counts", "sample_ids")]
+    stages = ("loss", "options", "backward", "bad_numbers", "modules", "autocast")
+    loss = [f"loss/test_{name}" for name in stages]
+    return [
+        f"tests/{name}.py" for name in (*samplers, *loss, "exact/test_exact", "gpu/test_device")
+    ]
 
 
 def _toolkit(name: str) -> str | None:

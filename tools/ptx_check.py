@@ -38,7 +38,7 @@ NOTHING_COLLECTED = 5  # pytest's exit status
 
 
 class Record(NamedTuple):
-    """What tests/ptx_launches.py writes of a test."""
+    """What tests/helpers/ptx_launches.py writes of a test."""
 
     test: str
     seconds: float

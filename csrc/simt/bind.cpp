@@ -1,5 +1,5 @@
 // The kernel bench: a Python module that calls launchers on memory that it is given by address. The
-// launchers are those of registry.h; tests/simt_bench.py wraps this for torch's tensors.
+// launchers are those of registry.h; tests/helpers/simt_bench.py wraps this for torch's tensors.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,5 @@
 // The kernel bench over an executor of PTX: the module of csrc/simt/bind.cpp with what that
-// executor has of its options, for tests/simt_bench.py.
+// executor has of its options, for tests/helpers/simt_bench.py.
 #include <ptx.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,0 +1,47 @@
+"""The backends that the fixtures of conftest.py choose from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+
+from sampled_softmax_cuda import _load
+
+BACKENDS = ("reference", "scalar", "avx2", "avx512", "avx512_bf16", "cuda")
+
+
+def unavailable(backend: str) -> str | None:
+    """Why `backend` cannot run here, or None."""
+    if backend == "reference":
+        return None
+    if not _load.library_loaded():
+        return _load.native_reason()
+    if backend == "cuda":
+        if not torch.cuda.is_available():
+            return "no GPU"
+        return None if _load.cuda_loaded() else _load.cuda_reason()
+    with mock.patch.dict(os.environ, SSC_CPU_ISA=backend):
+        try:
+            torch.ops.sampled_softmax.cpu_isa()
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+    return None
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Run with one of `BACKENDS`: the reference, the kernels of one instruction set of the CPU, or
+    those of a GPU, on which tensors are made inside."""
+    if backend == "reference":
+        with _load.use_backend("reference"):
+            yield
+    elif backend == "cuda":
+        with _load.use_backend("native"), torch.device("cuda"):
+            yield
+    else:
+        with _load.use_backend("native"), mock.patch.dict(os.environ, SSC_CPU_ISA=backend):
+            yield

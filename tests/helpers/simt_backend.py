@@ -1,0 +1,50 @@
+"""The backend "simt": tensors of the CPU stand for a GPU's, and csrc/simt runs the CUDA kernels.
+
+csrc/ops/*_cuda.cpp are compiled a second time over the executor (tests/simt_ops), as
+torch.ops.sampled_softmax_simt. Here they take the place of the CPU's kernels in the dispatcher, so
+that everything above them, from the public functions to autograd, runs as it does on a GPU. The
+backend "ptx" is the same with torch.ops.sampled_softmax_ptx, over an executor of PTX (tests/ptx).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from sampled_softmax_cuda import _load
+
+from .simt_bench import module_path, require, use_executor
+
+
+@functools.cache
+def operators_of(executor: str) -> dict[str, Any]:
+    """The operators over the executor by name; without them the test is skipped, in CI it fails."""
+    with use_executor(executor):
+        require("ops")
+        torch.ops.load_library(str(module_path("ops")))
+    library = f"sampled_softmax_{executor}"
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith(f"{library}::")]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    short = [name.partition("::")[2] for name in names if has_kernel(name, "CPU")]
+    return {name: getattr(getattr(torch.ops, library), name).default for name in short}
+
+
+@contextmanager
+def use_simt(executor: str = "simt") -> Iterator[None]:
+    """Inside, the package computes on tensors of the CPU as it does on those of a GPU."""
+    operators = operators_of(executor)
+    library = torch.library.Library("sampled_softmax", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the CPU's kernels are covered is the point
+        for name, operator in operators.items():
+            library.impl(name, operator, "CPU")
+    try:
+        with _load.use_backend("native"), _load.as_on_a_gpu(frozenset(operators)):
+            yield
+    finally:
+        library._destroy()

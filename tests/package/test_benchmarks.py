@@ -1,0 +1,347 @@
+"""The benchmark scripts run, and what they write can be trusted to say what was measured.
+
+No test here asserts a speed: that is what the scripts themselves are for.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import sampled_softmax_cuda as ssc
+from helpers import ROOT
+from helpers.backends import unavailable
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("harness")
+
+
+def run_script(name: str, *options: str, output: Path) -> tuple[str, list[dict[str, str]]]:
+    """Runs benchmarks/NAME.py --quick; its output and the rows of its CSV file."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--output", str(output), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    with (output / f"{name}.csv").open(newline="") as file:
+        return done.stdout, list(csv.DictReader(file))
+
+
+def check_rows(rows: list[dict[str, str]]) -> None:
+    """Every row says where it was measured; every time is a positive number."""
+    assert rows
+    for row in rows:
+        assert row["torch"] == torch.__version__
+        assert row["cpu"]
+        assert row["package"]
+        assert not any("date" in column for column in row)
+        if row.get("median_ms"):
+            low, median, high = (float(row[name]) for name in ("p10_ms", "median_ms", "p90_ms"))
+            assert 0 < low <= median <= high
+
+
+def test_bench_loss_times_our_step_beside_the_peers(tmp_path: Path) -> None:
+    shown, rows = run_script("bench_loss", output=tmp_path)
+    check_rows(rows)
+    cases = {row["case"]: row for row in rows}
+    assert cases["ours"]["role"] == "ours"
+    assert float(cases["ours"]["ratio"]) == 1
+    assert "B=8 D=16 S=32 C=1000 float32" in shown
+    for peer in ("three GEMMs, oneDNN", "eager, sparse gradient", "F.cross_entropy, all classes"):
+        assert not cases[peer]["failure"]
+        assert float(cases[peer]["median_ms"]) > 0
+    assert cases["F.cross_entropy, all classes"]["classes"] == "500"
+    # Without replacement every sample is distinct: nothing is merged, nominal = executed.
+    assert cases["ours"]["distinct"] == cases["ours"]["samples"] == "32"
+
+
+def test_bench_loss_states_the_share_on_executed_work(tmp_path: Path) -> None:
+    """32 draws of 16 classes hold duplicates, which the step merges before its matmuls."""
+    options = ("--replacement", "--classes", "16", "--peers", "", "--sampler", "uniform")
+    _, rows = run_script("bench_loss", *options, output=tmp_path)
+    ours = next(row for row in rows if row["role"] == "ours")
+    distinct = int(ours["distinct"])
+    assert 8 <= distinct <= 16  # expected: 16 (1 - (15/16)^32) = 14.0
+    if ours["share_of_roof"]:
+        share, nominal = float(ours["share_of_roof"]), float(ours["share_nominal"])
+        assert nominal == pytest.approx(share * 32 / distinct, rel=1e-3)
+
+
+def test_bench_options_has_a_peer_for_every_option(tmp_path: Path) -> None:
+    _, rows = run_script("bench_options", output=tmp_path)
+    check_rows(rows)
+    ours = {row["option"]: row for row in rows if row["role"] == "ours"}
+    peers = {row["option"]: row for row in rows if row["case"] == "composed in PyTorch"}
+    assert list(ours) == list(peers)
+    assert len(ours) > 10
+    for option, row in ours.items():
+        assert float(row["ratio"]) == 1
+        assert float(row["over_softmax"]) > 0
+        assert not peers[option]["failure"]
+
+
+def test_the_peers_of_the_options_compute_the_same_losses(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A composition that is timed has to be the loss; both are given the same samples."""
+    bench, option_peers = (
+        importlib.import_module(name) for name in ("bench_options", "option_peers")
+    )
+    peers = importlib.import_module("peers")
+    problem = peers.make_problem(6, 5, 20, 40, torch.float32, "log_uniform")
+    for option in bench.OPTIONS.values():
+        target = peers.zipf_targets(6 * max(1, option.targets), 40).view(6, -1)
+        exclude = None
+        if option.excluded:
+            exclude = peers.zipf_targets(6 * option.excluded, 40, seed=2).view(6, -1)
+        samples = ssc.LogUniformSampler(40).sample(target, 20)
+        monkeypatch.setattr(option_peers, "draw", lambda *_, samples=samples: samples)
+        composed = option_peers.composed_option_loss(problem, target, exclude, **option.arguments)
+        ours = ssc.sampled_softmax_loss(
+            problem.input,
+            problem.weight,
+            target,
+            samples,
+            bias=problem.bias,
+            exclude=exclude,
+            **option.arguments,
+        )
+        torch.testing.assert_close(ours, composed, rtol=1e-4, atol=1e-5)
+
+
+def test_bench_sample(tmp_path: Path) -> None:
+    _, rows = run_script("bench_sample", output=tmp_path)
+    check_rows(rows)
+    assert {row["sampler"] for row in rows} - {""} == {
+        "uniform",
+        "log-uniform",
+        "weighted",
+        "streaming",
+        "mixed",
+        "in-batch",
+        "queue",
+    }
+    for row in rows:
+        assert not row["failure"]
+        items_per_us = float(row["items"]) / float(row["median_ms"]) / 1e3
+        assert float(row["items_per_us"]) == pytest.approx(items_per_us, rel=1e-2)
+    # Each peer stands beside the sampler that offers the same.
+    tables: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        tables.setdefault(row["table"], []).append(row)
+    for table in tables.values():
+        assert table[0]["role"] == "ours"
+        assert float(table[0]["ratio"]) == 1
+    for case, sampler in (("torch.multinomial", "weighted"), ("torch.randint", "uniform")):
+        (row,) = (r for r in rows if r["case"] == case and r["replacement"] == "True")
+        assert row["sampler"] == sampler
+    builds = [row["case"] for row in tables["A table of 5000 weights"]]
+    assert "ours: WeightedSampler(weights)" in builds and "numpy cumsum" in builds
+
+
+def test_plot_samplers_finds_who_is_biased(tmp_path: Path) -> None:
+    """The bias of each proposal, and its standard error, from 200 draws with fixed keys."""
+    _, rows = run_script("plot_samplers", output=tmp_path)
+    assert (tmp_path / "plot_samplers.png").stat().st_size > 10_000
+    for row in rows:
+        bias, error = float(row["bias"]), float(row["standard_error"])
+        assert float(row["deviation"]) == pytest.approx(error * 200**0.5, rel=1e-3)
+        if "own counts" in row["proposal"]:  # classes that are not there stand for nothing
+            assert bias < -5 * error
+        else:
+            assert abs(bias) < 4 * error
+    assert float(rows[0]["deviation"]) > 3 * float(rows[1]["deviation"])  # uniform, log-uniform
+
+
+def test_bench_memory(tmp_path: Path) -> None:
+    _, rows = run_script("bench_memory", output=tmp_path)
+    check_rows(rows)
+    assert rows[0]["within_bound"] == "True"
+    assert float(rows[0]["bound_mib"]) == pytest.approx(64, abs=0.1)
+
+
+def test_bench_per_row(tmp_path: Path) -> None:
+    _, rows = run_script("bench_per_row", output=tmp_path)
+    check_rows(rows)
+    timed = [row for row in rows if row["case"]]
+    assert [row["role"] for row in timed[:3]] == ["part", "part", "ours"]
+    for row in timed:  # a share is the gather's time over a case's
+        assert float(row["share"]) == pytest.approx(1 / float(row["ratio"]), rel=1e-2)
+    assert min(float(row["ratio"]) for row in timed if row["role"] == "part") == 1
+    assert rows[-1]["within_bound"] == "True"
+
+
+def test_bench_scale(tmp_path: Path) -> None:
+    _, rows = run_script("bench_scale", output=tmp_path)
+    check_rows(rows)
+    assert [row["classes"] for row in rows] == ["100", "1000"]
+    assert float(rows[0]["growth"]) == 1
+    for row in rows:
+        assert float(row["bound_mib"]) == pytest.approx(64, abs=0.1)
+        assert float(row["extra_mib"]) >= 0
+
+
+def test_bench_stages(tmp_path: Path) -> None:
+    _, rows = run_script("bench_stages", output=tmp_path)
+    assert rows[0]["case"] == "step"
+    stages = [row for row in rows if row["role"] == "stage"]
+    assert sum(int(row["samples"]) for row in stages) == int(rows[0]["samples"])
+
+
+def test_bench_isa_compares_every_set_with_the_automatic_choice(tmp_path: Path) -> None:
+    options = ("--dtype", "bfloat16", "--only", "step,draw uniform", "--repetitions", "1")
+    shown, rows = run_script("bench_isa", *options, output=tmp_path)
+    check_rows(rows)
+    assert "automatic: " in shown
+    timed = [row for row in rows if row["operator"].startswith(("step", "draw"))]
+    for name in {row["operator"] for row in timed}:
+        group = [row for row in timed if row["operator"] == name]
+        sets = [isa for isa in ("avx2", "avx512", "avx512_bf16") if not unavailable(isa)]
+        assert [row["case"] for row in group] == ["automatic", *sets]
+        assert float(group[0]["ratio"]) == 1
+    assert {"step", "step, 4 rows", "draw uniform, distinct"} <= {row["operator"] for row in timed}
+
+
+def test_contenders_take_turns(harness: ModuleType) -> None:
+    """What slows the machine for a while must hit all contenders, so none is timed en bloc."""
+    order: list[str] = []
+
+    def contender(name: str):
+        def run() -> None:
+            order.append(name)
+            time.sleep(0.06)  # one call per block, no warm call before it
+
+        return harness.Case(name, run)
+
+    timings = harness.measure([contender("a"), contender("b")], repetitions=3)
+    assert order[-6:] == ["a", "b"] * 3
+    assert [len(timing.seconds) for timing in timings] == [3, 3]
+
+
+def test_ratios_are_paired_by_repetition(harness: ModuleType) -> None:
+    """A slow spell in the middle of the run does not move the ratio of two contenders."""
+    ours = harness.Timing(harness.Case("ours", lambda: None, role="ours"))
+    peer = harness.Timing(harness.Case("peer", lambda: None))
+    ours.seconds = [1.0, 10.0, 10.0]
+    peer.seconds = [2.0, 20.0, 20.0]
+    rows = harness.rows_from([peer, ours], {})
+    assert [row["ratio"] for row in rows] == [2.0, 1.0]
+    peer.seconds = [2.0]  # a slow peer that took one turn only
+    assert harness.paired_ratio(peer, ours) == 2.0
+
+
+def test_share_of_the_roof_is_paired_with_its_block(harness: ModuleType) -> None:
+    case = harness.Case("ours", lambda: None, role="ours", work=80.0, roof_kind="avx2")
+    timing = harness.Timing(case, seconds=[1.0, 2.0, 1.0], roof_rates=[100.0, 50.0, 160.0])
+    assert timing.roof_shares() == [0.8, 0.8, 0.5]
+    (row,) = harness.rows_from([timing], {})
+    assert row["share_of_roof"] == 0.8
+
+
+def test_bfloat16_has_a_roof_of_its_own_where_it_is_multiplied_as_such(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roof_type = importlib.import_module("roof").Roof
+    monkeypatch.setattr(roof_type, "available", lambda _, kind: kind != "avx512_bf16")
+    roof = roof_type.__new__(roof_type)  # nothing is measured
+    assert roof.kind_for("avx512_bf16", "bfloat16") == "avx512_bf16"
+    assert roof.kind_for("avx512_bf16", "float32") == "avx512"
+    assert roof.kind_for("avx512", "bfloat16") == "avx512"
+    assert roof.kind_for("avx2", "bfloat16") == "avx2"
+    assert roof.kind_for("reference", "bfloat16") == "avx512"
+
+
+def test_a_peer_that_cannot_run_is_a_row_with_the_reason(harness: ModuleType) -> None:
+    def absent() -> None:
+        raise ImportError("no such peer")
+
+    ours = harness.Case("ours", lambda: None, role="ours")
+    rows = harness.rows_from(harness.measure([ours, harness.Case("peer", absent)], 2), {})
+    assert rows[1]["failure"] == "ImportError: no such peer"
+    assert rows[1]["median_ms"] == ""
+    with pytest.raises(ImportError, match="no such peer"):  # but ours must run
+        harness.measure([harness.Case("ours", absent, role="ours")], 1)
+
+
+def test_settings_hold_for_the_case_alone(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSC_CPU_ISA", raising=False)
+    seen: set[tuple[int, str | None]] = set()
+    threads = torch.get_num_threads()
+
+    def run() -> None:
+        seen.add((torch.get_num_threads(), os.environ.get("SSC_CPU_ISA")))
+
+    harness.measure([harness.Case("a", run, threads=2, env={"SSC_CPU_ISA": "scalar"})], 1)
+    assert seen == {(2, "scalar")}
+    assert torch.get_num_threads() == threads
+    assert "SSC_CPU_ISA" not in os.environ
+
+
+def test_csv_has_the_union_of_the_columns(harness: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.csv"
+    harness.write_csv(path, [{"a": 1, "b": 2}, {"a": 3, "c": 4}])
+    assert path.read_text() == "a,b,c\n1,2,\n3,,4\n"
+
+
+def test_missing_numbers_are_empty_cells(harness: ModuleType) -> None:
+    (row,) = harness.rows_from([harness.Timing(harness.Case("never ran", lambda: None))], {})
+    assert row["median_ms"] == row["ratio"] == row["share_of_roof"] == ""
+    assert math.isnan(harness.Timing(harness.Case("never ran", lambda: None)).median)
+
+
+def test_roof_without_a_compiler(
+    harness: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that says so, and the benchmarks go on with ratios alone."""
+    monkeypatch.setattr(importlib.import_module("native"), "compiler", lambda: None)
+    assert importlib.import_module("roof").load_roof() is None
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "no C++ compiler" in message
+
+
+def test_roof_of_a_foreign_instruction_set_is_an_error(harness: ModuleType) -> None:
+    roof = importlib.import_module("roof").load_roof()
+    if roof is None:
+        pytest.skip("no C++ compiler")
+    assert roof.available("scalar")
+    for kind in importlib.import_module("roof").KINDS:
+        if roof.available(kind):
+            assert roof.rate(kind, threads=1, seconds=1e-4, warm=0) > 0
+        else:
+            with pytest.raises(ValueError, match=kind):
+                roof.rate(kind, threads=1)
+
+
+def test_bench_gpu_runs_all_its_parts_on_the_cpu(tmp_path: Path) -> None:
+    out, rows = run_script("bench_gpu", "--device", "cpu", output=tmp_path)
+    check_rows(rows)
+    by_case = {row["case"]: row for row in rows}
+    assert float(by_case["roof: copy"]["gb_per_s"]) > 0
+    ours = by_case["ours"]
+    flop = 6 * int(ours["batch"]) * int(ours["width"]) * int(ours["samples"])
+    seconds = float(ours["median_ms"]) * 1e-3
+    assert float(ours["tflops"]) == pytest.approx(flop / seconds / 1e12, rel=1e-3)
+    assert "B=16 D=16 S=32" in out
