@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 import torch
 
@@ -18,11 +21,20 @@ PAGES = sorted(
     for page in ROOT.glob(pattern)
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
 
 
 def _name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
+
+
+def _text(page: Path) -> str:
+    """A page's Markdown; of the tutorial, that of its cells."""
+    if page != TUTORIAL:
+        return page.read_text()
+    cells = nbformat.read(page, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 @pytest.mark.parametrize(
@@ -38,9 +50,9 @@ def test_examples_run(page):
         exec(compile(source, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", [*PAGES, TUTORIAL], ids=_name)
 def test_links_lead_to_files(page):
-    for path, heading in LINK.findall(page.read_text()):
+    for path, heading in LINK.findall(_text(page)):
         if path.startswith(("http://", "https://")):
             continue
         target = page.parent / path
@@ -54,14 +66,14 @@ def test_links_lead_to_files(page):
 def _prose(page: Path) -> list[tuple[int, str]]:
     """The lines of a page without code, tables and headings."""
     lines, in_code = [], False
-    for number, line in enumerate(page.read_text().splitlines(), 1):
+    for number, line in enumerate(_text(page).splitlines(), 1):
         in_code ^= line.lstrip().startswith("```")
         if not (in_code or line.startswith(("    ", "|", "#", "```"))):
             lines.append((number, line))
     return lines
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", [*PAGES, TUTORIAL], ids=_name)
 def test_prose_is_one_sentence_a_line(page):
     """So that a diff shows the sentences that changed. Sentences begin with their subject."""
     wrong = []
@@ -78,6 +90,25 @@ def test_prose_is_one_sentence_a_line(page):
 
 
 @pytest.mark.slow
+def test_tutorial_runs(tmp_path):
+    """Its outputs come from its code, and the sampled run is the better one."""
+    stored = nbformat.read(TUTORIAL, as_version=4)
+    fresh = copy.deepcopy(stored)
+    check = "assert sampled[-1][1] < full[-1][1] and recall(ranked) > 0.05"
+    fresh.cells.append(nbformat.v4.new_code_cell(check))
+    nbclient.NotebookClient(
+        fresh,
+        timeout=600,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    for old, new in zip(stored.cells, fresh.cells, strict=False):
+        kinds = [[output.output_type for output in cell.get("outputs", [])] for cell in (old, new)]
+        assert kinds[0] == kinds[1], f"stored outputs are of other code:\n{new.source}"
+
+
+@pytest.mark.slow
 def test_site_builds(tmp_path):
     """`make docs` is strict: links lead somewhere, and docstrings can be read."""
     build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
@@ -87,3 +118,4 @@ def test_site_builds(tmp_path):
     assert 'id="sampled_softmax_cuda.sampled_softmax_loss"' in page
     assert "[*, D] float32" in page, "a shape was taken for emphasis"
     assert (tmp_path / "images" / "code_lm.png").exists()
+    assert "data:image/png" in (tmp_path / "tutorial.html").read_text(), "no figure"
