@@ -105,7 +105,7 @@ cuda-torch-check:
 
 # Threads that wait for others spin by default, in the way of the other workers.
 test-python: build $(if $(filter Linux,$(shell uname -s)),simt cuda)
-	$(BIN)/python tools/check_leaf_symbols.py build/dev
+	$(BIN)/python tools/check_isa_symbols.py build/dev
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(BIN)/.package

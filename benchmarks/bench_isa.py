@@ -4,7 +4,8 @@ Every operator with every dtype is timed in turn with the automatic choice and w
 this CPU runs, named by SSC_CPU_ISA. `ratio` is a set's time over that of the automatic choice in
 the same repetition: below 1 it would have been the better one. One thread is timed by the CPU time
 that it takes, several by the clock on the wall. Before the table stand the rates of
-multiply-adds in registers (roof.py), from which csrc/cpu/isa.cpp derives the choice for bfloat16:
+multiply-adds in registers (roof.py), from which csrc/cpu/base/isa.cpp derives the choice for
+bfloat16:
 pairs serve if avx512_bf16's is above avx512's.
 
     python benchmarks/bench_isa.py

@@ -1,7 +1,7 @@
 """A MODEL, not a measurement: the least time that the CUDA kernels' counted work allows on a GPU.
 
 No figure printed here was taken on a GPU; `make gpu-check` measures where there is one. Each kernel
-of a step (loss, input and class gradients of shared negatives, csrc/cuda/loss_and_grads.cu) is
+of a step (loss, input and class gradients of shared negatives, csrc/cuda/loss/step.cu) is
 bounded by the slowest of
 
     arithmetic   its FLOP, in whole tiles, over the rate of the instructions that it uses
@@ -34,8 +34,8 @@ import arguments
 SIZES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
 LAUNCH = 2e-6
 CHUNK_BYTES = 64 << 20
-TILE = 128  # csrc/cuda/tile_{fma,mma}.h
-DEPTH_BYTES = 64  # csrc/cuda/operand.h
+TILE = 128  # csrc/cuda/tile/{fma,tensor_core}.h
+DEPTH_BYTES = 64  # csrc/cuda/tile/operand.h
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ if(SSC_TORCH_CUDA_LIBRARY)
   add_library(ssc_torch_cuda SHARED IMPORTED)
   set_target_properties(ssc_torch_cuda PROPERTIES IMPORTED_LOCATION "${SSC_TORCH_CUDA_LIBRARY}")
 else()
-  add_library(ssc_torch_cuda SHARED csrc/ops/torch_cuda_stub.cpp)
+  add_library(ssc_torch_cuda SHARED csrc/ops/cuda/torch_cuda_stub.cpp)
   set_target_properties(ssc_torch_cuda PROPERTIES
     OUTPUT_NAME torch_cuda
     LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/stub")

@@ -2,71 +2,71 @@
 
 # Plain C++, compiled once for the baseline CPU.
 set(SSC_CPU_SOURCES
-    csrc/cpu/huge_pages.cpp
-    csrc/cpu/isa.cpp
-    csrc/cpu/loss_grads.cpp
-    csrc/cpu/loss_leaf.cpp
-    csrc/cpu/loss_rows.cpp
-    csrc/cpu/per_row.cpp
-    csrc/cpu/per_row_grads.cpp
-    csrc/cpu/per_row_scatter.cpp
-    csrc/cpu/per_row_source.cpp
-    csrc/cpu/row_draws.cpp
-    csrc/cpu/sample.cpp
-    csrc/cpu/sample_alias.cpp
-    csrc/cpu/sample_plan.cpp
-    csrc/cpu/target_rows.cpp
-    csrc/cpu/unit_rows.cpp
-    csrc/cpu/workspace.cpp
+    csrc/cpu/base/huge_pages.cpp
+    csrc/cpu/base/isa.cpp
+    csrc/cpu/base/workspace.cpp
+    csrc/cpu/loss/forward.cpp
+    csrc/cpu/loss/plan.cpp
+    csrc/cpu/loss/step.cpp
+    csrc/cpu/loss/table.cpp
+    csrc/cpu/loss/targets.cpp
+    csrc/cpu/loss/unit_rows.cpp
+    csrc/cpu/per_row/forward.cpp
+    csrc/cpu/per_row/gradients.cpp
+    csrc/cpu/per_row/samples.cpp
+    csrc/cpu/per_row/scatter.cpp
+    csrc/cpu/sample/alias_table.cpp
+    csrc/cpu/sample/rows.cpp
+    csrc/cpu/sample/sample.cpp
 )
 
-# Leaves (cmake/leaves.cmake) that must give the same bits on every CPU: -ffp-contract=off.
-set(SSC_LEAF_SOURCES_EXACT
-    csrc/cpu/sample_leaf.cpp
+# Kernels (cmake/kernels.cmake) that must give the same bits on every CPU: -ffp-contract=off.
+set(SSC_KERNEL_SOURCES_EXACT
+    csrc/cpu/kernels/sample.cpp
 )
 
-# Leaves whose products may be contracted into fused multiply-adds: -ffp-contract=fast. Those of
-# single rows, and those of matrices packed into words (csrc/cpu/word.h).
-set(SSC_LEAF_SOURCES_ROWS
-    csrc/cpu/per_row_leaf.cpp
-    csrc/cpu/row_leaf.cpp
+# Kernels whose products may be contracted into fused multiply-adds: -ffp-contract=fast. Those of
+# single rows, and those of matrices packed into words (csrc/cpu/kernels/word.h).
+set(SSC_KERNEL_SOURCES_ROWS
+    csrc/cpu/kernels/per_row.cpp
+    csrc/cpu/kernels/rows.cpp
 )
-set(SSC_LEAF_SOURCES_MATMUL
-    csrc/cpu/input_grad_leaf.cpp
-    csrc/cpu/logits_leaf.cpp
-    csrc/cpu/pack_leaf.cpp
-    csrc/cpu/score_leaf.cpp
-    csrc/cpu/score_link_leaf.cpp
-    csrc/cpu/sweep_leaf.cpp
-    csrc/cpu/table_leaf.cpp
-    csrc/cpu/weight_grad_leaf.cpp
+set(SSC_KERNEL_SOURCES_MATMUL
+    csrc/cpu/kernels/input_grad.cpp
+    csrc/cpu/kernels/logits.cpp
+    csrc/cpu/kernels/pack.cpp
+    csrc/cpu/kernels/score.cpp
+    csrc/cpu/kernels/score_negatives.cpp
+    csrc/cpu/kernels/sweep.cpp
+    csrc/cpu/kernels/table.cpp
+    csrc/cpu/kernels/weight_grad.cpp
 )
 
 # The only sources that include torch headers.
 set(SSC_OPS_SOURCES
-    csrc/ops/exact.cpp
-    csrc/ops/info.cpp
-    csrc/ops/loss.cpp
-    csrc/ops/memory.cpp
-    csrc/ops/negatives.cpp
-    csrc/ops/per_row.cpp
-    csrc/ops/sample.cpp
-    csrc/ops/sample_rows.cpp
+    csrc/ops/cpu/exact.cpp
+    csrc/ops/cpu/info.cpp
+    csrc/ops/cpu/loss.cpp
+    csrc/ops/cpu/memory.cpp
+    csrc/ops/cpu/negatives.cpp
+    csrc/ops/cpu/per_row.cpp
+    csrc/ops/cpu/sample.cpp
+    csrc/ops/cpu/sample_rows.cpp
+    csrc/ops/cpu/targets.cpp
+    csrc/ops/cpu/unit_rows.cpp
     csrc/ops/schema.cpp
-    csrc/ops/targets.cpp
-    csrc/ops/unit_rows.cpp
 )
 
 # The CUDA operators, compiled by the C++ compiler.
 set(SSC_CUDA_OPS_SOURCES
-    csrc/ops/cuda_device.cpp
-    csrc/ops/exact_cuda.cpp
-    csrc/ops/info_cuda.cpp
-    csrc/ops/loss_cuda.cpp
-    csrc/ops/negatives_cuda.cpp
-    csrc/ops/per_row_cuda.cpp
-    csrc/ops/sample_cuda.cpp
-    csrc/ops/sample_rows_cuda.cpp
+    csrc/ops/cuda/device.cpp
+    csrc/ops/cuda/exact.cpp
+    csrc/ops/cuda/info.cpp
+    csrc/ops/cuda/loss.cpp
+    csrc/ops/cuda/negatives.cpp
+    csrc/ops/cuda/per_row.cpp
+    csrc/ops/cuda/sample.cpp
+    csrc/ops/cuda/sample_rows.cpp
 )
 
 # tests/cpp: one executable per file, run once per instruction set.
@@ -118,12 +118,12 @@ set(SSC_SIMT_KERNELS
 # The CUDA operators over an executor, under another name and for tensors of the CPU; and the rest of
 # them over csrc/simt.
 set(SSC_SIMT_OPS_SOURCES
-    csrc/ops/exact_cuda.cpp
-    csrc/ops/loss_cuda.cpp
-    csrc/ops/negatives_cuda.cpp
-    csrc/ops/per_row_cuda.cpp
-    csrc/ops/sample_cuda.cpp
-    csrc/ops/sample_rows_cuda.cpp
+    csrc/ops/cuda/exact.cpp
+    csrc/ops/cuda/loss.cpp
+    csrc/ops/cuda/negatives.cpp
+    csrc/ops/cuda/per_row.cpp
+    csrc/ops/cuda/sample.cpp
+    csrc/ops/cuda/sample_rows.cpp
     csrc/ops/schema.cpp
     tests/simt_ops/cpu_device.cpp
 )
@@ -134,30 +134,30 @@ set(SSC_SIMT_TWIN_SOURCES
 
 # csrc/cuda: compiled by nvcc for _C_cuda.so and by g++ for csrc/simt.
 set(SSC_CUDA_SOURCES
-    csrc/cuda/class_list.cu
-    csrc/cuda/draw_filtered_rows.cu
-    csrc/cuda/draw_rows.cu
-    csrc/cuda/grads.cu
-    csrc/cuda/loss_and_grads.cu
-    csrc/cuda/loss_rows.cu
-    csrc/cuda/negative_loss.cu
-    csrc/cuda/negatives.cu
-    csrc/cuda/per_row_grads.cu
-    csrc/cuda/per_row_score.cu
-    csrc/cuda/products.cu
-    csrc/cuda/reduction.cu
-    csrc/cuda/rows.cu
-    csrc/cuda/sample.cu
-    csrc/cuda/sample_distinct.cu
-    csrc/cuda/sample_race.cu
-    csrc/cuda/score.cu
-    csrc/cuda/score_negatives.cu
+    csrc/cuda/loss/class_list.cu
+    csrc/cuda/loss/forward.cu
+    csrc/cuda/loss/gradients.cu
+    csrc/cuda/loss/products.cu
+    csrc/cuda/loss/row_stages.cu
+    csrc/cuda/loss/score.cu
+    csrc/cuda/loss/step.cu
+    csrc/cuda/loss/total.cu
+    csrc/cuda/negatives/score.cu
+    csrc/cuda/negatives/stages.cu
+    csrc/cuda/negatives/step.cu
+    csrc/cuda/per_row/gradients.cu
+    csrc/cuda/per_row/score.cu
+    csrc/cuda/sample/distinct.cu
+    csrc/cuda/sample/filtered_rows.cu
+    csrc/cuda/sample/race.cu
+    csrc/cuda/sample/rows.cu
+    csrc/cuda/sample/with_replacement.cu
 )
 
 # csrc/cuda: what g++ can't compile because it uses CUB.
 set(SSC_CUDA_CUB_SOURCES
-    csrc/cuda/class_sort.cu
-    csrc/cuda/race_sort.cu
+    csrc/cuda/loss/class_sort.cu
+    csrc/cuda/sample/race_sort.cu
 )
 
 # Those kernels as nvcc compiles them, over an executor of PTX (tests/ptx): the executor's own

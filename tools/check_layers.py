@@ -1,13 +1,15 @@
 """Check the rules of structure that a compiler does not: `python tools/check_layers.py`.
 
-- Layers: csrc/core <- csrc/{cpu,cuda} <- csrc/ops and csrc/cuda <- csrc/simt, by what each
-  file includes; torch headers only in csrc/ops, and there only those of the stable ABI; pybind11
-  only in the benches of kernels, csrc/simt and tests/ptx. Kernels know csrc/simt from the headers
-  that stand between them and CUDA alone.
-- Leaves (csrc/cpu/*_leaf.cpp), and all headers they reach, include no header of the standard
-  library that brings templates with symbols of their own: such a symbol, compiled for AVX-512 in
-  one object and for the baseline in another, is merged by the linker, and an older CPU could then
-  run the wrong one (tools/check_leaf_symbols.py looks for them in the objects).
+- Layers: csrc/core <- csrc/{cpu,cuda} <- csrc/ops and csrc/cuda <- csrc/simt, and the floors within
+  cpu, cuda and ops, by what the files of each folder include; torch headers only in csrc/ops, and
+  there only those of the stable ABI; pybind11 only in the benches of kernels, csrc/simt and
+  tests/ptx. Kernels know csrc/simt from the headers that stand between them and CUDA alone.
+- Stems: an operator's file has the same name for every device, and the name is one of STEMS.
+- csrc/cpu/kernels is compiled once per instruction set. Its sources, and all headers they reach,
+  include no header of the standard library that brings templates with symbols of their own: such a
+  symbol, compiled for AVX-512 in one object and for the baseline in another, is merged by the
+  linker, and an older CPU could then run the wrong one (tools/check_isa_symbols.py looks for them
+  in the objects).
 - Python: the imports between the modules of the package at import time form no cycle, and the
   reference knows nothing of the compiled operators.
 - Length: a file has at most 420 lines.
@@ -27,26 +29,42 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "sampled_softmax_cuda"
 MAX_LINES = 420
 
-# Folder -> folders whose headers it may include.
-LAYERS = {
-    "csrc/core": {"csrc/core"},
-    "csrc/cpu": {"csrc/core", "csrc/cpu"},
-    "csrc/cuda": {"csrc/core", "csrc/cuda"},
-    "csrc/simt": {"csrc/core", "csrc/cuda", "csrc/simt"},
-    "csrc/ops": {"csrc/core", "csrc/cpu", "csrc/cuda", "csrc/ops"},
-    "tests/cpp": {"csrc/core", "csrc/cpu", "tests/cpp"},
-    "tests/simt": {"csrc/core", "csrc/cuda", "csrc/simt", "tests/simt"},
-    "tests/simt_ops": {"csrc/cuda", "csrc/ops", "csrc/simt", "tests/simt_ops"},
+# Folder -> the other folders whose headers it may include, with all folders in them. Only kernels
+# include the headers of csrc/cpu/kernels, which need SSC_ISA.
+CPU = {"csrc/cpu/base", "csrc/cpu/sample", "csrc/cpu/loss", "csrc/cpu/per_row"}
+LAYERS: dict[str, set[str]] = {
+    "csrc/core": set(),
+    "csrc/cpu/base": set(),
+    "csrc/cpu/sample": {"csrc/core", "csrc/cpu/base"},
+    "csrc/cpu/loss": {"csrc/core", "csrc/cpu/base"},
+    "csrc/cpu/per_row": {"csrc/core", *CPU},
+    "csrc/cpu/kernels": {"csrc/core", *CPU},
+    "csrc/cuda/device": {"csrc/core"},
+    "csrc/cuda/tile": {"csrc/cuda/device"},
+    "csrc/cuda/sample": {"csrc/core", "csrc/cuda/device"},
+    "csrc/cuda/loss": {"csrc/core", "csrc/cuda/device", "csrc/cuda/tile"},
+    "csrc/cuda/negatives": {"csrc/core", "csrc/cuda/device", "csrc/cuda/tile", "csrc/cuda/loss"},
+    "csrc/cuda/per_row": {"csrc/core", "csrc/cuda/device", "csrc/cuda/sample"},
+    "csrc/simt": {"csrc/core", "csrc/cuda"},
+    "csrc/ops": {"csrc/core", "csrc/cpu/base"},
+    "csrc/ops/cpu": {"csrc/core", *CPU, "csrc/ops"},
+    "csrc/ops/cuda": {"csrc/core", "csrc/cuda", "csrc/ops"},
+    "tests/cpp": {"csrc/core", "csrc/cpu"},
+    "tests/simt": {"csrc/core", "csrc/cuda", "csrc/simt"},
+    "tests/simt_ops": {"csrc/cuda", "csrc/ops", "csrc/simt"},
     "tests/ptx": {"csrc/simt", "tests/simt_ops"},
 }
+# The files of csrc/ops/<device>, apart from those that only one device needs.
+STEMS = {"exact", "info", "loss", "negatives", "per_row", "sample", "sample_rows"}
+ONE_DEVICE = {"cpu": {"memory", "targets", "unit_rows"}, "cuda": {"device", "torch_cuda_stub"}}
 PYBIND11 = ("csrc/simt", "tests/ptx")  # the benches of kernels
 # The shim: each of these includes its twin of csrc/simt, and only under g++.
-SHIM = {f"csrc/cuda/{name}.h" for name in ("device", "async_copy", "fast_math", "mma")}
+SHIM = {f"csrc/cuda/device/{name}.h" for name in ("device", "async_copy", "fast_math", "mma")}
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
 PYTHON = re.compile(r"^Python\.h$|^pybind11/")
 CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 STABLE_TORCH = re.compile(r"^torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/")
-STANDARD_IN_LEAVES = {
+STANDARD_IN_KERNELS = {
     "cfloat", "climits", "cmath", "cstddef", "cstdint", "cstring", "immintrin.h", "limits",
     "type_traits", "utility",
 }  # fmt: skip
@@ -63,39 +81,58 @@ def includes(path: Path) -> Iterator[tuple[int, str, bool]]:
 
 
 def cpp_files() -> list[Path]:
-    return sorted(p for d in LAYERS for p in (ROOT / d).rglob("*") if p.suffix in CPP_SUFFIXES)
+    folders = {"/".join(layer.split("/")[:2]) for layer in LAYERS}
+    return sorted(p for d in folders for p in (ROOT / d).rglob("*") if p.suffix in CPP_SUFFIXES)
+
+
+def allowed(header: str, layer: str) -> bool:
+    folder = header.rpartition("/")[0]
+    inside = {layer, *LAYERS[layer]}
+    return any(folder == other or folder.startswith(f"{other}/") for other in inside)
 
 
 def check_includes() -> Iterator[Offence]:
     for path in cpp_files():
-        layer = "/".join(path.relative_to(ROOT).parts[:2])
+        layer = path.parent.relative_to(ROOT).as_posix()
+        if layer not in LAYERS:
+            yield path, 1, f"{layer} is no folder of LAYERS in tools/check_layers.py"
+            continue
         for line, header, quoted in includes(path):
             if PYTHON.match(header):
                 if layer not in PYBIND11:
                     yield path, line, f"only {' and '.join(PYBIND11)} may include {header}"
             elif TORCH.match(header):
-                if layer != "csrc/ops":
+                if not layer.startswith("csrc/ops"):
                     yield path, line, f"only csrc/ops may include {header}"
                 elif not STABLE_TORCH.match(header):
                     yield path, line, f"{header} is not part of the stable ABI"
             elif quoted:
-                target = "/".join(header.split("/")[:2])
-                shim = str(path.relative_to(ROOT)) in SHIM and target == "csrc/simt"
-                if target not in LAYERS[layer] and not shim:
+                shim = str(path.relative_to(ROOT)) in SHIM and header.startswith("csrc/simt/")
+                if not allowed(header, layer) and not shim:
                     yield path, line, f"{layer} may not include {header}"
                 elif not (ROOT / header).is_file():
                     yield path, line, f"{header}: include by the path from the repository's root"
 
 
-def check_leaves() -> Iterator[Offence]:
-    todo = sorted((ROOT / "csrc/cpu").glob("*_leaf.cpp"))
+def check_stems() -> Iterator[Offence]:
+    for device, own in ONE_DEVICE.items():
+        folder = ROOT / "csrc/ops" / device
+        found = {path.stem for path in folder.glob("*.cpp")}
+        for stem in sorted(found - STEMS - own):
+            yield folder / f"{stem}.cpp", 1, "no stem of STEMS in tools/check_layers.py"
+        for stem in sorted((STEMS | own) - found):
+            yield folder, 1, f"{stem}.cpp is missing, though it is in STEMS or ONE_DEVICE"
+
+
+def check_kernels() -> Iterator[Offence]:
+    todo = sorted((ROOT / "csrc/cpu/kernels").glob("*.cpp"))
     seen = set(todo)
     while todo:
         path = todo.pop()
         for line, header, quoted in includes(path):
             target = ROOT / header
-            if not quoted and header not in STANDARD_IN_LEAVES and "cuda" not in header:
-                yield path, line, f"a leaf includes this file, so it may not use <{header}>"
+            if not quoted and header not in STANDARD_IN_KERNELS and "cuda" not in header:
+                yield path, line, f"csrc/cpu/kernels includes it, so it may not use <{header}>"
             elif quoted and target.is_file() and target not in seen:
                 seen.add(target)
                 todo.append(target)
@@ -179,7 +216,7 @@ def check_lengths() -> Iterator[Offence]:
 
 
 def main() -> int:
-    checks = (check_includes, check_leaves, check_python, check_lengths)
+    checks = (check_includes, check_stems, check_kernels, check_python, check_lengths)
     offences = [offence for check in checks for offence in check()]
     for path, line, message in offences:
         print(f"{path.relative_to(ROOT)}:{line}: {message}")

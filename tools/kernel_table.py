@@ -6,7 +6,7 @@ multiprocessor and, for the matmuls, the instructions in the main loop for each 
 
 Needs nvcc; no GPU. The main loops are read by nvdisasm (requirements-dev.txt has it), and left out
 without it. Matmuls are shown for rows that are aligned to 16 bytes, and float16, which is compiled
-to the same as bfloat16, not at all. `--source score --architecture 80` restricts the table.
+to the same as bfloat16, not at all. `--source loss/score --architecture 80` restricts the table.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def is_shown(kernel: nvcc.Kernel) -> bool:
 
 def cells(source: str, architecture: int, occupancy: Path, folder: Path) -> dict[str, list[str]]:
     """The table's columns for each kernel of a source on one architecture."""
-    cubin = folder / f"{source}_{architecture}.cubin"
+    cubin = folder / f"{source.replace('/', '_')}_{architecture}.cubin"
     kernels = list(filter(is_shown, nvcc.compile_source(source, architecture, cubin)))
     nvdisasm = find_nvdisasm()
     matmuls = any(kernel.tile != "-" for kernel in kernels)

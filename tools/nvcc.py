@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-# Those with kernels. The matmuls take nvcc most of the time.
+# The sources of csrc/cuda that have kernels. The matmuls take nvcc most of the time.
 SOURCES = (
-    "class_list",
-    "draw_filtered_rows",
-    "draw_rows",
-    "grads",
-    "negatives",
-    "per_row_grads",
-    "per_row_score",
-    "products",
-    "reduction",
-    "rows",
-    "sample",
-    "sample_distinct",
-    "sample_race",
-    "score",
-    "score_negatives",
+    "loss/class_list",
+    "loss/gradients",
+    "loss/products",
+    "loss/row_stages",
+    "loss/score",
+    "loss/total",
+    "negatives/score",
+    "negatives/stages",
+    "per_row/gradients",
+    "per_row/score",
+    "sample/distinct",
+    "sample/filtered_rows",
+    "sample/race",
+    "sample/rows",
+    "sample/with_replacement",
 )
 ARCHITECTURES = (75, 80, 90, 120)
 

@@ -9,9 +9,9 @@
 #include <map>
 #include <string>
 
-#include "csrc/cuda/grid.h"
-#include "csrc/cuda/tile.h"
-#include "csrc/cuda/tile_loop.h"
+#include "csrc/cuda/device/grid.h"
+#include "csrc/cuda/tile/loop.h"
+#include "csrc/cuda/tile/tile.h"
 
 namespace {
 

@@ -20,7 +20,7 @@
 //
 // One unit of a threshold is a probability of 2^(b - 64) / C; a class's probability is off by at
 // most one unit, and by the rounding of its float64 weight. The table is built in integers
-// (csrc/cpu/sample_alias.h), so what it implies sums to 1 exactly.
+// (csrc/cpu/sample/alias_table.h), so what it implies sums to 1 exactly.
 #pragma once
 
 #include "csrc/core/lane.h"

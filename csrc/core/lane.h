@@ -1,5 +1,5 @@
 // Lanes: what an algorithm of csrc/core is written over, so that one source gives the same bits one
-// number at a time (here, on host and device) and many at a time (csrc/cpu/sample_lane.h).
+// number at a time (here, on host and device) and many at a time (csrc/cpu/kernels/lane.h).
 //
 // A lane L has the types L::U (unsigned 64-bit) and L::F (double), scalars or vectors, which take
 // the usual operators and `mask ? a : b`, and the static functions below. Two rules keep the bits

@@ -7,7 +7,7 @@
 //   key [2] int64 (seed, offset); ids, target, grad_rows [1, N] int64; log counts float32
 //   input [B, D]; weight [C, D]; bias [C]; target [B]; ids, log_expected_count [S];
 //   target_log_expected_count, row_scale, loss, lse, target_logit, error [B]; rows [4, B]
-#include "csrc/ops/stable_compat.h"
+#include "csrc/ops/stable.h"
 
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // The instruction set of the CPU kernels, "scalar", "avx2", "avx512" or "avx512_bf16", and why;

@@ -1,4 +1,4 @@
-// Twins of csrc/cuda/async_copy.h. A copy's destination is poisoned when it is issued and filled
+// Twins of csrc/cuda/device/async_copy.h. A copy's destination is poisoned when issued and filled
 // when its group is waited for, so that a missing wait shows.
 #pragma once
 

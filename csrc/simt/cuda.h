@@ -1,5 +1,5 @@
 // CUDA as kernels see it when g++ compiles them: host twins of the language (language.h), warp
-// collectives, atomics and intrinsics over the executor. Only csrc/cuda/device.h includes this.
+// collectives, atomics and intrinsics over the executor. Included by csrc/cuda/device/device.h.
 #pragma once
 
 #if !defined(__has_include) || !__has_include(<cuda_runtime.h>)

@@ -1,4 +1,4 @@
-// Twins of csrc/cuda/fast_math.h: computed in double, rounded once, denormals flushed.
+// Twins of csrc/cuda/device/fast_math.h: computed in double, rounded once, denormals flushed.
 #pragma once
 
 #include <cmath>

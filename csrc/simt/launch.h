@@ -6,7 +6,7 @@
 #include <tuple>
 #include <utility>
 
-#include "csrc/cuda/returned_error.h"
+#include "csrc/cuda/device/returned_error.h"
 #include "csrc/simt/language.h"
 
 namespace ssc::simt {

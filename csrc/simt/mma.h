@@ -1,4 +1,4 @@
-// Twins of csrc/cuda/mma.h, which describes the fragments.
+// Twins of csrc/cuda/device/mma.h, which describes the fragments.
 #pragma once
 
 #include <bit>

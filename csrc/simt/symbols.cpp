@@ -138,11 +138,11 @@ std::map<uint64_t, std::vector<Line>> known_lines;
 // the system's.
 bool is_wrapper(const std::string& file) {
   constexpr const char* kWrappers[] = {"csrc/simt/",
-                                       "csrc/cuda/device.h",
-                                       "csrc/cuda/mma.h",
-                                       "csrc/cuda/async_copy.h",
-                                       "csrc/cuda/fast_math.h",
-                                       "csrc/cuda/vector_access.h",
+                                       "csrc/cuda/device/device.h",
+                                       "csrc/cuda/device/mma.h",
+                                       "csrc/cuda/device/async_copy.h",
+                                       "csrc/cuda/device/fast_math.h",
+                                       "csrc/cuda/device/vector_access.h",
                                        "/include/"};
   return std::ranges::any_of(
       kWrappers, [&](const char* part) { return file.find(part) != std::string::npos; });

@@ -1,5 +1,5 @@
 // ldmatrix and mma.sync: every lane posts the addresses of its operands; the last one to arrive
-// computes for all. csrc/cuda/mma.h describes the fragments.
+// computes for all. csrc/cuda/device/mma.h describes the fragments.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

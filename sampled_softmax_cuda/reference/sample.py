@@ -45,7 +45,8 @@ _EXP2_POLYNOMIAL = (
     0.04332169878499655,
 )
 
-# Classes among which an alias table's rounding errors are carried on (csrc/cpu/sample_alias.cpp).
+# Classes among which an alias table's rounding errors are carried on
+# (csrc/cpu/sample/alias_table.cpp).
 _ALIAS_CHUNK = 1 << 14
 
 

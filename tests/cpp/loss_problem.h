@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "csrc/cpu/loss.h"
+#include "csrc/cpu/loss/loss.h"
 
 namespace ssc::test {
 
@@ -308,7 +308,7 @@ struct RandomProblem {
   Answers answer(Samples from, bool with_gradients) const;
 };
 
-// The formulas at the top of csrc/cpu/loss.h, sample by sample, duplicates and all. With
+// The formulas at the top of csrc/cpu/loss/loss.h, sample by sample, duplicates and all. With
 // Samples::all_classes, the exact loss: every class but the target is a sample, no corrections.
 inline Answers RandomProblem::answer(Samples from, bool with_gradients) const {
   const Options& o = options;

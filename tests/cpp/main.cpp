@@ -2,7 +2,7 @@
 // set that SSC_CPU_ISA names (ctest reports the program as skipped).
 #include <cstring>
 
-#include "csrc/cpu/isa.h"
+#include "csrc/cpu/base/isa.h"
 #include "tests/cpp/check.h"
 
 namespace {

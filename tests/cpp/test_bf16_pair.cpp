@@ -3,8 +3,8 @@
 #include <bit>
 #include <random>
 
-#include "csrc/cpu/loss_leaf.h"
-#include "tests/cpp/bf16_pair_leaf.h"
+#include "csrc/cpu/loss/table.h"
+#include "tests/cpp/bf16_pair_kernel.h"
 #include "tests/cpp/check.h"
 
 #if defined(__x86_64__)
@@ -110,10 +110,10 @@ TEST(pairs_are_for_bf16_alone) {
   for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
     for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
       const bool pairs = input == DType::bf16 && weight == DType::bf16;
-      const auto& leaf = loss_leaf<float>(Isa::avx512_bf16, input, weight);
-      CHECK_EQ(leaf.word, pairs ? 2 : 1);
-      CHECK(pairs || &leaf == &loss_leaf<float>(Isa::avx512, input, weight));
-      CHECK_EQ(loss_leaf<float>(Isa::avx512, input, weight).word, 1);
+      const auto& kernels = loss_kernels<float>(Isa::avx512_bf16, input, weight);
+      CHECK_EQ(kernels.word, pairs ? 2 : 1);
+      CHECK(pairs || &kernels == &loss_kernels<float>(Isa::avx512, input, weight));
+      CHECK_EQ(loss_kernels<float>(Isa::avx512, input, weight).word, 1);
     }
   }
 }

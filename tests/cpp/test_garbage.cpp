@@ -4,10 +4,10 @@
 #include <random>
 #include <set>
 
-#include "csrc/cpu/per_row.h"
-#include "csrc/cpu/row_draws.h"
-#include "csrc/cpu/sample.h"
-#include "csrc/cpu/sample_alias.h"
+#include "csrc/cpu/per_row/per_row.h"
+#include "csrc/cpu/sample/alias_table.h"
+#include "csrc/cpu/sample/rows.h"
+#include "csrc/cpu/sample/sample.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/loss_problem.h"
 

@@ -1,5 +1,5 @@
-#include "csrc/cpu/isa.h"
-#include "csrc/cpu/parallel.h"
+#include "csrc/cpu/base/isa.h"
+#include "csrc/cpu/base/parallel.h"
 #include "tests/cpp/check.h"
 
 namespace {

@@ -1,4 +1,5 @@
-// The negatives' loss and its gradients with a link (csrc/cpu/loss_leaf.h) against loops in double:
+// The negatives' loss and its gradients (NegativesForm of csrc/cpu/loss/table.h) against loops in
+// double:
 // given target logits, several hits per row, caps, softplus.
 #include <cmath>
 #include <random>
@@ -14,7 +15,7 @@ constexpr int64_t kHits = 3;
 // A RandomProblem whose rows have lists of hits and a logit that is given. even: all copies of a
 // class have one count, as a sampler gives them.
 struct Case {
-  Case(const Options& options, Link of, bool even) : random(options), link(of) {
+  Case(const Options& options, NegativesForm of, bool even) : random(options), form(of) {
     std::mt19937_64 bits(options.seed);
     const auto pick = [&](int64_t n) {
       return static_cast<int64_t>(bits() % static_cast<uint64_t>(n));
@@ -40,7 +41,7 @@ struct Case {
   }
 
   RandomProblem random;
-  Link link;
+  NegativesForm form;
   std::vector<int64_t> hits;
   std::vector<char> counted;
   std::vector<double> given;
@@ -66,8 +67,8 @@ Truth truth_of(const Case& c) {
     for (int64_t s = 0; s < o.samples; ++s) {
       const int64_t id = c.random.ids[static_cast<size_t>(s)];
       const double x = c.random.logit(i, id);
-      const double t = c.link.softcap > 0 ? std::tanh(x / c.link.softcap) : 0;
-      const double capped = c.link.softcap > 0 ? c.link.softcap * t : x;
+      const double t = c.form.softcap > 0 ? std::tanh(x / c.form.softcap) : 0;
+      const double capped = c.form.softcap > 0 ? c.form.softcap * t : x;
       const double count = o.log_counts ? c.random.log_count[static_cast<size_t>(s)] : 0;
       if (!c.is_hit(i, id)) out.peak.back() = std::max(out.peak.back(), capped - count);
       if (o.remove_hits && c.is_hit(i, id)) continue;
@@ -79,14 +80,14 @@ Truth truth_of(const Case& c) {
     double largest = r, total = 0;
     for (const double x : z) largest = std::max(largest, x);
     for (const double x : z) {
-      if (c.link.sigmoid) out.loss.back() += std::max(x, 0.) + std::log1p(std::exp(-std::abs(x)));
+      if (c.form.sigmoid) out.loss.back() += std::max(x, 0.) + std::log1p(std::exp(-std::abs(x)));
       total += std::exp(x - largest);
     }
     total += std::exp(r - largest);
-    if (!c.link.sigmoid) out.loss.back() = largest + std::log(total) - r;
+    if (!c.form.sigmoid) out.loss.back() = largest + std::log(total) - r;
     for (size_t s = 0; s < z.size(); ++s) {
       const double p =
-          c.link.sigmoid ? 1 / (1 + std::exp(-z[s])) : std::exp(z[s] - largest) / total;
+          c.form.sigmoid ? 1 / (1 + std::exp(-z[s])) : std::exp(z[s] - largest) / total;
       const double g =
           c.random.row_scale[static_cast<size_t>(i)] * o.inv_temperature * p * slope[s];
       out.grad_bias.add(ids[s], g);
@@ -135,22 +136,22 @@ void check_sparse(const LossProblem& p, const SamplePlan& plan, const RowResults
 }
 
 template <class T>
-void check(const Options& o, Link link, bool even) {
-  const Note note(o.text() + (link.sigmoid ? " sigmoid" : "") + (link.softcap > 0 ? " cap" : "") +
+void check(const Options& o, NegativesForm form, bool even) {
+  const Note note(o.text() + (form.sigmoid ? " sigmoid" : "") + (form.softcap > 0 ? " cap" : "") +
                   (even ? "" : " uneven"));
-  Case c(o, link, even);
+  Case c(o, form, even);
   Workspace workspace;
   LossProblem problem = c.random.problem();
   const std::vector<T> given(c.given.begin(), c.given.end());
   problem.target = nullptr;
-  problem.link = &c.link;
+  problem.negatives = &c.form;
   problem.target_logit = {given.data(), sizeof(T) == 8 ? DType::f64 : DType::f32};
   // Classes that are touched without a sample have gradients of zero.
   const std::vector<int64_t> others = {o.classes - 1, -1, o.classes / 2};
   const SamplePlan plan = plan_negatives(
       c.random.ids.data(), o.samples, o.log_counts ? c.random.log_count.data() : nullptr,
       DType::f32, c.hits.data(), kHits, reinterpret_cast<const bool*>(c.counted.data()), o.batch,
-      o.classes, o.remove_hits, link.sigmoid, others.data(), static_cast<int64_t>(others.size()),
+      o.classes, o.remove_hits, form.sigmoid, others.data(), static_cast<int64_t>(others.size()),
       workspace);
   const Truth expected = truth_of(c);
   const auto batch = static_cast<size_t>(o.batch);
@@ -160,7 +161,7 @@ void check(const Options& o, Link link, bool even) {
   const double close = tolerance(o.input);
   const auto check_rows = [&] {
     for (size_t i = 0; i < batch; ++i) {
-      const double size = link.sigmoid ? static_cast<double>(o.samples) : 4;
+      const double size = form.sigmoid ? static_cast<double>(o.samples) : 4;
       CHECK_CLOSE(loss[i], expected.loss[i], close * size, close);
       CHECK_CLOSE(peak[i], expected.peak[i], close * 8, 0);
     }
@@ -185,12 +186,12 @@ void check(const Options& o, Link link, bool even) {
   if (o.bias) check_sums(bias, expected.grad_bias, terms, "bias");
 }
 
-void check_links(const Options& o) {
+void check_forms(const Options& o) {
   for (const bool sigmoid : {false, true}) {
     for (const double softcap : {0., 0.75}) {
       for (const bool even : {false, true}) {
-        const Link link{sigmoid, softcap};
-        o.input == DType::f64 ? check<double>(o, link, even) : check<float>(o, link, even);
+        const NegativesForm form{sigmoid, softcap};
+        o.input == DType::f64 ? check<double>(o, form, even) : check<float>(o, form, even);
       }
     }
   }
@@ -198,10 +199,10 @@ void check_links(const Options& o) {
 
 }  // namespace
 
-TEST(every_shape_and_dtype) { check_each(shapes_and_dtypes(), check_links); }
+TEST(every_shape_and_dtype) { check_each(shapes_and_dtypes(), check_forms); }
 
-TEST(every_option) { check_each(all_options(), check_links); }
+TEST(every_option) { check_each(all_options(), check_forms); }
 
-TEST(copies_of_a_class) { check_each(all_duplicates(), check_links); }
+TEST(copies_of_a_class) { check_each(all_duplicates(), check_forms); }
 
 }  // namespace ssc::test

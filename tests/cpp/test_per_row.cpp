@@ -1,5 +1,5 @@
 // Per-row negatives against loops in double: losses, and gradients that are those of the losses.
-#include "csrc/cpu/per_row.h"
+#include "csrc/cpu/per_row/per_row.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/loss_problem.h"
 

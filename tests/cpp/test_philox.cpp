@@ -1,5 +1,5 @@
 #include "csrc/core/philox.h"
-#include "csrc/cpu/sample_leaf.h"
+#include "csrc/cpu/sample/table.h"
 #include "tests/cpp/check.h"
 
 namespace {
@@ -51,8 +51,8 @@ TEST(a_row_has_a_subsequence_of_its_own) {
   CHECK_EQ(ssc::row_key(key, 4).subsequence, 5u);
 }
 
-TEST(the_leaf_gives_the_same_draws_from_any_place_and_length) {
-  const ssc::SampleLeaf& leaf = ssc::sample_leaf(ssc::active_isa());
+TEST(kernels_give_the_same_draws_from_any_place_and_length) {
+  const ssc::SampleKernels& kernels = ssc::sample_kernels(ssc::active_isa());
   // The last offset makes the 64-bit counter wrap around.
   for (const PhiloxKey key :
        {PhiloxKey{0, 0}, PhiloxKey{~uint64_t{0}, 0x0123456789abcdef},
@@ -60,7 +60,7 @@ TEST(the_leaf_gives_the_same_draws_from_any_place_and_length) {
     for (const uint64_t first : {uint64_t{0}, uint64_t{2}, uint64_t{1} << 33}) {
       for (const int64_t n : {0, 1, 2, 15, 16, 17, 63, 64, 65, 200}) {
         std::vector<uint64_t> bits(static_cast<size_t>(n));
-        leaf.philox(key, first, n, bits.data());
+        kernels.philox(key, first, n, bits.data());
         for (int64_t i = 0; i < n; ++i) {
           CHECK_EQ(bits[static_cast<size_t>(i)],
                    ssc::philox_draw(key, first + static_cast<uint64_t>(i)));

@@ -6,9 +6,9 @@
 
 #include "csrc/core/portable_math.h"
 #include "csrc/core/uniform.h"
-#include "csrc/cpu/sample.h"
-#include "csrc/cpu/sample_alias.h"
-#include "csrc/cpu/sample_leaf.h"
+#include "csrc/cpu/sample/alias_table.h"
+#include "csrc/cpu/sample/sample.h"
+#include "csrc/cpu/sample/table.h"
 #include "tests/cpp/check.h"
 
 namespace {
@@ -162,11 +162,11 @@ TEST(log_uniform_boundaries_are_where_the_distribution_says) {
   }
 }
 
-TEST(the_leaf_maps_bits_as_the_scalar_functions_do) {
-  const ssc::SampleLeaf& leaf = ssc::sample_leaf(ssc::active_isa());
+TEST(kernels_map_bits_as_the_scalar_functions_do) {
+  const ssc::SampleKernels& kernels = ssc::sample_kernels(ssc::active_isa());
   constexpr int64_t n = 1003;  // a tail for every vector width
   std::vector<uint64_t> bits(n);
-  leaf.philox(kKey, 0, n, bits.data());
+  kernels.philox(kKey, 0, n, bits.data());
   bits[0] = 0;
   bits[1] = ~uint64_t{0};
   std::vector<int64_t> ids(n);
@@ -175,15 +175,15 @@ TEST(the_leaf_maps_bits_as_the_scalar_functions_do) {
   for (const uint64_t classes :
        {uint64_t{1}, uint64_t{7}, uint64_t{0xffffffff}, uint64_t{0x100000000}, uint64_t{1} << 40}) {
     const ssc::test::Note note("C = " + std::to_string(classes));
-    leaf.uniform(bits.data(), n, classes, ids.data());
+    kernels.uniform(bits.data(), n, classes, ids.data());
     for (int64_t i = 0; i < n; ++i) {
       CHECK_EQ(static_cast<uint64_t>(ids[i]),
                (ssc::uniform_id<ScalarLane, false>(bits[i], classes)));
     }
     const LogUniform p = ssc::make_log_uniform(classes);
-    leaf.log_uniform(bits.data(), n, p, ids.data());
-    leaf.log_uniform_probability(ids.data(), n, p, q.data());
-    leaf.arrival_time(bits.data(), q.data(), n, times.data());
+    kernels.log_uniform(bits.data(), n, p, ids.data());
+    kernels.log_uniform_probability(ids.data(), n, p, q.data());
+    kernels.arrival_time(bits.data(), q.data(), n, times.data());
     for (int64_t i = 0; i < n; ++i) {
       const auto id = static_cast<uint64_t>(ids[i]);
       CHECK_EQ(id, ssc::log_uniform_id<ScalarLane>(bits[i], p, ssc::kExp2Table));
@@ -194,7 +194,7 @@ TEST(the_leaf_maps_bits_as_the_scalar_functions_do) {
          {ssc::log_count_with_replacement(100), ssc::log_count_distinct(1e3),
           ssc::log_count_distinct(std::numeric_limits<double>::infinity())}) {
       q[5] = 0.0;
-      leaf.log_expected_count(q.data(), n, count, counts.data());
+      kernels.log_expected_count(q.data(), n, count, counts.data());
       CHECK_EQ(counts[5], -std::numeric_limits<float>::infinity());
       for (int64_t i = 0; i < n; ++i) {
         CHECK_EQ(counts[i], static_cast<float>(ssc::log_expected_count<ScalarLane>(q[i], count)));

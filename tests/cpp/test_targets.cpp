@@ -1,8 +1,8 @@
-// The targets' products and gradients (csrc/cpu/target_rows.h) against loops in double.
+// The targets' products and gradients (csrc/cpu/loss/targets.h) against loops in double.
 #include <random>
 #include <set>
 
-#include "csrc/cpu/target_rows.h"
+#include "csrc/cpu/loss/targets.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/loss_problem.h"
 

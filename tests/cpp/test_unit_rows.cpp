@@ -1,7 +1,7 @@
-// Unit rows and the way back (csrc/cpu/unit_rows.h) against loops in double.
+// Unit rows and the way back (csrc/cpu/loss/unit_rows.h) against loops in double.
 #include <cmath>
 
-#include "csrc/cpu/unit_rows.h"
+#include "csrc/cpu/loss/unit_rows.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/loss_problem.h"
 

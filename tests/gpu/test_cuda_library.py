@@ -124,6 +124,6 @@ def test_compiled_architectures(registered: tuple[set[str], set[str], str]) -> N
     binaries: dict[int, set[tuple[int, bool]]] = {}
     for binary, architecture, ptx in fatbin_images():
         binaries.setdefault(binary, set()).add((architecture, ptx))
-    with_kernels = [p for p in (ROOT / "csrc/cuda").glob("*.cu") if "__global__" in p.read_text()]
+    with_kernels = [p for p in (ROOT / "csrc/cuda").rglob("*.cu") if "__global__" in p.read_text()]
     assert len(binaries) >= len(with_kernels)
     assert {frozenset(images) for images in binaries.values()} == {frozenset(promised)}

@@ -22,37 +22,37 @@ class Budget(NamedTuple):
 # The matmuls keep a tile in registers: 8 warps hide the waits of a pipeline of three stages, and
 # the 16-bit products have 16. 7.5 holds 32 warps, 12.0 holds 48.
 BUDGETS = {
-    "class_list": Budget(48, 32),
-    "draw_filtered_rows": Budget(64, 32),
-    "draw_rows": Budget(48, 32),
-    "per_row_grads": Budget(64, 32),
-    "per_row_score": Budget(72, 24),
-    "reduction": Budget(64, 32),
-    "sample": Budget(48, 32),
-    "sample_distinct": Budget(64, 32),  # one block of 1024 threads
-    "sample_race": Budget(64, 32),
-    "rows": Budget(64, 32),
-    "grads": Budget(64, 32),
-    "negatives": Budget(64, 32),
-    "score": Budget(255, 8),
-    "score_negatives": Budget(255, 8),
-    "products": Budget(168, 8),
+    "loss/class_list": Budget(48, 32),
+    "sample/filtered_rows": Budget(64, 32),
+    "sample/rows": Budget(48, 32),
+    "per_row/gradients": Budget(64, 32),
+    "per_row/score": Budget(72, 24),
+    "loss/total": Budget(64, 32),
+    "sample/with_replacement": Budget(48, 32),
+    "sample/distinct": Budget(64, 32),  # one block of 1024 threads
+    "sample/race": Budget(64, 32),
+    "loss/row_stages": Budget(64, 32),
+    "loss/gradients": Budget(64, 32),
+    "negatives/stages": Budget(64, 32),
+    "loss/score": Budget(255, 8),
+    "negatives/score": Budget(255, 8),
+    "loss/products": Budget(168, 8),
 }
-MATMULS = ("score", "score_negatives", "products")
+MATMULS = ("loss/score", "negatives/score", "loss/products")
 HALF_PRODUCTS = {"MmaTile": Budget(128, 16), "FmaTile": Budget(232, 8)}  # the latter on 7.5
 
 
 # Instructions in the main loop for each that multiplies, at most; 16-bit types, tf32, plain float.
 LOOPS = {
-    ("score", "MmaTile<bfloat16"): 4.6,
-    ("score", "MmaTile<float"): 7.3,
-    ("score", "FmaTile<float"): 1.45,
-    ("score_negatives", "MmaTile<bfloat16"): 4.6,
-    ("score_negatives", "MmaTile<float"): 7.4,
-    ("score_negatives", "FmaTile<float"): 1.45,
-    ("products", "MmaTile<bfloat16"): 6.8,
-    ("products", "MmaTile<float"): 12.4,
-    ("products", "FmaTile<float"): 1.4,
+    ("loss/score", "MmaTile<bfloat16"): 4.6,
+    ("loss/score", "MmaTile<float"): 7.3,
+    ("loss/score", "FmaTile<float"): 1.45,
+    ("negatives/score", "MmaTile<bfloat16"): 4.6,
+    ("negatives/score", "MmaTile<float"): 7.4,
+    ("negatives/score", "FmaTile<float"): 1.45,
+    ("loss/products", "MmaTile<bfloat16"): 6.8,
+    ("loss/products", "MmaTile<float"): 12.4,
+    ("loss/products", "FmaTile<float"): 1.4,
 }
 
 
@@ -60,23 +60,23 @@ LOOPS = {
 # and 16 bytes (vector_access.h), which would move two to eight times the sectors part by part.
 # By source and pattern of the kernel's name.
 WIDE = [
-    ("score", r"MmaTile", {"STG?.E.64": 32}),
-    ("score_negatives", r"MmaTile", {"STG?.E.64": 32}),
-    ("products", r"MmaTile", {"STG?.E.64": 32, "LDG.E.64": 32}),
-    ("products", r"FmaTile<(float|bfloat16|float16)", {"STG?.E.128": 16, "LDG.E.128": 16}),
-    ("products", r"FmaTile<double", {"STG?.E.128": 8, "LDG.E.128": 8}),
-    ("per_row_score", r"score_rows_kernel<\w+, true", {"LDG.E.128": 5}),
-    ("per_row_grads", r"row_input_grad_kernel<\w+, true", {"STG?.E.128": 1, "LDG.E.128": 4}),
-    ("sample", r"draw_kernel", {"STG?.E.128": 1}),
-    ("sample_distinct", r"insert_kernel", {"STG?.E.128": 1}),
-    ("sample_distinct", r"compact_kernel", {"LDG.E.128": 1}),
-    ("sample_race", r"arrival_times_kernel", {"STG?.E.128": 2}),
+    ("loss/score", r"MmaTile", {"STG?.E.64": 32}),
+    ("negatives/score", r"MmaTile", {"STG?.E.64": 32}),
+    ("loss/products", r"MmaTile", {"STG?.E.64": 32, "LDG.E.64": 32}),
+    ("loss/products", r"FmaTile<(float|bfloat16|float16)", {"STG?.E.128": 16, "LDG.E.128": 16}),
+    ("loss/products", r"FmaTile<double", {"STG?.E.128": 8, "LDG.E.128": 8}),
+    ("per_row/score", r"score_rows_kernel<\w+, true", {"LDG.E.128": 5}),
+    ("per_row/gradients", r"row_input_grad_kernel<\w+, true", {"STG?.E.128": 1, "LDG.E.128": 4}),
+    ("sample/with_replacement", r"draw_kernel", {"STG?.E.128": 1}),
+    ("sample/distinct", r"insert_kernel", {"STG?.E.128": 1}),
+    ("sample/distinct", r"compact_kernel", {"LDG.E.128": 1}),
+    ("sample/race", r"arrival_times_kernel", {"STG?.E.128": 2}),
 ]
 
 
 def budget_of(source: str, kernel: nvcc.Kernel) -> Budget:
     kind, _, dtype = kernel.tile.partition("<")
-    if source == "products" and dtype in ("bfloat16", "float16"):
+    if source == "loss/products" and dtype in ("bfloat16", "float16"):
         return HALF_PRODUCTS[kind]
     return BUDGETS[source]
 
@@ -90,10 +90,10 @@ def tiles_of(architecture: int) -> set[str]:
 
 
 def test_every_source_has_a_budget() -> None:
-    marks = ("__global__", "csrc/cuda/score.h")  # a kernel of its own, or an epilogue of one
+    marks = ("__global__", "csrc/cuda/loss/score.h")  # a kernel of its own, or an epilogue of one
     with_kernels = {
-        path.stem
-        for path in (nvcc.ROOT / "csrc/cuda").glob("*.cu")
+        path.relative_to(nvcc.ROOT / "csrc/cuda").with_suffix("").as_posix()
+        for path in (nvcc.ROOT / "csrc/cuda").rglob("*.cu")
         if any(mark in path.read_text() for mark in marks)
     }
     assert with_kernels == set(BUDGETS) == set(nvcc.SOURCES)
@@ -171,7 +171,7 @@ def test_every_pattern_of_wide_accesses_names_kernels() -> None:
     for source, pattern, _ in WIDE:
         word = re.match(r"\w+", pattern)
         assert word is not None
-        files = [nvcc.ROOT / f"csrc/cuda/{source}.cu", *(nvcc.ROOT / "csrc/cuda").glob("tile_*.h")]
+        files = [nvcc.ROOT / f"csrc/cuda/{source}.cu", *(nvcc.ROOT / "csrc/cuda/tile").glob("*.h")]
         assert any(word[0] in file.read_text() for file in files), (source, pattern)
 
 

@@ -1,6 +1,6 @@
 """The backend "simt": tensors of the CPU stand for a GPU's, and csrc/simt runs the CUDA kernels.
 
-csrc/ops/*_cuda.cpp are compiled a second time over the executor (tests/simt_ops), as
+csrc/ops/cuda/*.cpp are compiled a second time over the executor (tests/simt_ops), as
 torch.ops.sampled_softmax_simt. Here they take the place of the CPU's kernels in the dispatcher, so
 that everything above them, from the public functions to autograd, runs as it does on a GPU. The
 backend "ptx" is the same with torch.ops.sampled_softmax_ptx, over an executor of PTX (tests/ptx).

@@ -1,5 +1,5 @@
 // Barriers of the block: where they are needed, and what happens where they are wrong.
-#include "csrc/cuda/device.h"
+#include "csrc/cuda/device/device.h"
 #include "csrc/simt/registry.h"
 
 namespace {

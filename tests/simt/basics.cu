@@ -1,5 +1,5 @@
 // A kernel that needs nothing but threads: a grid-stride loop.
-#include "csrc/cuda/device.h"
+#include "csrc/cuda/device/device.h"
 #include "csrc/simt/registry.h"
 
 namespace {

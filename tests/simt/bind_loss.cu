@@ -1,8 +1,8 @@
 // The loss of csrc/cuda for the bench: one launcher per storage type and stage.
 #include <algorithm>
 
-#include "csrc/cuda/loss_and_grads.h"
-#include "csrc/cuda/loss_rows.h"
+#include "csrc/cuda/loss/forward.h"
+#include "csrc/cuda/loss/step.h"
 #include "csrc/simt/registry.h"
 
 namespace {

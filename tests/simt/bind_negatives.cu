@@ -1,7 +1,7 @@
 // The general negatives of csrc/cuda for the bench: launchers per storage type.
 #include <algorithm>
 
-#include "csrc/cuda/negative_loss.h"
+#include "csrc/cuda/negatives/step.h"
 #include "csrc/simt/registry.h"
 
 namespace {

@@ -1,7 +1,7 @@
-// The stages of csrc/cuda/per_row.h for the bench, each with the problem's fields in their order.
-#include "csrc/cuda/draw_filtered_rows.h"
-#include "csrc/cuda/per_row.h"
-#include "csrc/cuda/sample.h"
+// The stages of csrc/cuda/per_row/per_row.h for the bench, each with the problem's fields in their
+// order.
+#include "csrc/cuda/per_row/per_row.h"
+#include "csrc/cuda/sample/sample.h"
 #include "csrc/simt/registry.h"
 
 namespace {

@@ -1,7 +1,5 @@
-// The draws of csrc/cuda/sample.h for the bench.
-#include "csrc/cuda/sample.h"
-#include "csrc/cuda/sample_distinct.h"
-#include "csrc/cuda/sample_race.h"
+// The draws of csrc/cuda/sample/sample.h for the bench.
+#include "csrc/cuda/sample/sample.h"
 #include "csrc/simt/registry.h"
 
 namespace {

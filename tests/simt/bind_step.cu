@@ -1,6 +1,6 @@
 // What a step does around the loss, for the bench: reductions and the list of classes.
-#include "csrc/cuda/class_list.h"
-#include "csrc/cuda/reduction.h"
+#include "csrc/cuda/loss/class_list.h"
+#include "csrc/cuda/loss/total.h"
 #include "csrc/simt/registry.h"
 
 using namespace ssc::cuda;

@@ -1,5 +1,5 @@
 // Blocks that share global memory: atomics, fences, sequences of kernels.
-#include "csrc/cuda/device.h"
+#include "csrc/cuda/device/device.h"
 #include "csrc/simt/registry.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // Calls of the runtime that fail, and what the thread's last error is afterwards.
-#include "csrc/cuda/grid.h"
+#include "csrc/cuda/device/grid.h"
 #include "csrc/simt/registry.h"
 
 namespace {

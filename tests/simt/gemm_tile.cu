@@ -2,8 +2,8 @@
 // but with every part that can be forgotten; a mutation leaves one out.
 #include <type_traits>
 
-#include "csrc/cuda/async_copy.h"
-#include "csrc/cuda/mma.h"
+#include "csrc/cuda/device/async_copy.h"
+#include "csrc/cuda/device/mma.h"
 #include "csrc/simt/registry.h"
 
 namespace {

@@ -1,10 +1,10 @@
 // Where kernels read and write: mistakes, and what accesses cost.
 #include <cstring>
 
-#include "csrc/cuda/async_copy.h"
-#include "csrc/cuda/device.h"
-#include "csrc/cuda/mma.h"
-#include "csrc/cuda/vector_access.h"
+#include "csrc/cuda/device/async_copy.h"
+#include "csrc/cuda/device/device.h"
+#include "csrc/cuda/device/mma.h"
+#include "csrc/cuda/device/vector_access.h"
 #include "csrc/simt/registry.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // A matmul of float32 numbers as tf32: one warp per 16 x 8 tile, straight from global memory.
-#include "csrc/cuda/mma.h"
+#include "csrc/cuda/device/mma.h"
 #include "csrc/simt/registry.h"
 
 namespace {

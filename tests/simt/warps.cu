@@ -1,5 +1,5 @@
 // Collectives of a warp, whole, in part and wrong.
-#include "csrc/cuda/device.h"
+#include "csrc/cuda/device/device.h"
 #include "csrc/simt/registry.h"
 
 namespace {

@@ -1,12 +1,12 @@
-// The twin of csrc/ops/cuda_device.cpp: the CPU's memory stands for a GPU's, and an executor runs
+// The twin of csrc/ops/cuda/device.cpp: the CPU's memory stands for a GPU's, and an executor runs
 // the kernels, csrc/simt or one of PTX (tests/ptx).
 #include <cstdlib>
 #include <string_view>
 
-#include "csrc/ops/cuda_device.h"
+#include "csrc/ops/cuda/device.h"
 #include "tests/simt_ops/findings.h"
 
-namespace ssc::ops {
+namespace ssc::ops::cuda {
 
 OnDevice::OnDevice(const Tensor&) : index_(0), stream_(nullptr) {}
 
@@ -44,4 +44,4 @@ void check_launch(cudaError_t error, const char* stage) {
                   static_cast<int>(error), findings);
 }
 
-}  // namespace ssc::ops
+}  // namespace ssc::ops::cuda

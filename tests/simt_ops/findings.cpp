@@ -2,7 +2,7 @@
 
 #include "csrc/simt/report.h"
 
-namespace ssc::ops {
+namespace ssc::ops::cuda {
 
 std::string take_findings() {
   std::string text;
@@ -14,4 +14,4 @@ std::string take_findings() {
   return text;
 }
 
-}  // namespace ssc::ops
+}  // namespace ssc::ops::cuda

@@ -3,9 +3,9 @@
 
 #include <string>
 
-namespace ssc::ops {
+namespace ssc::ops::cuda {
 
 // A line for each finding, which is forgotten then.
 std::string take_findings();
 
-}  // namespace ssc::ops
+}  // namespace ssc::ops::cuda

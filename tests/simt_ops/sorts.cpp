@@ -1,12 +1,10 @@
-// The twins of csrc/cuda/class_sort.cu and race_sort.cu, which need CUB: stable sorts in the same
-// words.
+// The twins of class_sort.cu and race_sort.cu, which need CUB: stable sorts in the same words.
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
-#include "csrc/cuda/class_list.h"
-#include "csrc/cuda/race_sort.h"
-#include "csrc/cuda/sample_race.h"
+#include "csrc/cuda/loss/class_list.h"
+#include "csrc/cuda/sample/sample.h"
 
 namespace ssc::cuda {
 namespace {

@@ -1,0 +1,49 @@
+// The choice of an instruction set at run time. Each source of csrc/cpu/kernels is compiled once per
+// instruction set, into a namespace of that name.
+#pragma once
+
+#include <cstdint>
+
+namespace ssc {
+
+// In rising order. avx512_bf16 is avx512 and, where H and W are bf16, products of pairs of them.
+enum class Isa { scalar, avx2, avx512, avx512_bf16 };
+inline constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
+
+const char* isa_name(Isa isa);
+
+// The features that the choice rests on. `avx2`, `avx512` and `avx512_bf16` stand for all that the
+// kernels of that name need; the last three are read off because they tell Intel's cores apart. The
+// family and the model would too, but hypervisors make them up.
+struct Processor {
+  bool intel = false;
+  bool avx2 = false, avx512 = false, avx512_bf16 = false;
+  bool avx_vnni = false, avx512_fp16 = false, amx_bf16 = false;
+};
+
+struct IsaChoice {
+  Isa isa;
+  // Calls with at most so many rows take avx512_bf16 instead, for products of bf16 with bf16.
+  int64_t pair_rows;
+  const char* reason;  // for people
+};
+
+// The fastest for a processor: a table of what has been measured, no measurement, so that the bits
+// of a result never depend on how busy the machine was.
+IsaChoice fastest_isa(const Processor& processor);
+
+// True where this build has the kernels and this CPU runs them.
+bool isa_available(Isa isa);
+
+// True where isa_available rests on the emulation of AVX512-BF16 that a build for tests may contain
+// (SSC_EMULATE_BF16): far slower than avx512, so it is never chosen, only named.
+bool isa_emulated(Isa isa);
+
+// The fastest for this processor, or the one named by SSC_CPU_ISA. Throws std::runtime_error when
+// the variable names an instruction set that is unknown or not available here.
+IsaChoice isa_choice();
+
+// Its instruction set for a call with so many rows of H, or with many.
+Isa active_isa(int64_t rows = INT64_MAX);
+
+}  // namespace ssc

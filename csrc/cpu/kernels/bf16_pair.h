@@ -1,0 +1,192 @@
+// word.h for AVX512-BF16: a word is a pair of bf16, carried in the lanes of a vector of float and
+// never computed with as such. Products are exact and sums are float; E and nothing else is rounded
+// to bf16 on the way, P = coefficient · E once more for dWs, where H then enters as it is.
+//
+// Two functions are instructions of AVX512-BF16: dot_pairs and round_to_pairs. A build for tests
+// without them (SSC_EMULATE_BF16 in CMakeLists.txt) replaces just these by what Intel's manual says
+// they do, so that every other line runs on any CPU with AVX-512.
+#pragma once
+
+#include "csrc/cpu/kernels/simd.h"
+
+namespace ssc::SSC_ISA {
+
+using Words = Vec<float>;
+
+SSC_INLINE __m512i bits_of(Words v) { return _mm512_castps_si512((__m512)v); }
+SSC_INLINE Words words_of(__m512i v) { return (Words)_mm512_castsi512_ps(v); }
+
+// Where each of 32 bf16 comes from: of one vector (0 to 31) or of another (32 to 63).
+struct Lanes16 {
+  alignas(64) uint16_t from[32];
+};
+
+SSC_INLINE __m512i permute(__m512i a, __m512i b, const Lanes16& lanes) {
+  return _mm512_permutex2var_epi16(a, _mm512_load_si512(lanes.from), b);
+}
+
+#if defined(__AVX512BF16__)
+
+// sum + Σ of the two products in each word.
+SSC_INLINE Words dot_pairs(Words sum, Words a, Words b) {
+  return (Words)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+// 32 bf16: those of `low`, then those of `high`, rounded to nearest even.
+SSC_INLINE __m512i round_to_pairs(Words low, Words high) {
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+}
+
+#else
+
+// Subnormal numbers become zeros of their sign.
+SSC_INLINE __m512 flush_subnormal(__m512i bits) {
+  const __mmask16 tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+  return _mm512_castsi512_ps(
+      _mm512_mask_and_epi32(bits, tiny, bits, _mm512_set1_epi32(static_cast<int>(0x80000000u))));
+}
+
+// The odd elements' product is added first; both additions round to nearest even.
+SSC_INLINE Words dot_pairs(Words sum, Words a, Words b) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  __m512 out = flush_subnormal(bits_of(sum));
+  out = _mm512_fmadd_ps(flush_subnormal(_mm512_and_si512(bits_of(a), upper)),
+                        flush_subnormal(_mm512_and_si512(bits_of(b), upper)), out);
+  out = flush_subnormal(_mm512_castps_si512(out));
+  out = _mm512_fmadd_ps(flush_subnormal(_mm512_slli_epi32(bits_of(a), 16)),
+                        flush_subnormal(_mm512_slli_epi32(bits_of(b), 16)), out);
+  return (Words)flush_subnormal(_mm512_castps_si512(out));
+}
+
+constexpr Lanes16 upper_halves() {
+  Lanes16 lanes{};
+  for (int i = 0; i < 32; ++i) lanes.from[i] = static_cast<uint16_t>(2 * i + 1);
+  return lanes;
+}
+
+SSC_INLINE __m512i round_to_pairs(Words low, Words high) {
+  static constexpr Lanes16 kUpper = upper_halves();
+  return permute(round_to_upper(flush_subnormal(bits_of(low))),
+                 round_to_upper(flush_subnormal(bits_of(high))), kUpper);
+}
+
+#endif
+
+template <class T>
+constexpr int kWord = 2;
+
+SSC_INLINE Words broadcast(const float* word) {
+  int32_t bits;
+  std::memcpy(&bits, word, sizeof bits);
+  return words_of(_mm512_set1_epi32(bits));
+}
+
+template <class T>
+SSC_INLINE void multiply_add_words(Words& sum, Words a, Words b) {
+  sum = dot_pairs(sum, a, b);
+}
+
+template <class T>
+SSC_INLINE Words load_words(const BFloat16* p) {
+  return words_of(_mm512_loadu_si512(p));
+}
+
+template <class T>
+SSC_INLINE Words load_words_head(const BFloat16* p, int64_t count) {
+  return words_of(_mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, p));
+}
+
+SSC_INLINE void put_word(float* word, const BFloat16* p, int64_t count) {
+  const uint32_t bits = p[0].bits | (count > 1 ? uint32_t{p[1].bits} << 16 : 0);
+  std::memcpy(word, &bits, sizeof bits);
+}
+
+// Words (a[d], b[d]) for d in [16 · half, 16 · half + 16).
+constexpr Lanes16 interleave(int half) {
+  Lanes16 lanes{};
+  for (int d = 0; d < 16; ++d) {
+    lanes.from[2 * d] = static_cast<uint16_t>(16 * half + d);
+    lanes.from[2 * d + 1] = static_cast<uint16_t>(32 + 16 * half + d);
+  }
+  return lanes;
+}
+
+// Of samples i and i + 1, the word of each element.
+template <class T>
+SSC_INLINE void store_sample_words(float* to, const Words (&v)[kLanes<float>]) {
+  static constexpr Lanes16 kLow = interleave(0), kHigh = interleave(1);
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes<float>; i += 2, to += kPanel<float>) {
+    store<float>(to, words_of(permute(bits_of(v[i]), bits_of(v[i + 1]), kLow)));
+    store<float>(to + kLanes<float>, words_of(permute(bits_of(v[i]), bits_of(v[i + 1]), kHigh)));
+  }
+}
+
+template <class T>
+SSC_INLINE void store_exps(float* words, Words e0, Words e1) {
+  _mm512_storeu_si512(words, round_to_pairs(e0, e1));
+}
+
+SSC_INLINE float get_exp(const float* words, int s) {
+  BFloat16 e;
+  std::memcpy(&e, reinterpret_cast<const char*>(words) + 2 * s, sizeof e);
+  return to_float(e);
+}
+
+SSC_INLINE void put_exp(float* words, int s, float e) {
+  const BFloat16 rounded = to_bfloat16(e);
+  std::memcpy(reinterpret_cast<char*>(words) + 2 * s, &rounded, sizeof rounded);
+}
+
+// H itself; row_words multiplies E with the coefficient. Rows i and i + 1 share words: the first
+// writes all of them, the second, if there is one, its half.
+SSC_INLINE void put_grad_words(float* words, const BFloat16* h, int64_t count, int64_t left,
+                               float /*coefficient*/, int64_t i) {
+  static_assert(kTileRows <= kLanes<float>);
+  constexpr uint16_t kOne = 0x3f80;
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  const auto of_h = static_cast<__mmask16>(left < count ? (1u << left) - 1 : mask);
+  __m512i bits = _mm512_cvtepu16_epi32(_mm256_mask_loadu_epi16(_mm256_set1_epi16(kOne), of_h, h));
+  if (i % 2 != 0) {
+    bits = _mm512_or_si512(_mm512_slli_epi32(bits, 16), _mm512_maskz_loadu_epi32(mask, words));
+  }
+  _mm512_mask_storeu_epi32(words, mask, bits);
+}
+
+// After rounding, even and odd samples of two rows lie in a vector each, one row in each half:
+// words (row 0, row 1) of samples [16 · half, 16 · half + 16).
+constexpr Lanes16 interleave_samples(int half) {
+  Lanes16 lanes{};
+  for (int s = 0; s < 16; ++s) {
+    const int from = 32 * (s % 2) + 8 * half + s / 2;
+    lanes.from[2 * s] = static_cast<uint16_t>(from);
+    lanes.from[2 * s + 1] = static_cast<uint16_t>(16 + from);
+  }
+  return lanes;
+}
+
+// Each pair of E's rows times its coefficients. Of an odd number of rows the last has a row of
+// zeros for its neighbour.
+SSC_INLINE const float* row_words(const float* e, int64_t begin, int64_t count, int64_t rows,
+                                  const float* coefficient, float* part) {
+  constexpr int P = kPanel<float>;
+  static constexpr Lanes16 kLow = interleave_samples(0), kHigh = interleave_samples(1);
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t i = 2 * (begin + k);
+    const bool last = i + 1 == rows;
+    const __m512i first = _mm512_loadu_si512(e + i * (P / 2));
+    const __m512i second =
+        last ? _mm512_setzero_si512() : _mm512_loadu_si512(e + (i + 1) * (P / 2));
+    const float c0 = coefficient[i], c1 = last ? 0 : coefficient[i + 1];
+    const __m512i even = round_to_pairs(words_of(_mm512_slli_epi32(first, 16)) * c0,
+                                        words_of(_mm512_slli_epi32(second, 16)) * c1);
+    const __m512i odd = round_to_pairs(words_of(_mm512_and_si512(first, upper)) * c0,
+                                       words_of(_mm512_and_si512(second, upper)) * c1);
+    store<float>(part + k * P, words_of(permute(even, odd, kLow)));
+    store<float>(part + k * P + P / 2, words_of(permute(even, odd, kHigh)));
+  }
+  return part;
+}
+
+}  // namespace ssc::SSC_ISA

@@ -1,0 +1,164 @@
+// The vectorised stages of the loss, as one table of functions per (instruction set, arithmetic
+// type). loss/forward.cpp and loss/step.cpp call them in the data's order:
+//
+//   pack_rows       a block of H       -> the broadcast operand of z = H Ws^T
+//   sweep           per tile of samples: gather and pack its rows of W; z, E = exp(z − reference),
+//                   row sums, dH += E Ws
+//   finish_row      loss, lse, dH out
+//   pack_grad_row   H scaled by its row's coefficient, the broadcast operand of dWs
+//   weight_grad     dWs = E^T (scaled H), then the targets' own contributions
+//
+// Operands of matmuls are packed into words of T's size: elements, or, for AVX512-BF16,
+// pairs of bf16 that are neighbours along the contraction. K is the number of elements in a word;
+// D/K and the like are rounded up, and the last word filled up with zero.
+//
+// Symbols: B rows, D width, S samples (here distinct ones), R rows of one chunk.
+// The rows of a chunk are partitioned into blocks of at most `tile_rows` rows.
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/cpu/base/dtype.h"
+#include "csrc/cpu/base/isa.h"
+
+namespace ssc {
+
+struct Range {
+  int64_t begin, end;
+};
+
+// [0, n) in `count` pieces whose lengths differ by one unit at most; only the last unit may be cut
+// short. The divisions are done once: inner loops ask for a piece before each register tile.
+struct Partition {
+  int64_t count, size, longer;  // the first `longer` pieces have size + 1 units
+  int64_t unit, n;
+};
+constexpr Partition partition(int64_t n, int64_t count, int64_t unit = 1) {
+  const int64_t units = (n + unit - 1) / unit;
+  return {count, count > 0 ? units / count : 0, count > 0 ? units % count : 0, unit, n};
+}
+constexpr Range piece(const Partition& p, int64_t index) {
+  const int64_t begin = index * p.size + (index < p.longer ? index : p.longer);
+  const int64_t end = (begin + p.size + (index < p.longer)) * p.unit;
+  return {begin * p.unit, end < p.n ? end : p.n};
+}
+
+// How a sample's logit x enters the sum, where that is not the plain softmax's exp(x − log n −
+// reference): x is capped, c tanh(x / c) for a cap c > 0, and the sum may be that of softplus.
+struct NegativesForm {
+  bool sigmoid;
+  double softcap;  // 0: none
+};
+
+// The samples and where their rows of W come from.
+struct Samples {
+  MatrixView weight;         // [C, D]
+  Vector bias;               // [C], may be null
+  const int64_t* ids;        // [count] classes; null: first, first + 1, ...
+  const double* log_count;   // [count] log n of each sample; null: 0
+  const double* log_copies;  // [count] what merged copies add to a sample's logit; null: 0
+  int64_t first, count, dim;
+  double inv_temperature;
+  const NegativesForm* negatives;  // null: the plain softmax
+};
+
+// Memory for one tile of packed samples, a thread's own. P = kPanel samples make a panel, the last
+// one of all padded; Dp = D rounded up to P.
+//   columns    [panels][D/K][P]           vectors over samples, for z
+//   rows       [Dp / P][panels · P/K][P]  vectors over D, for dH; null where not needed
+//   adjust     [panels · P]               bias/τ − log n of each sample; −inf in the padding
+//   copies     [panels · P]               log_copies
+//   correction [panels · P]               of negatives: log n, +inf in the padding; then `adjust`
+//                                         is b/τ alone, and a sigmoid's `copies` counts the copies
+template <class T>
+struct Tile {
+  T* columns;
+  T* rows;
+  T* adjust;
+  T* copies;
+  T* correction;
+  int64_t panels, padded_dim;
+};
+
+// One chunk of R rows on its way through the samples.
+template <class T>
+struct RowChunk {
+  int64_t rows;
+  Partition blocks;        // of the rows, in units of K
+  const int64_t* row_ids;  // [R] row of H (and of all per-row inputs and outputs)
+  T* packed;               // [blocks][D/K][block rows]
+  T* reference;            // [R] exp's reference point: at first the target's corrected logit
+  T* sum;                  // [R][lanes] partial sums of E over the latest samples
+  double* settled;         // [R] sums of E over the samples before
+  T* peak;           // [R][lanes] partial maxima of z − reference: single copies, hits left out
+  int64_t* hit;      // [R] which sample is the row's own target, or −1
+  bool remove_hits;  // whether that sample is left out of sums and gradients
+  // Of negatives, a row has a rising list of hits: `hit` is the next of them that the sweep will
+  // meet, and hit_list[next_hit, end_hit) are those after it.
+  const int64_t* hit_list;
+  int64_t* next_hit;       // [R]
+  const int64_t* end_hit;  // [R]
+  T* exps;                 // E [panels][rows, padded][P/K]; null: forward only
+  int64_t exps_stride;     // words from panel to panel
+  T* grad_input;           // [R][Dp] Σ_s E_is W_s, not yet scaled; null: forward only
+  T* coefficient;          // [R] what E's rows are scaled with: k_i / sum_i
+  Partition columns;       // of D, and one more column of ones where there is a bias
+  // [columns][R/K][columns of the piece]: coefficient · H. In pairs H itself, without a rounding:
+  // E, rounded already, takes the coefficient instead.
+  T* grad_scaled;
+};
+
+template <class T>
+struct LossKernels {
+  int lanes;      // of a vector
+  int panel;      // samples in a panel: 2 vectors
+  int tile_rows;  // rows of a register tile, a multiple of K
+  int word;       // K
+
+  // H's block `index` into chunk.packed.
+  void (*pack_rows)(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index);
+
+  // h_i · W_class for one pair of rows.
+  T (*dot)(MatrixView input, int64_t row, MatrixView weight, int64_t class_id, int64_t dim);
+
+  // z, E, sums and dH of row blocks [begin, end) against all samples.
+  void (*sweep)(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk,
+                int64_t begin, int64_t end);
+
+  // Row i's Σ_s E and maximum of z − reference.
+  void (*reduce_row)(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak);
+
+  // grad_out[row] = coefficient · (Σ_s E_is W_s) + target_coefficient · W_target; without the
+  // latter for a negative target.
+  void (*finish_row)(MatrixView weight, const RowChunk<T>& chunk, int64_t i, int64_t dim,
+                     int64_t target, T target_coefficient, MatrixView grad_out);
+
+  // Row i's share of chunk.grad_scaled = coefficient · (H_i, 1). The rows of a block in order.
+  void (*pack_grad_row)(MatrixView input, const RowChunk<T>& chunk, int64_t i, int64_t dim);
+
+  // Rows dWs of panel `index` = E^T grad_scaled to out + slot[s] · out_stride: added where
+  // `accumulate`, stored otherwise. scratch [D + 1][P], one per thread, holds the transposed
+  // product afterwards: its last row is the bias gradient.
+  void (*weight_grad)(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int64_t count,
+                      int64_t index, bool accumulate, T* out, int64_t out_stride, T* scratch);
+
+  // out[0:dim] += coefficient · row `row` of the matrix.
+  void (*add_row)(MatrixView matrix, int64_t row, int64_t dim, T coefficient, T* out);
+
+  // Writes dim elements as `dtype`.
+  void (*convert)(const T* from, void* to, DType dtype, int64_t count);
+
+  // z (not exponentiated) of row blocks [begin, end) against all samples, to out[row][sample].
+  void (*logits)(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk,
+                 int64_t begin, int64_t end, MatrixView out);
+};
+
+// The instruction set whose kernels serve H and W of these types: avx512_bf16 is avx512 for all but
+// bf16 with bf16.
+Isa kernels_isa(Isa isa, DType input, DType weight);
+
+// For H and W of these types.
+template <class T>
+const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight);
+
+}  // namespace ssc

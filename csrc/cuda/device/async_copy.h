@@ -1,0 +1,84 @@
+// cp.async: copies from global to shared memory that bypass the registers. PTX ISA, "Data Movement
+// and Conversion Instructions: cp.async", "cp.async.commit_group", "cp.async.wait_group /
+// cp.async.wait_all". A copy's bytes may be used by the thread that issued it after its wait, and
+// by other threads after a barrier that follows. On 7.5, which has no cp.async, plain loads and
+// stores, done at once.
+#pragma once
+
+#include "csrc/cuda/device/device.h"
+
+#if defined(SSC_SIMT)
+#include "csrc/simt/async_copy.h"
+#else
+namespace ssc::cuda {
+
+// Copies kBytes (4, 8 or 16; both addresses aligned to as much). 16 bytes go past L1 (.cg).
+template <int kBytes>
+__device__ __forceinline__ void cp_async(void* shared, const void* global) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes)
+                 : "memory");
+  }
+#else
+  using Bytes = std::conditional_t<kBytes == 4, int, std::conditional_t<kBytes == 8, int2, int4>>;
+  *static_cast<Bytes*>(shared) = *static_cast<const Bytes*>(global);
+#endif
+}
+
+// As cp_async, but only the first source_bytes (0..kBytes) are read; the rest becomes zero. With 0
+// the source may be any address.
+template <int kBytes>
+__device__ __forceinline__ void cp_async_zfill(void* shared, const void* global, int source_bytes) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
+                 "r"(source_bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global),
+                 "n"(kBytes), "r"(source_bytes)
+                 : "memory");
+  }
+#else
+  if (source_bytes == kBytes) {
+    cp_async<kBytes>(shared, global);
+    return;
+  }
+#pragma unroll 1  // the ends of rows alone
+  for (int i = 0; i < kBytes; ++i) {
+    static_cast<char*>(shared)[i] = i < source_bytes ? static_cast<const char*>(global)[i] : 0;
+  }
+#endif
+}
+
+// Closes the group of this thread's copies since the last commit; a group may be empty.
+__device__ __forceinline__ void cp_async_commit() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most the kPending youngest groups of this thread are unfinished.
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+// Waits for all of this thread's copies, committed or not.
+__device__ __forceinline__ void cp_async_wait_all() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+}  // namespace ssc::cuda
+#endif

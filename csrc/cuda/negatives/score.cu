@@ -1,0 +1,206 @@
+// z of general negatives, as `score`: its epilogue caps logits, knows hits by their bits, and sums
+// exp or softplus. Beside score.h's traffic, B S / 8 bytes of bits.
+#include "csrc/core/logit_correction.h"
+#include "csrc/cuda/loss/score.h"
+#include "csrc/cuda/negatives/negatives.h"
+
+namespace ssc::cuda {
+namespace {
+
+template <class T>
+struct NegativeArguments {
+  using A = typename AccumulatorOf<T>::Type;
+  LossProblem<T> problem;
+  NegativeParts<A> parts;
+  A* logits;  // null: not wanted
+  int64_t logits_stride;
+  const uint32_t* bits;  // of find_hits
+  A softcap;
+  bool sigmoid;
+};
+
+template <class T_>
+struct NegativeScore {
+  using Tile = T_;
+  using T = typename Tile::Element;
+  using A = typename Tile::Accumulator;
+  using Arguments = NegativeArguments<T>;
+  static constexpr int kWords = Tile::kN / 32;
+
+  struct Shared {
+    A bias[Tile::kN];       // b / τ; ids out of range NaN
+    A log_count[Tile::kN];  // past the end +inf
+    uint32_t hits[Tile::kM][kWords];
+    OnlineLse<A> lse[Tile::kWarpsPerRow][Tile::kM];
+    A peak[Tile::kWarpsPerRow][Tile::kM];
+  };
+
+  __device__ __forceinline__ static void start_block(const Arguments& /*a*/, int64_t /*first_row*/,
+                                                     Shared& shared) {
+    for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
+#pragma unroll
+      for (int w = 0; w < Tile::kWarpsPerRow; ++w) {
+        shared.lse[w][i] = empty_lse<A>();
+        shared.peak[w][i] = -static_cast<A>(__builtin_inf());
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void load_samples(const Arguments& a, int64_t first_row,
+                                                      int64_t first, int64_t end, Shared& shared) {
+    const LossProblem<T>& p = a.problem;
+    for (int j = static_cast<int>(threadIdx.x); j < Tile::kN; j += kTileThreads) {
+      const int64_t s = first + j;
+      A bias = 0, log_count = static_cast<A>(__builtin_inf());
+      if (s < end) {
+        const int64_t id = p.ids[s];
+        if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(p.classes)) {
+          bias = static_cast<A>(__builtin_nan(""));
+        } else if (p.bias != nullptr) {
+          bias = to_accumulator(p.bias[id]) * p.inv_temperature;
+        }
+        log_count =
+            p.log_expected_count == nullptr ? A(0) : A(correction_of(p.log_expected_count[s]));
+      }
+      shared.bias[j] = bias;
+      shared.log_count[j] = log_count;
+    }
+    for (int i = static_cast<int>(threadIdx.x); i < Tile::kM * kWords; i += kTileThreads) {
+      const int64_t row = first_row + i / kWords;
+      shared.hits[i / kWords][i % kWords] =
+          row < p.batch ? a.bits[bit_word(row, p.batch, first + i % kWords * 32)] : 0u;
+    }
+  }
+
+  // Logits before the correction, in place.
+  __device__ __forceinline__ static void cap_tile(const Arguments& a, Tile& tile,
+                                                  const Shared& shared) {
+    const A inv_temperature = a.problem.inv_temperature;
+    if (a.softcap > A(0)) {
+      const A inverse = A(1) / a.softcap;
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < Tile::kColumns; ++j) {
+          A& z = tile.at(i, j);
+          const A x = z * inv_temperature + shared.bias[Tile::column(j)];
+          z = a.softcap * logit_tanh(x * inverse);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < Tile::kColumns; ++j) {
+          A& z = tile.at(i, j);
+          z = z * inv_temperature + shared.bias[Tile::column(j)];
+        }
+      }
+    }
+  }
+
+  // Σ softplus(z) of a thread's part of a row: Σ max(z, 0) + log Π (1 + e^−|z|), the product less 1
+  // so that small terms keep their digits. Of up to 32 columns it is below 2^32.
+  __device__ __forceinline__ static A softplus_sum(Tile& tile, int i) {
+    static_assert(Tile::kColumns <= 32);
+    A positive = 0, product = 0;
+#pragma unroll
+    for (int j = 0; j < Tile::kColumns; ++j) {
+      const A z = tile.at(i, j);
+      const A e = sum_exp(z > A(0) ? -z : z);
+      positive += z > A(0) ? z : A(0);
+      product += e + product * e;
+    }
+    return positive + row_log1p(product);
+  }
+
+  __device__ __forceinline__ static void score_tile(const Arguments& a, int64_t /*first_row*/,
+                                                    int64_t /*first_sample*/, Tile& tile,
+                                                    Shared& shared) {
+    const auto exponential = [](A x) { return sum_exp(x); };
+    const A infinity = static_cast<A>(__builtin_inf());
+    const bool remove = a.problem.remove_accidental_hits;
+    cap_tile(a, tile, shared);
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i) {
+      const int row = Tile::row(i);
+      A max = -infinity, peak = max;
+#pragma unroll
+      for (int j = 0; j < Tile::kColumns; ++j) {
+        const int column = Tile::column(j);
+        A& z = tile.at(i, j);
+        // What is left out or past the end stays out, whatever its product is.
+        const A log_count = shared.log_count[column];
+        z = log_count == infinity ? -infinity : z - log_count;
+        if ((shared.hits[row][column / 32] >> column % 32 & 1u) == 0) {
+          peak = z > peak ? z : peak;
+        } else if (remove) {
+          z = -infinity;
+        }
+        max = z > max ? z : max;
+      }
+      peak = row_max<Tile>(peak);
+      A sum = 0;
+      if (a.sigmoid) {
+        sum = softplus_sum(tile, i);
+      } else {
+        max = row_max<Tile>(max);
+        const A reference = lse_reference(max);
+#pragma unroll
+        for (int j = 0; j < Tile::kColumns; ++j) sum += exponential(tile.at(i, j) - reference);
+      }
+      sum = row_sum<Tile>(sum);
+      if (threadIdx.x % Tile::kLanesPerRow == 0) {
+        OnlineLse<A>& running = shared.lse[Tile::warp_in_row()][row];
+        A& highest = shared.peak[Tile::warp_in_row()][row];
+        running = a.sigmoid ? OnlineLse<A>{A(0), running.sum + sum}
+                            : merge_lse(running, {max, sum}, exponential);
+        highest = peak > highest ? peak : highest;
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void finish_block(const Arguments& a, int64_t first_row,
+                                                      const Shared& shared) {
+    for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
+      const int64_t row = first_row + i;
+      if (row >= a.problem.batch) break;
+      OnlineLse<A> all = shared.lse[0][i];
+      A peak = shared.peak[0][i];
+#pragma unroll
+      for (int w = 1; w < Tile::kWarpsPerRow; ++w) {
+        const OnlineLse<A> other = shared.lse[w][i];
+        all = a.sigmoid ? OnlineLse<A>{A(0), all.sum + other.sum}
+                        : merge_lse(all, other, [](A x) { return sum_exp(x); });
+        peak = shared.peak[w][i] > peak ? shared.peak[w][i] : peak;
+      }
+      const int64_t place = static_cast<int64_t>(blockIdx.y) * a.problem.batch + row;
+      a.parts.lse[place] = all;
+      a.parts.peak[place] = peak;
+    }
+  }
+};
+
+}  // namespace
+
+template <class T>
+cudaError_t score_negatives(const NegativesProblem<T>& problem, const uint32_t* bits,
+                            const NegativeParts<typename AccumulatorOf<T>::Type>& parts,
+                            typename AccumulatorOf<T>::Type* logits, int64_t logits_stride,
+                            MatmulPath path, cudaStream_t stream) {
+  const NegativeArguments<T> arguments{problem.problem, parts,          logits, logits_stride, bits,
+                                       problem.softcap, problem.sigmoid};
+  return score_by<T, NegativeScore>(arguments, path, stream);
+}
+
+#define SSC_SCORE_NEGATIVES_INSTANCE(T)                                              \
+  template cudaError_t score_negatives(const NegativesProblem<T>&, const uint32_t*,  \
+                                       const NegativeParts<AccumulatorOf<T>::Type>&, \
+                                       AccumulatorOf<T>::Type*, int64_t, MatmulPath, cudaStream_t)
+SSC_SCORE_NEGATIVES_INSTANCE(float);
+SSC_SCORE_NEGATIVES_INSTANCE(double);
+SSC_SCORE_NEGATIVES_INSTANCE(__nv_bfloat16);
+SSC_SCORE_NEGATIVES_INSTANCE(__half);
+#undef SSC_SCORE_NEGATIVES_INSTANCE
+
+}  // namespace ssc::cuda

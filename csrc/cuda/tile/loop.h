@@ -1,0 +1,61 @@
+// The main loop of all matmuls: a pipeline of kStages tiles in shared memory, filled by cp.async
+// while the ones before are multiplied.
+#pragma once
+
+#include "csrc/cuda/tile/operand.h"
+
+namespace ssc::cuda {
+
+constexpr int kStages = 3;
+
+template <class Tile>
+constexpr int kStageElements = Tile::TileA::kElements + Tile::TileB::kElements;
+
+// Bytes of dynamic shared memory that multiply_tile needs.
+template <class Tile>
+constexpr int kPipelineBytes =
+    kStages * kStageElements<Tile> * static_cast<int>(sizeof(typename Tile::Element));
+
+// tile += A B over steps [begin, end) of k, kDepth each. All threads of the block take part;
+// afterwards `shared` is free. One barrier a step: the stage that is filled next is the one that
+// all threads have left when they pass it.
+template <class Tile, class CopyA, class CopyB>
+__device__ __forceinline__ void multiply_tile(Tile& tile, CopyA& a, CopyB& b, int begin, int end,
+                                              typename Tile::Element* shared) {
+  using T = typename Tile::Element;
+  constexpr int kStage = kStageElements<Tile> * static_cast<int>(sizeof(T));
+  char* const bytes = reinterpret_cast<char*>(shared);
+  const auto next = [](int stage) { return stage == (kStages - 1) * kStage ? 0 : stage + kStage; };
+  a.start(begin);
+  b.start(begin);
+  int filled = 0, used = 0;  // stages, as offsets in bytes: added to any other with nothing else
+  const auto fill = [&](int step) {
+    if (step < end) {
+      T* const to = reinterpret_cast<T*>(bytes + filled);
+      a.copy(step, to);
+      b.copy(step, to + Tile::TileA::kElements);
+    }
+    cp_async_commit();  // an empty group at the end keeps the count of those to wait for
+    filled = next(filled);
+  };
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) fill(begin + i);
+  for (int step = begin; step < end; ++step) {
+    cp_async_wait<kStages - 2>();
+    __syncthreads();
+    fill(step + kStages - 1);
+    const T* const from = reinterpret_cast<const T*>(bytes + used);
+    tile.multiply(from, from + Tile::TileA::kElements);
+    used = next(used);
+  }
+  __syncthreads();
+}
+
+// Steps of k that cover `depth`.
+template <class Tile>
+__host__ __device__ constexpr int tile_steps(int64_t depth) {
+  constexpr int kDepth = Tile::TileA::kDepth;
+  return static_cast<int>((depth + kDepth - 1) / kDepth);
+}
+
+}  // namespace ssc::cuda

@@ -1,0 +1,37 @@
+// What this build is and which code it runs: behind sampled_softmax_cuda.build_info().
+#include <string>
+#include <utility>
+
+#include "csrc/cpu/loss/table.h"
+#include "csrc/ops/stable.h"
+
+namespace ssc::ops::cpu {
+namespace {
+
+std::string cpu_isa() { return isa_name(active_isa()); }
+
+std::string cpu_isa_reason() { return isa_choice().reason; }
+
+// A line "dtype instruction-set" for H and W of each dtype.
+std::string cpu_isa_by_dtype() {
+  constexpr std::pair<const char*, DType> kDTypes[] = {{"float32", DType::f32},
+                                                       {"bfloat16", DType::bf16},
+                                                       {"float16", DType::f16},
+                                                       {"float64", DType::f64}};
+  std::string lines;
+  for (const auto& [name, dtype] : kDTypes) {
+    lines += std::string(name) + ' ' + isa_name(kernels_isa(active_isa(), dtype, dtype)) + '\n';
+  }
+  return lines;
+}
+
+}  // namespace
+
+// An operator without tensor arguments has no device to be dispatched on.
+STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("cpu_isa_reason", TORCH_BOX(&cpu_isa_reason));
+  m.impl("cpu_isa_by_dtype", TORCH_BOX(&cpu_isa_by_dtype));
+}
+
+}  // namespace ssc::ops::cpu
