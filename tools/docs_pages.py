@@ -1,6 +1,6 @@
 """A hook of mkdocs: pages of the repository that lie outside docs/, and links that cross that line.
 
-README.md is the first page; CONTRIBUTING.md, CHANGELOG.md and the READMEs of csrc keep their paths.
+README.md is the first page; CONTRIBUTING.md, CHANGELOG.md and the READMEs of folders keep theirs.
 Pages link to each other, to pictures and to sources by paths within the repository, as a reader of
 the checkout wants it. In the site a link to a page or a picture leads to its copy there, and a link
 to a source stays as the name alone.
@@ -23,6 +23,7 @@ PAGES = {
     "CHANGELOG.md": "CHANGELOG.md",
     "csrc/README.md": "csrc/README.md",
     "csrc/simt/README.md": "csrc/simt/README.md",
+    "tests/ptx/README.md": "tests/ptx/README.md",
 }
 PICTURES = {".png", ".svg"}
 
