@@ -1,7 +1,7 @@
-"""An extension of griffe, which reads the docstrings for the site: two spellings of ours.
+"""An extension of griffe, which reads the docstrings for the site: three spellings of ours.
 
-`[*, D]` is a shape, no emphasis of Markdown; and `Example:` holds doctests, which griffe looks for
-under `Examples:`.
+`[*, D]` is a shape, no emphasis of Markdown; `Example:` holds doctests, which griffe looks for
+under `Examples:`; and docs/numerics.md, say, is a page of the site.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import griffe
 
 # Code between backticks and lines of doctests stay as they are.
 _STAR = re.compile(r"(`[^`]*`)|\[\*(?=[\],])")
+_PAGE = re.compile(r"\bdocs/(\w+)\.md\b")
 
 
 class Spellings(griffe.Extension):
@@ -30,5 +31,6 @@ def _respelled(docstring: str) -> str:
             line = line.replace("Example:", "Examples:")
         elif not line.lstrip().startswith((">>>", "...")):
             line = _STAR.sub(lambda match: match[1] or r"[\*", line)
+            line = _PAGE.sub(r"[docs/\1.md](../\1.html)", line)  # from a page of api/
         lines.append(line)
     return "\n".join(lines)

@@ -118,4 +118,7 @@ def test_site_builds(tmp_path):
     assert 'id="sampled_softmax_cuda.sampled_softmax_loss"' in page
     assert "[*, D] float32" in page, "a shape was taken for emphasis"
     assert (tmp_path / "images" / "code_lm.png").exists()
+    for named in set(re.findall(r'href="(\.\./[\w/.]+\.html)', page)):
+        assert (tmp_path / "api" / named).exists(), f"a docstring links to {named}"
+    assert 'href="../numerics.html"' in page, "a page that a docstring names is no link"
     assert "data:image/png" in (tmp_path / "tutorial.html").read_text(), "no figure"
