@@ -1,6 +1,7 @@
 # Every target makes what it needs and can be the first command in a bare checkout.
 #   make demo    train a language model over ~160,000 classes with sampled and with full softmax
-#   make test    C++ tests under sanitizers, the CUDA kernels on the CPU, then the Python tests
+#   make test    the tests that take minutes: reference, this CPU's kernels, CUDA's on the CPU
+#   make test-all   those, then all others: sanitizers, other instruction sets, every schedule
 #   make cuda    _C_cuda.so against this torch, for tests of the library itself; needs nvcc
 #   make cuda-torch-check   the package built and imported with a CUDA build of torch (gigabytes)
 #   make simt    the CUDA kernels for the CPU (csrc/simt), which the Python tests run
@@ -19,8 +20,8 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := build
-.PHONY: demo test test-cpp test-python simt ptx-check cuda cuda-torch-check gpu-check lint bench docs \
-        build clean
+.PHONY: demo test test-all test-slow test-cpp simt simt-ops ptx-check cuda cuda-torch-check \
+        gpu-check lint bench docs build clean
 .DELETE_ON_ERROR:
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
@@ -39,7 +40,18 @@ $(BIN)/.package: $(BIN)/.complete pyproject.toml setup.py
 build: $(BIN)/.package
 	SSC_WERROR=1 MAX_JOBS=$(JOBS) $(BIN)/python setup.py --quiet build_ext --inplace
 
-test: test-cpp test-python
+# Threads that wait for others spin by default, in the way of the other workers.
+RUN_TESTS = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+ON_LINUX := $(filter Linux,$(shell uname -s))
+
+test: build $(if $(ON_LINUX),simt-ops)
+	$(BIN)/python tools/check_isa_symbols.py build/dev
+	$(RUN_TESTS) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: test-cpp build $(if $(ON_LINUX),simt cuda)
+	$(RUN_TESTS) -m slow $(PYTEST_ARGS)
+
+test-all: test test-slow
 
 # csrc/core and csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, per instruction set;
 # AVX512-BF16 emulated on AVX-512 where this CPU lacks it.
@@ -53,12 +65,13 @@ test-cpp: $(BIN)/.complete
 # Where the torch package is, without importing it.
 TORCH_FOLDER := import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])
 
-# csrc/cuda's kernels, in three builds, as Python modules in build/simt/simt, and the CUDA operators.
-simt: $(BIN)/.complete
+# csrc/cuda's kernels, in three builds, as Python modules in build/simt/simt, and the CUDA operators;
+# or these alone, over the plain kernels.
+simt simt-ops: $(BIN)/.complete
 	cmake -S . -B build/simt -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_SIMT=ON -DSSC_WERROR=ON \
 	    -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	    -DSSC_TORCH_DIR="$$($(BIN)/python -c "$(TORCH_FOLDER)")"
-	cmake --build build/simt --parallel $(JOBS) --target ssc_simt
+	cmake --build build/simt --parallel $(JOBS) --target ssc_$(subst -,_,$@)
 
 # The CUDA library, linked as in an installation but kept out of the package: one architecture, for
 # time's sake. Without nvcc there is none, and its tests are skipped.
@@ -102,11 +115,6 @@ ptx-check: build
 CUDA_TORCH ?= torch==2.14.1
 cuda-torch-check:
 	$(PYTHON) tools/cuda_torch_check.py "$(CUDA_TORCH)" --jobs $(JOBS)
-
-# Threads that wait for others spin by default, in the way of the other workers.
-test-python: build $(if $(filter Linux,$(shell uname -s)),simt cuda)
-	$(BIN)/python tools/check_isa_symbols.py build/dev
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(BIN)/.package
 	ruff check .

@@ -3,6 +3,9 @@
 A test names the fixture that fits what it tests: `backend` for what kernels compute, `device` for
 what Python does around them, `either` for what is the CPU's alone. Tests of the kernels by
 themselves take `executor`. Where SSC_PTX_DIR is set, what runs on "simt" runs on "ptx" too.
+
+A test that is marked slow is left to `make test-all`: by itself, by its folder, or because its
+`backend` is an instruction set that this CPU's kernels don't choose.
 """
 
 from __future__ import annotations
@@ -12,9 +15,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import sampled_softmax_cuda as ssc
 from helpers import ptx_launches, simt_bench
-from helpers.backends import BACKENDS, unavailable, use_backend
+from helpers.backends import BACKENDS, INSTRUCTION_SETS, unavailable, use_backend
 from helpers.simt_backend import use_simt
+
+# Left to `make test-all`: the kernels of CUDA by themselves, under all schedules and checks, where
+# `make test` runs them in one schedule below the operators; and tests of several processes.
+SLOW_FOLDERS = {"kernels", "distributed"}
 
 # What runs the CUDA kernels on the CPU: csrc/simt, and an executor of PTX where there is one.
 EXECUTORS = ["simt"]
@@ -37,17 +45,28 @@ def _launches(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The executor of PTX has one build where csrc/simt has several: each test runs on it once."""
+    """Drops what would repeat another test, and marks slow what `make test` leaves out."""
 
     def again(item: pytest.Item) -> bool:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        return parameters.get("executor") == "ptx" and parameters.get("variant") == "checked"
+        """The executor of PTX has one build where csrc/simt has several."""
+        chosen = _parameters(item)
+        return chosen.get("executor") == "ptx" and chosen.get("variant") == "checked"
 
     dropped = list(filter(again, items))
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if not again(item)]
+    other_sets = set(INSTRUCTION_SETS) - {ssc.build_info()["cpu_isa"]}
+    for item in items:
+        in_slow_folder = item.path.parent.name in SLOW_FOLDERS
+        if in_slow_folder or _parameters(item).get("backend") in other_sets:
+            item.add_marker(pytest.mark.slow)
 
 
 def _use(backend: str) -> Iterator[str]:

@@ -16,9 +16,8 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def toy() -> Iterator[Any]:
     """The example, on one thread, as it runs itself."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
     import cntk_toy
 
     threads = torch.get_num_threads()
@@ -62,6 +61,7 @@ def test_samples_by_the_datas_law_are_better(native: None, toy: Any) -> None:
     assert matched < uniform
 
 
+@pytest.mark.slow
 def test_the_command() -> None:
     command = [sys.executable, str(EXAMPLES / "cntk_toy.py"), "--runs", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)

@@ -89,24 +89,35 @@ def test_reference(sparse_grad: bool) -> None:
             check(make_problem(size, 12, 60, 20, ignored=2), compiled, loss, exact=False)
 
 
+# First one option of each way through the kernels; the others differ from these above them.
 OPTIONS: dict[str, dict[str, Any]] = {
     "softmax": {"num_targets": 3},
     "nce": {"num_targets": 2, "loss": "nce", "num_excluded": 2},
+    "per row": {"num_targets": None, "per_row": True},
     "nce, counts that differ": {"num_targets": None, "loss": "nce", "even": False},
     "gbce": {"num_targets": None, "loss": "gbce"},
     "softcap": {"num_targets": 1, "softcap": 2.0, "correction": "reweighted"},
     "arcface": {"num_targets": None, "cosine": True, "angular_margin": 0.3, "num_excluded": 1},
     "label smoothing": {"num_targets": None, "label_smoothing": 0.1},
-    "per row": {"num_targets": None, "per_row": True},
     "nce per row": {"num_targets": 2, "per_row": True, "loss": "nce", "num_excluded": 2},
 }
 
 
-@pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("num_classes", [15, 500], ids=["few classes", "many classes"])
+def quick_first(*names: str, quick: int = 1) -> list[Any]:
+    """Parameters of which all but the first are slow: they take seconds each."""
+    rest = (pytest.param(name, marks=pytest.mark.slow) for name in names[quick:])
+    return [*names[:quick], *rest]
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "sparse_grad"),
+    [(500, False), (500, True), (15, True)],
+    ids=["dense", "sparse", "sparse, few classes"],
+)
+@pytest.mark.parametrize("options", quick_first(*OPTIONS, quick=3))
 def test_options(compiled: str, options: str, num_classes: int, sparse_grad: bool) -> None:
-    """Losses that are composed of parts; with fewer classes than samples and targets too."""
+    """Losses that are composed of parts; row-sparse gradients have at most C rows, which counts
+    where classes are fewer than samples and targets."""
     frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     p: OptionProblem
 
@@ -122,7 +133,7 @@ def test_options(compiled: str, options: str, num_classes: int, sparse_grad: boo
     assert frames.frame_count <= 2
 
 
-@pytest.mark.parametrize("options", ["nce", "softcap", "arcface", "per row"])
+@pytest.mark.parametrize("options", quick_first("nce", "softcap", "arcface", "per row"))
 def test_sparse_gradients_with_inductor(native: None, options: str) -> None:
     p = make_option_problem(9, 12, 60, 20, **OPTIONS[options]).to(torch.float32)
 
@@ -263,7 +274,7 @@ def test_autocast(native: None) -> None:
     torch.testing.assert_close(compiled(h, target), loss(h, target))
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", quick_first(*OPTIONS, quick=3))
 def test_ids_out_of_range(either: str, options: str) -> None:
     """No value is looked at while tracing: the graph checks, as the kernels of the plain loss do.
 

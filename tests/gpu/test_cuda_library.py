@@ -21,7 +21,10 @@ from sampled_softmax_cuda import _load
 BUILD = ROOT / "build/cuda"
 LIBRARY = BUILD / "out/_C_cuda.so"
 
-pytestmark = pytest.mark.skipif(not LIBRARY.is_file(), reason="`make cuda` builds it, with nvcc")
+pytestmark = [
+    pytest.mark.slow,  # needs the library, which takes minutes to build
+    pytest.mark.skipif(not LIBRARY.is_file(), reason="`make cuda` builds it, with nvcc"),
+]
 
 # Operators that only the CPU has: by their nature, or because a GPU takes the parts that autograd
 # composes, with no factor of the backward pass to look at.

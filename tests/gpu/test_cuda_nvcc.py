@@ -107,6 +107,7 @@ def occupancy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return nvcc.build_occupancy(tmp_path_factory.mktemp("occupancy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "registers", "static", "tile", "warps"),
     [
@@ -175,6 +176,7 @@ def test_every_pattern_of_wide_accesses_names_kernels() -> None:
         assert any(word[0] in file.read_text() for file in files), (source, pattern)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", nvcc.ARCHITECTURES)
 @pytest.mark.parametrize("source", BUDGETS)
 def test_registers_spills_warps_and_main_loops(

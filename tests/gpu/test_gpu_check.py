@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import ModuleType
 
+import gpu_check
 import pytest
 import torch
 
 from helpers import ROOT
 
 
-@pytest.fixture
-def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import gpu_check
-
-    return gpu_check
-
-
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def test_a_step_that_fails_or_hangs_does_not_keep_the_others(gpu_check: ModuleType) -> None:
+def test_a_step_that_fails_or_hangs_does_not_keep_the_others() -> None:
     show = "import os; print(os.environ['WORD'])"
     steps = [
         gpu_check.Step("fails", python("print('because'); raise SystemExit(3)"), 60),
@@ -42,12 +34,12 @@ def test_a_step_that_fails_or_hangs_does_not_keep_the_others(gpu_check: ModuleTy
     assert str(ROOT) not in text
 
 
-def test_what_there_is_no_time_for_is_said(gpu_check: ModuleType) -> None:
+def test_what_there_is_no_time_for_is_said() -> None:
     outcome = gpu_check.run(gpu_check.Step("late", python("pass"), 60), 1.0)
     assert (outcome.verdict, outcome.output) == ("not run", "out of time")
 
 
-def test_all_that_needs_a_gpu_is_named_without_one(gpu_check: ModuleType) -> None:
+def test_all_that_needs_a_gpu_is_named_without_one() -> None:
     missing = {step.name for step in gpu_check.steps("", rehearse=True) if step.missing == "no GPU"}
     sanitizers = {f"compute-sanitizer {tool}" for tool in gpu_check.SANITIZERS}
     assert missing == {"build", "tests on the GPU", *sanitizers}

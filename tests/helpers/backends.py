@@ -11,7 +11,8 @@ import torch
 
 from sampled_softmax_cuda import _load
 
-BACKENDS = ("reference", "scalar", "avx2", "avx512", "avx512_bf16", "cuda")
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16")
+BACKENDS = ("reference", *INSTRUCTION_SETS, "cuda")
 
 
 def unavailable(backend: str) -> str | None:

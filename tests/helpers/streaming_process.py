@@ -1,4 +1,4 @@
-"""One of several processes that learn and merge: what test_sample_streaming.py starts.
+"""One of several processes that learn and merge: what test_sample_processes.py starts.
 
 In a module of its own because a process imports what its function's module imports.
 """

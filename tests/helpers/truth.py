@@ -172,13 +172,14 @@ def option_truth(p: OptionProblem, **more: Any) -> tuple[Tensor, dict[str, Tenso
         banned = set(o["exclude"][i].tolist()) if "exclude" in o else set()
         if o.get("remove_accidental_hits", True):
             banned |= set(true)
-        kept = [s for s, c in enumerate(ids) if c not in banned and counts[s] != math.inf]
+        drawn = (counts != math.inf).tolist()
+        kept = [s for s, c in enumerate(ids) if c not in banned and drawn[s]]
         corrected = correction != "none"
-        z = torch.stack([capped(product[i, c] + bias[c]) for c in ids])
+        z = capped(product[i, ids] + bias[ids])
         z = z - counts * corrected if corrected else z
         z_kept = z[kept]
         rivals = [s for s in kept if ids[s] not in true]
-        best = max((float(z[s].detach()) for s in rivals), default=-math.inf)
+        best = max(z.detach()[rivals].tolist(), default=-math.inf)
         lse = torch.cat((z_true, z_kept)).logsumexp(dim=0)
         if kind == "softmax":
             loss = lse - z_true.mean()

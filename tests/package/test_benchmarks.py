@@ -6,16 +6,20 @@ No test here asserts a speed: that is what the scripts themselves are for.
 from __future__ import annotations
 
 import csv
-import importlib
 import math
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
+import bench_options
+import harness
+import native
+import option_peers
+import peers
 import pytest
+import roof
 import torch
 
 import sampled_softmax_cuda as ssc
@@ -23,12 +27,6 @@ from helpers import ROOT
 from helpers.backends import unavailable
 
 BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("harness")
 
 
 def run_script(name: str, *options: str, output: Path) -> tuple[str, list[dict[str, str]]]:
@@ -60,6 +58,7 @@ def check_rows(rows: list[dict[str, str]]) -> None:
             assert 0 < low <= median <= high
 
 
+@pytest.mark.slow
 def test_bench_loss_times_our_step_beside_the_peers(tmp_path: Path) -> None:
     shown, rows = run_script("bench_loss", output=tmp_path)
     check_rows(rows)
@@ -75,6 +74,7 @@ def test_bench_loss_times_our_step_beside_the_peers(tmp_path: Path) -> None:
     assert cases["ours"]["distinct"] == cases["ours"]["samples"] == "32"
 
 
+@pytest.mark.slow
 def test_bench_loss_states_the_share_on_executed_work(tmp_path: Path) -> None:
     """32 draws of 16 classes hold duplicates, which the step merges before its matmuls."""
     options = ("--replacement", "--classes", "16", "--peers", "", "--sampler", "uniform")
@@ -87,6 +87,7 @@ def test_bench_loss_states_the_share_on_executed_work(tmp_path: Path) -> None:
         assert nominal == pytest.approx(share * 32 / distinct, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_bench_options_has_a_peer_for_every_option(tmp_path: Path) -> None:
     _, rows = run_script("bench_options", output=tmp_path)
     check_rows(rows)
@@ -100,16 +101,10 @@ def test_bench_options_has_a_peer_for_every_option(tmp_path: Path) -> None:
         assert not peers[option]["failure"]
 
 
-def test_the_peers_of_the_options_compute_the_same_losses(
-    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_peers_of_the_options_compute_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A composition that is timed has to be the loss; both are given the same samples."""
-    bench, option_peers = (
-        importlib.import_module(name) for name in ("bench_options", "option_peers")
-    )
-    peers = importlib.import_module("peers")
     problem = peers.make_problem(6, 5, 20, 40, torch.float32, "log_uniform")
-    for option in bench.OPTIONS.values():
+    for option in bench_options.OPTIONS.values():
         target = peers.zipf_targets(6 * max(1, option.targets), 40).view(6, -1)
         exclude = None
         if option.excluded:
@@ -129,6 +124,7 @@ def test_the_peers_of_the_options_compute_the_same_losses(
         torch.testing.assert_close(ours, composed, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bench_sample(tmp_path: Path) -> None:
     _, rows = run_script("bench_sample", output=tmp_path)
     check_rows(rows)
@@ -159,6 +155,7 @@ def test_bench_sample(tmp_path: Path) -> None:
     assert "ours: WeightedSampler(weights)" in builds and "numpy cumsum" in builds
 
 
+@pytest.mark.slow
 def test_plot_samplers_finds_who_is_biased(tmp_path: Path) -> None:
     """The bias of each proposal, and its standard error, from 200 draws with fixed keys."""
     _, rows = run_script("plot_samplers", output=tmp_path)
@@ -173,6 +170,7 @@ def test_plot_samplers_finds_who_is_biased(tmp_path: Path) -> None:
     assert float(rows[0]["deviation"]) > 3 * float(rows[1]["deviation"])  # uniform, log-uniform
 
 
+@pytest.mark.slow
 def test_bench_memory(tmp_path: Path) -> None:
     _, rows = run_script("bench_memory", output=tmp_path)
     check_rows(rows)
@@ -180,6 +178,7 @@ def test_bench_memory(tmp_path: Path) -> None:
     assert float(rows[0]["bound_mib"]) == pytest.approx(64, abs=0.1)
 
 
+@pytest.mark.slow
 def test_bench_per_row(tmp_path: Path) -> None:
     _, rows = run_script("bench_per_row", output=tmp_path)
     check_rows(rows)
@@ -191,6 +190,7 @@ def test_bench_per_row(tmp_path: Path) -> None:
     assert rows[-1]["within_bound"] == "True"
 
 
+@pytest.mark.slow
 def test_bench_scale(tmp_path: Path) -> None:
     _, rows = run_script("bench_scale", output=tmp_path)
     check_rows(rows)
@@ -201,6 +201,7 @@ def test_bench_scale(tmp_path: Path) -> None:
         assert float(row["extra_mib"]) >= 0
 
 
+@pytest.mark.slow
 def test_bench_stages(tmp_path: Path) -> None:
     _, rows = run_script("bench_stages", output=tmp_path)
     assert rows[0]["case"] == "step"
@@ -208,6 +209,7 @@ def test_bench_stages(tmp_path: Path) -> None:
     assert sum(int(row["samples"]) for row in stages) == int(rows[0]["samples"])
 
 
+@pytest.mark.slow
 def test_bench_isa_compares_every_set_with_the_automatic_choice(tmp_path: Path) -> None:
     options = ("--dtype", "bfloat16", "--only", "step,draw uniform", "--repetitions", "1")
     shown, rows = run_script("bench_isa", *options, output=tmp_path)
@@ -222,7 +224,7 @@ def test_bench_isa_compares_every_set_with_the_automatic_choice(tmp_path: Path) 
     assert {"step", "step, 4 rows", "draw uniform, distinct"} <= {row["operator"] for row in timed}
 
 
-def test_contenders_take_turns(harness: ModuleType) -> None:
+def test_contenders_take_turns() -> None:
     """What slows the machine for a while must hit all contenders, so none is timed en bloc."""
     order: list[str] = []
 
@@ -238,7 +240,7 @@ def test_contenders_take_turns(harness: ModuleType) -> None:
     assert [len(timing.seconds) for timing in timings] == [3, 3]
 
 
-def test_ratios_are_paired_by_repetition(harness: ModuleType) -> None:
+def test_ratios_are_paired_by_repetition() -> None:
     """A slow spell in the middle of the run does not move the ratio of two contenders."""
     ours = harness.Timing(harness.Case("ours", lambda: None, role="ours"))
     peer = harness.Timing(harness.Case("peer", lambda: None))
@@ -250,7 +252,7 @@ def test_ratios_are_paired_by_repetition(harness: ModuleType) -> None:
     assert harness.paired_ratio(peer, ours) == 2.0
 
 
-def test_share_of_the_roof_is_paired_with_its_block(harness: ModuleType) -> None:
+def test_share_of_the_roof_is_paired_with_its_block() -> None:
     case = harness.Case("ours", lambda: None, role="ours", work=80.0, roof_kind="avx2")
     timing = harness.Timing(case, seconds=[1.0, 2.0, 1.0], roof_rates=[100.0, 50.0, 160.0])
     assert timing.roof_shares() == [0.8, 0.8, 0.5]
@@ -259,19 +261,18 @@ def test_share_of_the_roof_is_paired_with_its_block(harness: ModuleType) -> None
 
 
 def test_bfloat16_has_a_roof_of_its_own_where_it_is_multiplied_as_such(
-    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    roof_type = importlib.import_module("roof").Roof
-    monkeypatch.setattr(roof_type, "available", lambda _, kind: kind != "avx512_bf16")
-    roof = roof_type.__new__(roof_type)  # nothing is measured
-    assert roof.kind_for("avx512_bf16", "bfloat16") == "avx512_bf16"
-    assert roof.kind_for("avx512_bf16", "float32") == "avx512"
-    assert roof.kind_for("avx512", "bfloat16") == "avx512"
-    assert roof.kind_for("avx2", "bfloat16") == "avx2"
-    assert roof.kind_for("reference", "bfloat16") == "avx512"
+    monkeypatch.setattr(roof.Roof, "available", lambda _, kind: kind != "avx512_bf16")
+    machine = roof.Roof.__new__(roof.Roof)  # nothing is measured
+    assert machine.kind_for("avx512_bf16", "bfloat16") == "avx512_bf16"
+    assert machine.kind_for("avx512_bf16", "float32") == "avx512"
+    assert machine.kind_for("avx512", "bfloat16") == "avx512"
+    assert machine.kind_for("avx2", "bfloat16") == "avx2"
+    assert machine.kind_for("reference", "bfloat16") == "avx512"
 
 
-def test_a_peer_that_cannot_run_is_a_row_with_the_reason(harness: ModuleType) -> None:
+def test_a_peer_that_cannot_run_is_a_row_with_the_reason() -> None:
     def absent() -> None:
         raise ImportError("no such peer")
 
@@ -283,9 +284,7 @@ def test_a_peer_that_cannot_run_is_a_row_with_the_reason(harness: ModuleType) ->
         harness.measure([harness.Case("ours", absent, role="ours")], 1)
 
 
-def test_settings_hold_for_the_case_alone(
-    harness: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_hold_for_the_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSC_CPU_ISA", raising=False)
     seen: set[tuple[int, str | None]] = set()
     threads = torch.get_num_threads()
@@ -299,42 +298,43 @@ def test_settings_hold_for_the_case_alone(
     assert "SSC_CPU_ISA" not in os.environ
 
 
-def test_csv_has_the_union_of_the_columns(harness: ModuleType, tmp_path: Path) -> None:
+def test_csv_has_the_union_of_the_columns(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "rows.csv"
     harness.write_csv(path, [{"a": 1, "b": 2}, {"a": 3, "c": 4}])
     assert path.read_text() == "a,b,c\n1,2,\n3,,4\n"
 
 
-def test_missing_numbers_are_empty_cells(harness: ModuleType) -> None:
+def test_missing_numbers_are_empty_cells() -> None:
     (row,) = harness.rows_from([harness.Timing(harness.Case("never ran", lambda: None))], {})
     assert row["median_ms"] == row["ratio"] == row["share_of_roof"] == ""
     assert math.isnan(harness.Timing(harness.Case("never ran", lambda: None)).median)
 
 
 def test_roof_without_a_compiler(
-    harness: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line that says so, and the benchmarks go on with ratios alone."""
-    monkeypatch.setattr(importlib.import_module("native"), "compiler", lambda: None)
-    assert importlib.import_module("roof").load_roof() is None
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    assert roof.load_roof() is None
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "no C++ compiler" in message
 
 
-def test_roof_of_a_foreign_instruction_set_is_an_error(harness: ModuleType) -> None:
-    roof = importlib.import_module("roof").load_roof()
-    if roof is None:
+def test_roof_of_a_foreign_instruction_set_is_an_error() -> None:
+    loaded = roof.load_roof()
+    if loaded is None:
         pytest.skip("no C++ compiler")
-    assert roof.available("scalar")
-    for kind in importlib.import_module("roof").KINDS:
-        if roof.available(kind):
-            assert roof.rate(kind, threads=1, seconds=1e-4, warm=0) > 0
+    assert loaded.available("scalar")
+    for kind in roof.KINDS:
+        if loaded.available(kind):
+            assert loaded.rate(kind, threads=1, seconds=1e-4, warm=0) > 0
         else:
             with pytest.raises(ValueError, match=kind):
-                roof.rate(kind, threads=1)
+                loaded.rate(kind, threads=1)
 
 
+@pytest.mark.slow
 def test_bench_gpu_runs_all_its_parts_on_the_cpu(tmp_path: Path) -> None:
     out, rows = run_script("bench_gpu", "--device", "cpu", output=tmp_path)
     check_rows(rows)

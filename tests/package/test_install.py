@@ -23,7 +23,10 @@ from helpers import ROOT
 SITE = Path(torch.__file__).resolve().parent.parent
 PACKAGE = "sampled_softmax_cuda"
 
-pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree")
+pytestmark = [
+    pytest.mark.slow,  # builds sdists, wheels and environments
+    pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree"),
+]
 
 # A training step in the installed package, away from the sources; prints what served it.
 STEP = """
@@ -97,7 +100,6 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist: Path) -> None:
     assert not [name for name in names if name.endswith((".so", ".pyc")) or "build/" in name]
 
 
-@pytest.mark.slow
 def test_isolated_build_of_the_sdist_gives_a_wheel_that_works(sdist: Path, tmp_path: Path) -> None:
     python = fresh_python(tmp_path)
     # An isolated build takes the newest torch that pip finds; the constraint keeps it to the one
@@ -118,7 +120,6 @@ def test_isolated_build_of_the_sdist_gives_a_wheel_that_works(sdist: Path, tmp_p
     assert "cpu" in run(python, "-m", PACKAGE, cwd=tmp_path)
 
 
-@pytest.mark.slow
 def test_editable_install_recompiles_only_what_changed(sources: Path, tmp_path: Path) -> None:
     python = fresh_python(tmp_path)
     pip = (python, "-m", "pip", "install", "--no-index", "--no-build-isolation", "--no-deps")
@@ -139,7 +140,6 @@ def test_editable_install_recompiles_only_what_changed(sources: Path, tmp_path: 
     assert "native" in run(python, "-c", STEP, cwd=tmp_path)
 
 
-@pytest.mark.slow
 def test_without_a_build_the_reference_serves(sources: Path, tmp_path: Path) -> None:
     python = fresh_python(tmp_path)
     # No compiler, no CMake: only this Python's folder is on PATH.

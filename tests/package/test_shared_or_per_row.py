@@ -21,8 +21,7 @@ HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
 
 @pytest.fixture
-def movielens(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def movielens():
     import movielens
 
     return movielens
@@ -96,6 +95,7 @@ def test_the_ways_share_no_random_state(movielens, example, cycles):
     assert alone[0].ndcg == together[-2].ndcg
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, cycles):
     ratings = tmp_path / "ratings.tsv"
     ratings.write_text(cycles)
@@ -110,6 +110,7 @@ def test_the_command(tmp_path, cycles):
     assert all(line.count("±") == 3 for line in lines)
 
 
+@pytest.mark.slow
 def test_without_the_wheel_it_says_what_to_do(tmp_path):
     """pip finds nothing: one message that names the package, and no traceback."""
     command = [sys.executable, str(EXAMPLES / "shared_or_per_row.py"), "--cache", str(tmp_path)]
