@@ -34,7 +34,7 @@ SSC_HD T correction_of(T log_count) {
   return log_count == -static_cast<T>(__builtin_inf()) ? T(0) : log_count;
 }
 
-// What stands for the probability of an id outside [0, C), a row to be ignored.
+// Stands for the probability of an id outside [0, C), a row to be ignored.
 constexpr double kNoClass = -1.0;
 
 // log n of a class of probability q (0, or a normal number); 0, which corrects nothing, for

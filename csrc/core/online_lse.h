@@ -20,7 +20,7 @@ SSC_HD OnlineLse<T> empty_lse() {
   return {-static_cast<T>(__builtin_inf()), T(0)};
 }
 
-// What exponents are taken relative to.
+// The reference point of exponents.
 template <class T>
 SSC_HD T lse_reference(T max) {
   return max == -static_cast<T>(__builtin_inf()) ? T(0) : max;

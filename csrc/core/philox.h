@@ -13,8 +13,8 @@
 
 namespace ssc {
 
-// What an int64[2] key tensor holds, and which of its 2^64 streams of draws is meant: one draw of S
-// samples is a pure function of it.
+// The contents of an int64[2] key tensor, and which of its 2^64 streams of draws is meant: one draw
+// of S samples is a pure function of it.
 struct PhiloxKey {
   uint64_t seed, offset;
   uint64_t subsequence = 0;

@@ -9,8 +9,8 @@
 
 namespace ssc {
 
-// Of the probability, at least so much a row's exclusions must leave: where draws are repeated until
-// one is not excluded, and where only n depends on it, to within 1e-6.
+// The least part of the probability that a row's exclusions must leave: where draws are repeated
+// until one is not excluded, and where only n depends on it, to within 1e-6.
 constexpr double kLeastLeft = 1e-6;
 constexpr double kLeastLeftDistinct = 1e-10;
 

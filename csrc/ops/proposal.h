@@ -33,7 +33,7 @@ inline void check_kind(int64_t kind, const std::optional<Tensor>& table,
                   "a weighted proposal needs table and probability_bits");
 }
 
-// What rows with draws of their own take beside a proposal.
+// The arguments of rows with draws of their own, beside a proposal.
 inline void check_row_draws(const Tensor& key, int64_t rows, int64_t num_samples, int64_t method,
                             const std::optional<Tensor>& tries,
                             const std::optional<Tensor>& exclude, uint64_t num_classes) {

@@ -1,5 +1,5 @@
-// What the executor tells the checks of the checked build (races, initialisation, statistics). In
-// the other builds these are nothing.
+// The executor's messages to the checks of the checked build (races, initialisation, statistics).
+// In the other builds these are empty.
 #pragma once
 
 #include "csrc/simt/buffers.h"

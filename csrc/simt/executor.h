@@ -57,7 +57,7 @@ struct Thread {
   uint32_t warp() const { return linear / kWarp; }
 };
 
-// What is being run. `current` is null outside of kernels.
+// The call that is being run. `current` is null outside of kernels.
 struct Running {
   Options options;
   const Call* call = nullptr;

@@ -1,4 +1,5 @@
-// What g++ -fsanitize=thread calls before each access of the kernels, and the string functions.
+// The functions that g++ -fsanitize=thread calls before each access of the kernels, and the string
+// functions.
 // libtsan is not linked: these definitions take its place. (GCC's hooks are used because clang has
 // none for 16-byte accesses.)
 #include <cstring>

@@ -17,8 +17,8 @@ namespace {
 constexpr uint32_t kLanes = 32;
 using Clocks = std::vector<uint32_t>;  // per thread of a block
 
-// What a block has published: accesses of older epochs than `epoch`, and of each thread those with
-// clocks below its own.
+// The accesses that a block has published: those of older epochs than `epoch`, and of each thread
+// those with clocks below its own.
 struct Publication {
   uint32_t epoch = 0;
   Clocks clocks;
@@ -30,8 +30,8 @@ using Release = std::unordered_map<uint32_t, Publication>;
 struct ThreadClock {
   uint32_t clock = 0;
   std::array<uint32_t, kLanes> seen{};  // of the other lanes of the warp: clocks ordered before now
-  // What a fence that is ordered before now covers: all accesses of older epochs than this, and of
-  // each lane those with clocks below this.
+  // The accesses that a fence ordered before now covers: all of older epochs than this, and of each
+  // lane those with clocks below this.
   uint32_t fenced_epoch = 0;
   std::array<uint32_t, kLanes> fenced{};
   std::vector<const Release*> acquired;

@@ -28,7 +28,7 @@ extern Epochs epochs;
 
 // The stamp of an access that the thread makes now, to both bytes of a cell.
 Stamp stamp_now(const Thread& thread, const void* pc, bool atomic);
-// Of accesses of this epoch by other threads of the warp, and of this launch by other blocks.
+// For accesses of this epoch by other threads of the warp, and of this launch by other blocks.
 bool ordered_by_sync_or_fence(const Stamp& earlier, const Thread& now, bool shared);
 inline bool same_block(const Stamp& earlier) { return earlier.epoch >= epochs.block; }
 

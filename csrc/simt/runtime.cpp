@@ -17,7 +17,7 @@ constexpr size_t kPlainSharedLimit = 48 * 1024;  // without cudaFuncSetAttribute
 cudaError_t last_error = cudaSuccess;
 std::map<const void*, size_t> shared_limits;
 
-// Of the dynamic part: static shared memory comes out of the same 48 KiB.
+// The limit of the dynamic part: static shared memory comes out of the same 48 KiB.
 size_t shared_limit(const void* kernel) {
   const auto known = shared_limits.find(kernel);
   return known == shared_limits.end() ? kPlainSharedLimit - static_shared_bytes(kernel)

@@ -1,4 +1,4 @@
-// What the checked build remembers about memory: for every two bytes the last writer and two
+// The checked build's record of memory: for every two bytes the last writer and two
 // readers, for every byte whether it holds anything.
 #pragma once
 

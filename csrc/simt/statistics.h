@@ -1,4 +1,4 @@
-// What the memory accesses of the launches cost, per line of the kernels' source.
+// The cost of the launches' memory accesses, per line of the kernels' source.
 #pragma once
 
 #include <cstdint>

@@ -29,7 +29,7 @@ struct Function {
   std::string name;
 };
 
-// What the loader and the file say about the library that this code is in.
+// The library that this code is in, as the loader and the file describe it.
 struct Image {
   std::string path;
   uint64_t base = 0, end = 0;
@@ -155,7 +155,7 @@ Line parse_line(std::string function, const std::string& place) {
 }
 
 void look_up(const std::vector<uint64_t>& addresses) {
-  // Without LD_PRELOAD: the sanitizers' libraries have no business in addr2line.
+  // Without LD_PRELOAD: the sanitizers' libraries must stay out of addr2line.
   std::string command = "env -u LD_PRELOAD addr2line -e '" + image().path + "' -f -C -i -a";
   for (const uint64_t address : addresses) {
     char text[32];

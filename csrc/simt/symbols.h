@@ -25,7 +25,7 @@ struct Line {
 };
 
 std::string kernel_name(const void* kernel);
-// Of the __shared__ variables that the kernel declares itself, not in a function that it calls.
+// The bytes of the __shared__ variables that the kernel itself declares, not a function it calls.
 uint64_t static_shared_bytes(const void* kernel);
 // The lines of a return address, innermost inlined function first.
 std::vector<Line> lines_of(uint64_t pc);

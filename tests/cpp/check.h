@@ -31,7 +31,7 @@ struct Register {
   Register(const char* name, void (*run)()) { cases().push_back({name, run}); }
 };
 
-// What is printed with the failures inside its scope: the shape, dtype or seed being tried.
+// Notes printed with the failures inside their scopes: the shape, dtype or seed being tried.
 inline std::vector<std::string>& notes() {
   static std::vector<std::string> stack;
   return stack;

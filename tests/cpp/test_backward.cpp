@@ -8,7 +8,7 @@
 namespace ssc::test {
 namespace {
 
-// What loss_and_grads wrote.
+// The results of loss_and_grads.
 struct Output {
   Output(const RandomProblem& random, int64_t weight_rows)
       : input(random.options.batch, random.options.dim, random.options.dim, random.options.input),

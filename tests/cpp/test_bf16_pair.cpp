@@ -1,5 +1,5 @@
-// What the kernels for pairs of bf16 are built on does what Intel's manual says: of the emulation
-// every bit, of a CPU's own instruction the value.
+// The two instructions under the kernels for pairs of bf16 do as Intel's manual says: the emulation
+// to every bit, a CPU's own to the value.
 #include <bit>
 #include <random>
 

@@ -35,7 +35,7 @@ struct Weighted {
   explicit Weighted(std::vector<double> weights,
                     const ssc::ParallelFor& parallel_for = ssc::serial())
       : probabilities(std::move(weights)), entries(probabilities.size()) {
-    // What is missing from a sum of 1 goes to one class: there must be little of it.
+    // One class gets the part that is missing from a sum of 1: there must be little of it.
     const auto sum =
         static_cast<double>(std::accumulate(probabilities.begin(), probabilities.end(), 0.0L));
     for (double& p : probabilities) p /= sum;
@@ -50,7 +50,7 @@ struct Weighted {
             ssc::make_alias_table(entries.data(), entries.size()),
             probabilities.data()};
   }
-  // What the table says each class's probability is, summed in units of 2^-64 of C buckets.
+  // Each class's probability by the table, summed in units of 2^-64 of C buckets.
   std::vector<double> implied() const {
     const int bits = ssc::alias_bits(entries.size());
     const uint64_t mask = (uint64_t{1} << bits) - 1;

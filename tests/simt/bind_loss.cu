@@ -13,7 +13,7 @@ using namespace ssc::cuda;
 template <class T>
 using AccumulatorType = typename AccumulatorOf<T>::Type;
 
-// What the launchers take first, in this order. major: of the compute capability.
+// The launchers' first parameters, in this order. major: of the compute capability.
 #define SSC_PROBLEM_PARAMETERS                                                               \
   const T *input, const T *weight, const T *bias, const int64_t *target, const int64_t *ids, \
       const float *log_count, const float *target_log_count, int64_t batch, int64_t dim,     \

@@ -12,7 +12,7 @@ using namespace ssc::cuda;
 template <class T>
 using AccumulatorType = typename AccumulatorOf<T>::Type;
 
-// What the launchers take first, in this order. labels: written by label_rows.
+// The launchers' first parameters, in this order. labels: written by label_rows.
 #define SSC_NEGATIVES_PARAMETERS                                                               \
   const T *input, const T *weight, const T *bias, const AccumulatorType<T>*target_logit,       \
       const int64_t *hits, const bool *counted, const int64_t *ids, const float *log_count,    \

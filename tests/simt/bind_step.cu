@@ -1,4 +1,4 @@
-// What a step does around the loss, for the bench: reductions and the list of classes.
+// A step's work around the loss, for the bench: reductions and the list of classes.
 #include "csrc/cuda/loss/class_list.h"
 #include "csrc/cuda/loss/total.h"
 #include "csrc/simt/registry.h"

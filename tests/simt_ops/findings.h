@@ -1,4 +1,4 @@
-// What an executor has found in the launches so far.
+// An executor's findings in the launches so far.
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
-// The choice of an instruction set at run time. Each source of csrc/cpu/kernels is compiled once per
-// instruction set, into a namespace of that name.
+// The choice of an instruction set at run time. Each source of csrc/cpu/kernels is compiled once
+// per instruction set, into a namespace of that name.
 #pragma once
 
 #include <cstdint>

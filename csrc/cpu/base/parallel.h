@@ -7,8 +7,8 @@
 
 namespace ssc {
 
-// Runs body(begin, end) over a partition of [0, n) on the caller's threads. The partition is the
-// caller's business, so a body must give the same result however [0, n) is cut.
+// Runs body(begin, end) over a partition of [0, n) on the caller's threads. The caller
+// chooses the partition, so a body must give the same result however [0, n) is cut.
 class ParallelFor {
  public:
   using Body = void (*)(void* context, int64_t begin, int64_t end);

@@ -12,7 +12,7 @@ namespace ssc {
 namespace {
 
 constexpr size_t kAlignment = 64;
-// What the cache may hold while no call is running.
+// The most that the cache holds while no call is running.
 constexpr size_t kCacheLimit = size_t{160} << 20;
 
 Workspace::Block allocate(size_t bytes) {

@@ -111,7 +111,7 @@ constexpr Lanes16 interleave(int half) {
   return lanes;
 }
 
-// Of samples i and i + 1, the word of each element.
+// The words of samples i and i + 1, one for each element.
 template <class T>
 SSC_INLINE void store_sample_words(float* to, const Words (&v)[kLanes<float>]) {
   static constexpr Lanes16 kLow = interleave(0), kHigh = interleave(1);

@@ -14,7 +14,7 @@ struct Gradient {
     static void run(const RowChunk<T>* chunk, int64_t row, int64_t padded_dim, int64_t column,
                     const T* w, int64_t first, int64_t last) {
       constexpr int P = kPanel<T>;
-      T* out = chunk->grad_input + row * padded_dim + column;
+      T* out = chunk->grads.input + row * padded_dim + column;
       Vec<T> acc[M][2];
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {  // the next column's accumulators, from L2
@@ -27,7 +27,7 @@ struct Gradient {
         load_tile<T, M>(acc, out, padded_dim);
       }
       for (int64_t p = first; p < last; ++p, w += P / kWord<T> * P) {
-        const T* e = chunk->exps + p * chunk->exps_stride + row * P / kWord<T>;
+        const T* e = chunk->grads.exps + p * chunk->grads.exps_stride + row * P / kWord<T>;
         multiply_add_panel<T, M>(acc, e, w);
       }
       store_tile<T, M>(acc, out, padded_dim);

@@ -19,11 +19,11 @@ struct Logits {
       multiply_add<T, M>(z, chunk->packed + row * steps, tile->columns + local * steps * P, steps,
                          wanted);
       const T inv_temperature = static_cast<T>(samples->inv_temperature);
-      const T* adjust = tile->adjust + local * P;
+      const T* shift = tile->shift + local * P;
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
-        z[i][0] = z[i][0] * inv_temperature + load(adjust);
-        z[i][1] = z[i][1] * inv_temperature + load(adjust + kLanes<T>);
+        z[i][0] = z[i][0] * inv_temperature + load(shift);
+        z[i][1] = z[i][1] * inv_temperature + load(shift + kLanes<T>);
       }
       store_tile<T, M>(z, out, P);
     }

@@ -61,7 +61,7 @@ void gather(const S* weight, const Samples& samples, int64_t first_panel, int64_
   constexpr int P = kPanel<T>;
   const S* row[P];
   const S* next[P];
-  // The padding repeats the last sample: its logits are −inf through `adjust`.
+  // The padding repeats the last sample: its logits are −inf through `shift` or `log_count`.
   const auto point_at = [&](int64_t panel, const S** rows) {
     for (int64_t i = 0; i < P; ++i) {
       const int64_t s = smaller(panel * P + i, samples.count - 1);
@@ -83,21 +83,21 @@ void gather(const S* weight, const Samples& samples, int64_t first_panel, int64_
 
 // Biases lie as far apart as rows of W: those of the next tile are asked for already.
 template <class T, class S>
-void gather_adjust(const S* bias, const Samples& samples, int64_t begin, int64_t end, T* adjust,
-                   T* copies) {
+void gather_shift(const S* bias, const Samples& samples, int64_t begin, int64_t end, T* shift,
+                  T* log_copies) {
   const int64_t ahead = bias == nullptr || samples.ids == nullptr ? samples.count : end - begin;
-  for (int64_t s = begin; s < end; ++s, ++adjust, ++copies) {
+  for (int64_t s = begin; s < end; ++s, ++shift, ++log_copies) {
     if (s + ahead < samples.count) __builtin_prefetch(bias + samples.ids[s + ahead], 0, 2);
-    *copies = 0;
+    *log_copies = 0;
     if (s >= samples.count) {
-      *adjust = -std::numeric_limits<T>::infinity();
+      *shift = -std::numeric_limits<T>::infinity();
       continue;
     }
     const int64_t id = samples.ids == nullptr ? samples.first + s : samples.ids[s];
     const double b = bias == nullptr ? 0 : static_cast<double>(get<T>(bias + id));
     const double log_count = samples.log_count == nullptr ? 0 : samples.log_count[s];
-    *adjust = static_cast<T>(b * samples.inv_temperature - log_count);
-    if (samples.log_copies != nullptr) *copies = static_cast<T>(samples.log_copies[s]);
+    *shift = static_cast<T>(b * samples.inv_temperature - log_count);
+    if (samples.log_copies != nullptr) *log_copies = static_cast<T>(samples.log_copies[s]);
   }
 }
 
@@ -113,9 +113,13 @@ void gather_negatives(const S* bias, const Samples& samples, int64_t begin, int6
     const double b = bias == nullptr ? 0 : static_cast<double>(get<T>(bias + id));
     const double copies = inside ? samples.log_copies[s] : 0;
     const double merged = inside ? samples.log_count[s] : std::numeric_limits<double>::infinity();
-    tile.adjust[i] = static_cast<T>(b * samples.inv_temperature);
-    tile.correction[i] = static_cast<T>(sigmoid ? merged + copies : merged);
-    tile.copies[i] = static_cast<T>(sigmoid ? std::exp(copies) : copies);
+    tile.bias[i] = static_cast<T>(b * samples.inv_temperature);
+    tile.log_count[i] = static_cast<T>(sigmoid ? merged + copies : merged);
+    if (sigmoid) {
+      tile.copies[i] = static_cast<T>(std::exp(copies));
+    } else {
+      tile.log_copies[i] = static_cast<T>(copies);
+    }
   }
 }
 
@@ -157,7 +161,7 @@ void gather_tile(const Samples& samples, int64_t first_panel, int64_t last_panel
   with_storage<T>(samples.bias.data, samples.bias.dtype, [&](const auto* bias) {
     const int64_t begin = first_panel * kPanel<T>, end = last_panel * kPanel<T>;
     if (samples.negatives != nullptr) return gather_negatives<T>(bias, samples, begin, end, tile);
-    gather_adjust<T>(bias, samples, begin, end, tile.adjust, tile.copies);
+    gather_shift<T>(bias, samples, begin, end, tile.shift, tile.log_copies);
   });
 }
 
@@ -183,11 +187,12 @@ template <class T>
 void pack_grad_row(MatrixView input, const RowChunk<T>& chunk, int64_t i, int64_t dim) {
   with_operand<T>(input, [&](const auto* data) {
     const auto* h = data + chunk.row_ids[i] * input.stride;
-    for (int64_t g = 0; g < chunk.columns.count; ++g) {
-      const Range r = piece(chunk.columns, g);
+    for (int64_t g = 0; g < chunk.grads.columns.count; ++g) {
+      const Range r = piece(chunk.grads.columns, g);
       const int64_t count = r.end - r.begin;
-      T* out = chunk.grad_scaled + r.begin * count_words<T>(chunk.rows) + i / kWord<T> * count;
-      put_grad_words(out, h + r.begin, count, dim - r.begin, chunk.coefficient[i], i);
+      T* out =
+          chunk.grads.scaled_input + r.begin * count_words<T>(chunk.rows) + i / kWord<T> * count;
+      put_grad_words(out, h + r.begin, count, dim - r.begin, chunk.grads.coefficient[i], i);
     }
   });
 }

@@ -9,8 +9,8 @@ namespace ssc::SSC_ISA {
 // Steps of a matmul's inner loop between two prefetches of a stream.
 constexpr int64_t kPrefetchInterval = 8;
 
-// What one call of a register tile asks for on the side: two streams wanted next for loads, one for
-// stores, a line of each per interval. A stride of 0 asks for the same line again: nothing.
+// The lines that one call of a register tile asks for on the side: two streams wanted next for
+// loads, one for stores, a line of each per interval. A stride of 0 asks for the same line again: nothing.
 struct Wanted {
   const char* read[2];
   int64_t read_stride;

@@ -42,8 +42,8 @@ void finish_row(MatrixView weight, const RowChunk<T>& chunk, int64_t i, int64_t 
   constexpr int L = kLanes<T>;
   const int64_t row = chunk.row_ids[i];
   const int64_t padded_dim = (dim + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
-  const T* gradient = chunk.grad_input + i * padded_dim;
-  const T scale = chunk.coefficient[i];
+  const T* gradient = chunk.grads.input + i * padded_dim;
+  const T scale = chunk.grads.coefficient[i];
   with_storage<T>(weight.data, weight.dtype, [&](const auto* weights) {
     const auto* w = row_at(weights, weight, target < 0 ? 0 : target);
     with_storage<T>(grad_out.data, grad_out.dtype, [&](const auto* gradients) {

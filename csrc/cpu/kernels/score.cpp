@@ -11,29 +11,29 @@ struct Softmax {
     constexpr int P = kPanel<T>, L = kLanes<T>;
     const RowChunk<T>* chunk = at.chunk;
     const T inv_temperature = static_cast<T>(at.samples->inv_temperature);
-    const Vec<T> adjust0 = load(at.tile->adjust + at.local * P);
-    const Vec<T> adjust1 = load(at.tile->adjust + at.local * P + L);
-    const Vec<T> copies0 = load(at.tile->copies + at.local * P);
-    const Vec<T> copies1 = load(at.tile->copies + at.local * P + L);
+    const Vec<T> shift0 = load(at.tile->shift + at.local * P);
+    const Vec<T> shift1 = load(at.tile->shift + at.local * P + L);
+    const Vec<T> copies0 = load(at.tile->log_copies + at.local * P);
+    const Vec<T> copies1 = load(at.tile->log_copies + at.local * P + L);
     Vec<T> top = splat(-std::numeric_limits<T>::infinity());
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
-      const T reference = chunk->reference[at.row + i];
-      z[i][0] = z[i][0] * inv_temperature + (adjust0 - reference);
-      z[i][1] = z[i][1] * inv_temperature + (adjust1 - reference);
+      const T reference = chunk->sums.reference[at.row + i];
+      z[i][0] = z[i][0] * inv_temperature + (shift0 - reference);
+      z[i][1] = z[i][1] * inv_temperature + (shift1 - reference);
       Vec<T> single0 = z[i][0] - copies0, single1 = z[i][1] - copies1;
-      const int64_t hit = chunk->hit[at.row + i] - at.panel * P;
+      const int64_t hit = chunk->hits.sample[at.row + i] - at.panel * P;
       if (static_cast<uint64_t>(hit) < P) {
         constexpr T kNever = -std::numeric_limits<T>::infinity();
         for (int l = 0; l < L; ++l) {
           if (l == hit) single0[l] = kNever;
           if (l + L == hit) single1[l] = kNever;
-          if (l == hit && chunk->remove_hits) z[i][0][l] = kNever;
-          if (l + L == hit && chunk->remove_hits) z[i][1][l] = kNever;
+          if (l == hit && chunk->hits.removed) z[i][0][l] = kNever;
+          if (l + L == hit && chunk->hits.removed) z[i][1][l] = kNever;
         }
       }
       const Vec<T> most = maximum<T>(single0, single1);
-      T* peak = chunk->peak + (at.row + i) * L;
+      T* peak = chunk->sums.peak + (at.row + i) * L;
       store<T>(peak, maximum<T>(load(peak), most));
       top = maximum<T>(top, most);
     }
@@ -41,7 +41,7 @@ struct Softmax {
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const Vec<T> e0 = exp_in_range<T>(z[i][0]), e1 = exp_in_range<T>(z[i][1]);
-      T* sum = chunk->sum + (at.row + i) * L;
+      T* sum = chunk->sums.sum + (at.row + i) * L;
       store<T>(sum, load(sum) + (e0 + e1));
       if (exps != nullptr) store_exps<T>(exps + i * kExpWords<T>, e0, e1);
     }

@@ -15,18 +15,18 @@ SSC_INLINE void take_out_hits(const TilePlace<T>& at, int64_t row, Vec<T> (&z)[2
   constexpr T kNever = -std::numeric_limits<T>::infinity();
   constexpr int P = kPanel<T>, L = kLanes<T>;
   const RowChunk<T>& chunk = *at.chunk;
-  int64_t hit = chunk.hit[row] - at.panel * P;
+  int64_t hit = chunk.hits.sample[row] - at.panel * P;
   while (static_cast<uint64_t>(hit) < P) [[unlikely]] {
     for (int half = 0; half < 2; ++half) {
       for (int l = 0; l < L; ++l) {
         if (l + half * L != hit) continue;
         single[half][l] = kNever;
-        if (chunk.remove_hits) z[half][l] = kNever;
+        if (chunk.hits.removed) z[half][l] = kNever;
       }
     }
-    int64_t& next = chunk.next_hit[row];
-    chunk.hit[row] = next < chunk.end_hit[row] ? chunk.hit_list[next++] : -1;
-    hit = chunk.hit[row] - at.panel * P;
+    int64_t& next = chunk.hits.next[row];
+    chunk.hits.sample[row] = next < chunk.hits.end[row] ? chunk.hits.list[next++] : -1;
+    hit = chunk.hits.sample[row] - at.panel * P;
   }
 }
 
@@ -44,25 +44,25 @@ struct Negatives {
     Vec<T> slope[M][2];
     Vec<T> top = splat(-kInfinity);
     for (int i = 0; i < M; ++i) {
-      const T reference = kSigmoid ? T(0) : chunk->reference[at.row + i];
+      const T reference = kSigmoid ? T(0) : chunk->sums.reference[at.row + i];
       Vec<T> single[2];
       for (int half = 0; half < 2; ++half) {
-        Vec<T> x = z[i][half] * inv_temperature + load(tile.adjust + first + half * L);
+        Vec<T> x = z[i][half] * inv_temperature + load(tile.bias + first + half * L);
         slope[i][half] = splat(T(1));
         if (softcap > 0) {
           const Vec<T> t = tanh_of<T>(x / softcap);
           x = t * softcap;
           slope[i][half] = T(1) - t * t;
         }
-        // What is left out and the padding stay out, whatever their products are.
-        const Vec<T> correction = load(tile.correction + first + half * L);
-        z[i][half] = correction == kInfinity ? splat(-kInfinity) : x - correction - reference;
+        // Samples that are left out and the padding stay out, whatever their products are.
+        const Vec<T> log_count = load(tile.log_count + first + half * L);
+        z[i][half] = log_count == kInfinity ? splat(-kInfinity) : x - log_count - reference;
         single[half] = z[i][half];
-        if (!kSigmoid) single[half] -= load(tile.copies + first + half * L);
+        if (!kSigmoid) single[half] -= load(tile.log_copies + first + half * L);
       }
       take_out_hits<T>(at, at.row + i, z[i], single);
       const Vec<T> most = maximum<T>(single[0], single[1]);
-      T* peak = chunk->peak + (at.row + i) * L;
+      T* peak = chunk->sums.peak + (at.row + i) * L;
       store<T>(peak, maximum<T>(load(peak), most));
       top = maximum<T>(top, most);
     }
@@ -80,7 +80,7 @@ struct Negatives {
         }
         e[half] *= slope[i][half];
       }
-      T* sum = chunk->sum + (at.row + i) * L;
+      T* sum = chunk->sums.sum + (at.row + i) * L;
       store<T>(sum, load(sum) + (term[0] + term[1]));
       if (exps != nullptr) store_exps<T>(exps + i * kExpWords<T>, e[0], e[1]);
     }

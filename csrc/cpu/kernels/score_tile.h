@@ -44,22 +44,22 @@ __attribute__((noinline, cold)) static void raise_reference(int64_t padded_dim,
   if (!(shift > kExpCeiling<T>)) return;
   const T factor = std::exp(-shift);
   const T vanishing = std::exp(kExpFloor<T>);
-  chunk.reference[i] += shift;
-  chunk.settled[i] *= factor;
+  chunk.sums.reference[i] += shift;
+  chunk.sums.settled[i] *= factor;
   for (int l = 0; l < L; ++l) {
-    chunk.sum[i * L + l] *= factor;
-    chunk.peak[i * L + l] -= shift;
+    chunk.sums.sum[i * L + l] *= factor;
+    chunk.sums.peak[i * L + l] -= shift;
   }
   for (int s = 0; s < P; ++s) x[s] -= shift;
-  if (chunk.exps == nullptr) return;
+  if (chunk.grads.exps == nullptr) return;
   for (int64_t p = 0; p < panel; ++p) {
-    T* e = chunk.exps + p * chunk.exps_stride + i * P / kWord<T>;
+    T* e = chunk.grads.exps + p * chunk.grads.exps_stride + i * P / kWord<T>;
     for (int s = 0; s < P; ++s) {
       const T scaled = get_exp(e, s) * factor;
       put_exp(e, s, scaled < vanishing ? T(0) : scaled);
     }
   }
-  T* grad = chunk.grad_input + i * padded_dim;
+  T* grad = chunk.grads.input + i * padded_dim;
   for (int64_t d = 0; d < padded_dim; ++d) grad[d] *= factor;
 }
 
@@ -103,13 +103,13 @@ struct Score {
       const int64_t half = steps / (2 * kPrefetchInterval) * kPrefetchInterval;
       const T* h = chunk->packed + row * steps;
       const T* w = tile->columns + local * steps * P;
-      T* exps = chunk->exps == nullptr
-                    ? chunk->sum + row * L
-                    : chunk->exps + panel * chunk->exps_stride + row * kExpWords<T>;
+      T* exps = chunk->grads.exps == nullptr
+                    ? chunk->sums.sum + row * L
+                    : chunk->grads.exps + panel * chunk->grads.exps_stride + row * kExpWords<T>;
       Wanted wanted = {{upcoming->row[0], upcoming->row[1]},
                        upcoming->stride,
                        reinterpret_cast<const char*>(exps),
-                       chunk->exps == nullptr ? 0 : 64};
+                       chunk->grads.exps == nullptr ? 0 : 64};
       Vec<T> z[M][2];
       clear_tile<T>(z);
       multiply_add<T, M>(z, h, w, half, wanted);
@@ -117,7 +117,7 @@ struct Score {
       wanted.read[1] = upcoming->row[3];
       multiply_add<T, M>(z, h + half * M, w + half * P, steps - half, wanted);
       Epilogue::template run<M>(z, TilePlace<T>{tile, chunk, samples, row, local, panel},
-                                chunk->exps == nullptr ? nullptr : exps);
+                                chunk->grads.exps == nullptr ? nullptr : exps);
     }
   };
 };

@@ -1,6 +1,6 @@
 // One sweep over the samples: tile by tile their rows are gathered and packed, then come z, E and
-// the row sums (score.cpp, score_negatives.cpp), and dH += E Ws (input_grad.cpp) while the tile of E
-// is still in cache. Here is the order of the loops.
+// the row sums (score.cpp, score_negatives.cpp), and dH += E Ws (input_grad.cpp) while the tile of
+// E is still in cache. Here is the order of the loops.
 #include "csrc/cpu/kernels/prefetch.h"
 #include "csrc/cpu/kernels/stages.h"
 
@@ -48,8 +48,8 @@ class UpcomingRows {
 template <class T>
 void settle(const RowChunk<T>& chunk, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    T* sum = chunk.sum + i * kLanes<T>;
-    chunk.settled[i] += static_cast<double>(sum_lanes<T>(load(sum)));
+    T* sum = chunk.sums.sum + i * kLanes<T>;
+    chunk.sums.settled[i] += static_cast<double>(sum_lanes<T>(load(sum)));
     store<T>(sum, Vec<T>{});
   }
 }
@@ -61,7 +61,7 @@ void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
            int64_t end) {
   constexpr int P = kPanel<T>;
   const int64_t panels = count_panels<T>(samples.count);
-  const int64_t columns = chunk.exps == nullptr ? 0 : tile.padded_dim;
+  const int64_t columns = chunk.grads.exps == nullptr ? 0 : tile.padded_dim;
   int64_t settled = 0;
   for (int64_t first = 0; first < panels; first += tile.panels) {
     const int64_t last = smaller(first + tile.panels, panels);
@@ -97,8 +97,9 @@ void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
 
 template <class T>
 void reduce_row(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak) {
-  *sum = chunk.settled[i] + static_cast<double>(sum_lanes<T>(load(chunk.sum + i * kLanes<T>)));
-  *peak = max_lanes<T>(load(chunk.peak + i * kLanes<T>));
+  *sum = chunk.sums.settled[i] +
+         static_cast<double>(sum_lanes<T>(load(chunk.sums.sum + i * kLanes<T>)));
+  *peak = max_lanes<T>(load(chunk.sums.peak + i * kLanes<T>));
 }
 
 template void sweep(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t, int64_t);

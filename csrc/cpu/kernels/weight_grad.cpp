@@ -34,14 +34,14 @@ struct Product {
   };
 };
 
-// What is wanted after a panel's product: the next panel of E, and the rows of dWs to be written.
+// The lines wanted after a panel's product: the next panel of E, and the rows of dWs to be written.
 template <class T>
 class NextPanel {
  public:
   NextPanel(const RowChunk<T>& chunk, const T* e, int64_t dim, const int64_t* slot, int64_t count,
             T* out, int64_t out_stride)
-      : e_(e + chunk.exps_stride),
-        e_end_(e + chunk.exps_stride + chunk.rows * kPanel<T> / kWord<T>),
+      : e_(e + chunk.grads.exps_stride),
+        e_end_(e + chunk.grads.exps_stride + chunk.rows * kPanel<T> / kWord<T>),
         dim_(dim),
         slot_(slot),
         count_(count),
@@ -115,7 +115,7 @@ template <class T>
 void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int64_t count,
                  int64_t index, bool accumulate, T* out, int64_t out_stride, T* scratch) {
   constexpr int P = kPanel<T>;
-  const T* e = chunk.exps + index * chunk.exps_stride;
+  const T* e = chunk.grads.exps + index * chunk.grads.exps_stride;
   const int64_t words = count_words<T>(chunk.rows);
   const Partition parts = partition(words, (words + kPartWords - 1) / kPartWords);
   alignas(64) T put_together[kWord<T> == 1 ? 1 : kPartWords * P];
@@ -123,10 +123,11 @@ void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int
   for (int64_t index = 0; index < parts.count; ++index) {
     const Range part = piece(parts, index);
     const int64_t length = part.end - part.begin;
-    const T* from = row_words(e, part.begin, length, chunk.rows, chunk.coefficient, put_together);
-    for (int64_t g = 0; g < chunk.columns.count; ++g) {
-      const Range r = piece(chunk.columns, g);
-      const T* a = chunk.grad_scaled + r.begin * words;
+    const T* from =
+        row_words(e, part.begin, length, chunk.rows, chunk.grads.coefficient, put_together);
+    for (int64_t g = 0; g < chunk.grads.columns.count; ++g) {
+      const Range r = piece(chunk.grads.columns, g);
+      const T* a = chunk.grads.scaled_input + r.begin * words;
       const Wanted wanted = next.take(length);
       with_rows<Product<T>::template Body>(r.end - r.begin, a, from, part, scratch + r.begin * P,
                                            &wanted);

@@ -1,4 +1,4 @@
-// What the matmuls stream. Their operands are packed into words of T's size: elements of T, or,
+// Words, the unit in which matmuls stream their operands: of T's size, elements of T, or,
 // where SSC_BF16_PAIRS is defined (the namespace avx512_bf16), pairs of bf16 that are neighbours
 // along the contraction. There a step of a matmul multiplies both and adds the two products to
 // float accumulators, so the same loops take half the steps.

@@ -29,7 +29,7 @@ void stream_rows(const LossProblem& problem, const Samples& samples, const Sampl
       const Range rows =
           start_rows(problem, samples, plan, start, chunk, begin, end, results, kernels);
       if (problem.negatives == nullptr) {
-        for (int64_t i = rows.begin; i < rows.end; ++i) chunk.hit[i] = row_hit(start + i);
+        for (int64_t i = rows.begin; i < rows.end; ++i) chunk.hits.sample[i] = row_hit(start + i);
       }
       kernels.sweep(samples, tile, chunk, begin, end);
       for (int64_t i = rows.begin; i < rows.end; ++i)

@@ -1,4 +1,4 @@
-// What the loss needs to know about the sampled ids before it touches a row of W: which distinct
+// The plan of a loss, made from the sampled ids before a row of W is touched: which distinct
 // classes they are, which sample is which row's target, and which rows of the gradient are written.
 #pragma once
 

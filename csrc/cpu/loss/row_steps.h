@@ -28,7 +28,7 @@ inline double element(const Vector& v, int64_t i) {
   return 0;
 }
 
-// What is taken off the logit of row `row`'s target.
+// The correction of the logit of row `row`'s target.
 inline double target_correction(const LossProblem& problem, int64_t row) {
   return correction_of(element(problem.target_log_expected_count, row));
 }
@@ -54,9 +54,10 @@ Tile<T> take_tile(int64_t dim, bool with_rows, const LossKernels<T>& kernels,
   tile.panels = std::clamp<int64_t>(kTileBytes / panel_bytes, 4, 16);
   tile.padded_dim = ceil_div(dim, kernels.panel) * kernels.panel;
   tile.columns = workspace.take<T>(tile.panels * kernels.panel * words);
-  tile.adjust = workspace.take<T>(tile.panels * kernels.panel);
-  tile.copies = workspace.take<T>(tile.panels * kernels.panel);
-  tile.correction = workspace.take<T>(tile.panels * kernels.panel);
+  for (T** of_samples :
+       {&tile.shift, &tile.bias, &tile.log_count, &tile.log_copies, &tile.copies}) {
+    *of_samples = workspace.take<T>(tile.panels * kernels.panel);
+  }
   if (with_rows) {
     tile.rows = workspace.take<T>(tile.panels * kernels.panel / kernels.word * tile.padded_dim);
   }
@@ -96,12 +97,12 @@ RowChunk<T> take_chunk(int64_t rows, int64_t dim, const LossKernels<T>& kernels,
                        Workspace& workspace) {
   RowChunk<T> chunk{};
   chunk.packed = workspace.take<T>(rows * ceil_div(dim, kernels.word));
-  chunk.reference = workspace.take<T>(rows);
-  chunk.settled = workspace.take<double>(rows);
-  chunk.sum = workspace.take<T>(rows * kernels.lanes);
-  chunk.peak = workspace.take<T>(rows * kernels.lanes);
-  chunk.hit = workspace.take<int64_t>(rows);
-  chunk.next_hit = workspace.take<int64_t>(rows);
+  chunk.sums.reference = workspace.take<T>(rows);
+  chunk.sums.settled = workspace.take<double>(rows);
+  chunk.sums.sum = workspace.take<T>(rows * kernels.lanes);
+  chunk.sums.peak = workspace.take<T>(rows * kernels.lanes);
+  chunk.hits.sample = workspace.take<int64_t>(rows);
+  chunk.hits.next = workspace.take<int64_t>(rows);
   return chunk;
 }
 
@@ -111,9 +112,9 @@ void set_rows(RowChunk<T>& chunk, const SamplePlan& plan, int64_t start, int64_t
               const LossKernels<T>& kernels, const ParallelFor& parallel_for) {
   chunk.rows = rows;
   chunk.row_ids = plan.row_ids + start;
-  chunk.remove_hits = plan.remove_hits;
-  chunk.hit_list = plan.hit_list;
-  chunk.end_hit = plan.hit_begin == nullptr ? nullptr : plan.hit_begin + start + 1;
+  chunk.hits.removed = plan.remove_hits;
+  chunk.hits.list = plan.hit_list;
+  chunk.hits.end = plan.hit_begin == nullptr ? nullptr : plan.hit_begin + start + 1;
   chunk.blocks = row_blocks(rows, kernels, parallel_for);
 }
 
@@ -142,8 +143,8 @@ T target_logit(const LossProblem& problem, int64_t row, const LossKernels<T>& ke
 template <class T>
 void start_hits(const SamplePlan& plan, const RowChunk<T>& chunk, int64_t start, int64_t i) {
   int64_t next = plan.hit_begin[start + i];
-  chunk.hit[i] = next < chunk.end_hit[i] ? plan.hit_list[next++] : -1;
-  chunk.next_hit[i] = next;
+  chunk.hits.sample[i] = next < chunk.hits.end[i] ? plan.hit_list[next++] : -1;
+  chunk.hits.next[i] = next;
 }
 
 // Where a row starts whose target has no logit to start from, −inf: at the first sample that has
@@ -190,13 +191,14 @@ Range start_rows(const LossProblem& problem, const Samples& samples, const Sampl
     prefetch_target(problem, chunk, i + kPrefetchRows, rows.end);
     const T logit = own_logit(problem, row, results, kernels);
     if (problem.negatives != nullptr) start_hits(plan, chunk, start, i);
-    chunk.reference[i] =
+    chunk.sums.reference[i] =
         std::isinf(logit) && logit < 0  // z − (−inf) would be inf
-            ? first_finite_logit<T>(problem, samples, chunk.remove_hits, row, kernels)
+            ? first_finite_logit<T>(problem, samples, chunk.hits.removed, row, kernels)
             : logit;
-    chunk.settled[i] = 0;
-    std::fill_n(chunk.sum + i * kernels.lanes, kernels.lanes, T(0));
-    std::fill_n(chunk.peak + i * kernels.lanes, kernels.lanes, -std::numeric_limits<T>::infinity());
+    chunk.sums.settled[i] = 0;
+    std::fill_n(chunk.sums.sum + i * kernels.lanes, kernels.lanes, T(0));
+    std::fill_n(chunk.sums.peak + i * kernels.lanes, kernels.lanes,
+                -std::numeric_limits<T>::infinity());
   }
   return rows;
 }
@@ -225,7 +227,7 @@ RowSums end_row(const LossProblem& problem, const SamplePlan& plan, int64_t star
   T peak;
   kernels.reduce_row(chunk, i, &sums.sampled, &peak);
   const int64_t row = chunk.row_ids[i];
-  const double reference = chunk.reference[i];
+  const double reference = chunk.sums.reference[i];
   if (problem.negatives != nullptr) results.peak[row] = static_cast<T>(peak + reference);
   if (problem.negatives != nullptr && problem.negatives->sigmoid) {
     results.loss[row] = static_cast<T>(sums.sampled);

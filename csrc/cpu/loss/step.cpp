@@ -47,7 +47,7 @@ class GradientPass {
     for (int64_t c = 0; c < chunks.count; ++c) {
       const Range rows = piece(chunks, c);
       set_rows(chunk_, plan_, rows.begin, rows.end - rows.begin, kernels_, parallel_for_);
-      if (problem_.negatives == nullptr) chunk_.hit = plan_.hit + rows.begin;
+      if (problem_.negatives == nullptr) chunk_.hits.sample = plan_.hit + rows.begin;
       chunk_start_ = rows.begin;
       parallel_for_(chunk_.blocks.count, 1,
                     [&](int64_t begin, int64_t end) { sweep_blocks(begin, end); });
@@ -77,18 +77,18 @@ class GradientPass {
     const int64_t columns = problem_.dim + has_bias_;
     padded_dim_ = ceil_div(problem_.dim, kernels_.panel) * kernels_.panel;
     chunk_ = take_chunk(rows, problem_.dim, kernels_, workspace_);
-    chunk_.columns = partition(columns, ceil_div(columns, kernels_.tile_rows));
-    chunk_.grad_input = workspace_.take<T>(rows * padded_dim_);
-    chunk_.grad_scaled = workspace_.take<T>(ceil_div(rows, kernels_.word) * columns);
-    chunk_.coefficient = workspace_.take<T>(rows);
+    chunk_.grads.columns = partition(columns, ceil_div(columns, kernels_.tile_rows));
+    chunk_.grads.input = workspace_.take<T>(rows * padded_dim_);
+    chunk_.grads.scaled_input = workspace_.take<T>(ceil_div(rows, kernels_.word) * columns);
+    chunk_.grads.coefficient = workspace_.take<T>(rows);
     target_coefficient_ = workspace_.take<T>(rows);
     // The same row of consecutive panels should not fall into the same sets of L1: let a panel's
     // stride be one register tile past a multiple of 4 KiB.
     int64_t stride = rows * row_bytes;
     if (stride >= kPaddedBytes)
       stride = ceil_div(stride, 4096) * 4096 + kernels_.tile_rows * row_bytes;
-    chunk_.exps_stride = stride / static_cast<int64_t>(sizeof(T));
-    chunk_.exps = workspace_.take<T>(panels_ * chunk_.exps_stride);
+    chunk_.grads.exps_stride = stride / static_cast<int64_t>(sizeof(T));
+    chunk_.grads.exps = workspace_.take<T>(panels_ * chunk_.grads.exps_stride);
   }
 
   // Sums are gathered in T: in place where the parameter has that type, else in a copy that
@@ -148,7 +148,7 @@ class GradientPass {
     const Range rows =
         start_rows(problem_, samples, plan_, chunk_start_, chunk_, begin, end, results_, kernels_);
     if (plan_.distinct == 0) {
-      std::fill_n(chunk_.grad_input + rows.begin * padded_dim_,
+      std::fill_n(chunk_.grads.input + rows.begin * padded_dim_,
                   (rows.end - rows.begin) * padded_dim_, T(0));
     }
     kernels_.sweep(samples, tile, chunk_, begin, end);
@@ -159,7 +159,7 @@ class GradientPass {
       const bool own_target = problem_.negatives == nullptr;
       target_coefficient_[i] = own_target ? static_cast<T>(-k * (sums.sampled / sums.total)) : T(0);
       prefetch_target(problem_, chunk_, i + kPrefetchRows, rows.end);
-      chunk_.coefficient[i] = static_cast<T>(k / sums.total);
+      chunk_.grads.coefficient[i] = static_cast<T>(k / sums.total);
       kernels_.finish_row(problem_.weight, chunk_, i, problem_.dim,
                           own_target ? problem_.target[row] : -1, target_coefficient_[i],
                           gradients_.input);

@@ -64,48 +64,70 @@ struct Samples {
 
 // Memory for one tile of packed samples, a thread's own. P = kPanel samples make a panel, the last
 // one of all padded; Dp = D rounded up to P.
-//   columns    [panels][D/K][P]           vectors over samples, for z
-//   rows       [Dp / P][panels · P/K][P]  vectors over D, for dH; null where not needed
-//   adjust     [panels · P]               bias/τ − log n of each sample; −inf in the padding
-//   copies     [panels · P]               log_copies
-//   correction [panels · P]               of negatives: log n, +inf in the padding; then `adjust`
-//                                         is b/τ alone, and a sigmoid's `copies` counts the copies
+//   columns  [panels][D/K][P]           vectors over samples, for z
+//   rows     [Dp / P][panels · P/K][P]  vectors over D, for dH; null where not needed
+// and, each [panels · P]:
+//   shift       b/τ − log n, for the plain softmax and plain logits; −inf in the padding
+//   bias        b/τ, for negatives, whose logits are capped before log n comes off
+//   log_count   log n, for negatives; +inf in the padding
+//   log_copies  the share of merged copies in a sample's logit; not where softplus is summed
+//   copies      the number of copies that a sample stands for, where softplus is summed
 template <class T>
 struct Tile {
   T* columns;
   T* rows;
-  T* adjust;
+  T* shift;
+  T* bias;
+  T* log_count;
+  T* log_copies;
   T* copies;
-  T* correction;
   int64_t panels, padded_dim;
 };
 
-// One chunk of R rows on its way through the samples.
+// The sums of R rows over the samples that have gone by.
+template <class T>
+struct RunningSums {
+  T* reference;     // [R] exp's reference point: at first the target's corrected logit
+  T* sum;           // [R][lanes] partial sums of E over the latest samples
+  double* settled;  // [R] sums of E over the samples before
+  T* peak;          // [R][lanes] partial maxima of z − reference: single copies, hits left out
+};
+
+// The samples that are hits of R rows: their own targets, or of negatives any number of classes.
+struct RowHits {
+  bool removed;  // whether hits are left out of sums and gradients
+  // [R] the row's target or, of negatives, the hit that the sweep will meet next; −1: none
+  int64_t* sample;
+  // For negatives alone: the hits after that one are list[next, end), by rising id.
+  const int64_t* list;
+  int64_t* next;       // [R]
+  const int64_t* end;  // [R]
+};
+
+// The part of a chunk that only the gradients need.
+template <class T>
+struct ChunkGradients {
+  T* exps;              // E [panels][rows, padded][P/K]; null: forward only
+  int64_t exps_stride;  // words from panel to panel
+  T* input;             // [R][Dp] Σ_s E_is W_s, not yet scaled
+  T* coefficient;       // [R] the factors of E's rows: k_i / sum_i
+  Partition columns;    // of D, and one more column of ones where there is a bias
+  // [columns][R/K][columns of the piece]: coefficient · H. In pairs H itself, without a rounding:
+  // E, rounded already, takes the coefficient instead.
+  T* scaled_input;
+};
+
+// One chunk of R rows on its way through the samples. The memory serves all chunks; rows, blocks,
+// row_ids and where the hits lie are set for each.
 template <class T>
 struct RowChunk {
   int64_t rows;
   Partition blocks;        // of the rows, in units of K
   const int64_t* row_ids;  // [R] row of H (and of all per-row inputs and outputs)
   T* packed;               // [blocks][D/K][block rows]
-  T* reference;            // [R] exp's reference point: at first the target's corrected logit
-  T* sum;                  // [R][lanes] partial sums of E over the latest samples
-  double* settled;         // [R] sums of E over the samples before
-  T* peak;           // [R][lanes] partial maxima of z − reference: single copies, hits left out
-  int64_t* hit;      // [R] which sample is the row's own target, or −1
-  bool remove_hits;  // whether that sample is left out of sums and gradients
-  // Of negatives, a row has a rising list of hits: `hit` is the next of them that the sweep will
-  // meet, and hit_list[next_hit, end_hit) are those after it.
-  const int64_t* hit_list;
-  int64_t* next_hit;       // [R]
-  const int64_t* end_hit;  // [R]
-  T* exps;                 // E [panels][rows, padded][P/K]; null: forward only
-  int64_t exps_stride;     // words from panel to panel
-  T* grad_input;           // [R][Dp] Σ_s E_is W_s, not yet scaled; null: forward only
-  T* coefficient;          // [R] what E's rows are scaled with: k_i / sum_i
-  Partition columns;       // of D, and one more column of ones where there is a bias
-  // [columns][R/K][columns of the piece]: coefficient · H. In pairs H itself, without a rounding:
-  // E, rounded already, takes the coefficient instead.
-  T* grad_scaled;
+  RunningSums<T> sums;
+  RowHits hits;
+  ChunkGradients<T> grads;
 };
 
 template <class T>
@@ -133,7 +155,7 @@ struct LossKernels {
   void (*finish_row)(MatrixView weight, const RowChunk<T>& chunk, int64_t i, int64_t dim,
                      int64_t target, T target_coefficient, MatrixView grad_out);
 
-  // Row i's share of chunk.grad_scaled = coefficient · (H_i, 1). The rows of a block in order.
+  // Row i's share of chunk.grads.scaled_input = coefficient · (H_i, 1). A block's rows in order.
   void (*pack_grad_row)(MatrixView input, const RowChunk<T>& chunk, int64_t i, int64_t dim);
 
   // Rows dWs of panel `index` = E^T grad_scaled to out + slot[s] · out_stride: added where

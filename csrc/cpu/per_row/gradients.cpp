@@ -16,7 +16,7 @@
 namespace ssc {
 namespace {
 
-// What a chunk of rows may take, whatever B and S are, unless a single row takes more: its entries
+// The limits of a chunk of rows, whatever B and S are, unless a single row takes more: its entries
 // twice, and its rows of H.
 constexpr int64_t kChunkEntries = int64_t{1} << 18;
 constexpr int64_t kChunkInputBytes = int64_t{2} << 20;

@@ -1,7 +1,7 @@
 // Losses against negatives of which every row has its own, and their gradients on the CPU.
 //
 //   z_is = cap((h_i · W_s + b_s) / τ) − log n_is,  cap(x) = c tanh(x / c) with a softcap c, else x
-//   softmax: loss_i = log(1 + Σ_s exp(z_is − r_i)),  r_i the logit of what the row is right about
+//   softmax: loss_i = log(1 + Σ_s exp(z_is − r_i)),  r_i the target's logit
 //   sigmoid: loss_i = Σ_s log(1 + exp z_is)
 //
 // Bound by memory: the forward and the backward pass read B·S rows of W each, once, and the weight

@@ -103,7 +103,7 @@ void RowSource<T>::prepare(int64_t index, Row& out) {
   } else {
     ids = samples.ids + row * n;
   }
-  // Of drawn samples, whose counts are in place: they move forward at the most.
+  // Drawn samples have their counts in place: they move forward at the most.
   const auto log_count = [&](int64_t s) {
     if (out.log_count == nullptr) return T(0);
     return samples.draws != nullptr ? out.log_count[s]

@@ -14,7 +14,7 @@
 
 namespace ssc {
 
-// What is the same for all rows: z = cap((h · W_s + b_s) / τ) − log n_s, cap(x) = softcap ·
+// The parameters that all rows share: z = cap((h · W_s + b_s) / τ) − log n_s, cap(x) = softcap ·
 // tanh(x / softcap), or x where softcap is 0.
 template <class T>
 struct RowScore {

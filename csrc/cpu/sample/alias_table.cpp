@@ -191,7 +191,7 @@ void build_alias_table(const double* probabilities, uint64_t num_classes, uint64
     totals[chunk] = round_chunk(probabilities, chunk, sizes);
     sum_chunk(chunk, sizes);
   });
-  // What float64 itself lost, 2^-52 of the total or so, goes to the largest class.
+  // The largest class gets the part that float64 itself lost, 2^-52 of the total or so.
   ChunkTotal all = totals[0];
   for (int64_t chunk = 1; chunk < chunks; ++chunk) {
     all.sum += totals[chunk].sum;

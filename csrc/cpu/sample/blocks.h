@@ -45,8 +45,8 @@ struct Arrival {
 double race(const Proposal& proposal, PhiloxKey key, int64_t num_samples, const IdSet* excluded,
             Arrival* arrivals, int64_t* ids, const ParallelFor& parallel_for);
 
-// What stands for the number of draws that a race took, whose last arrival is at `time` when all
-// classes together arrive at rate 1.
+// Stands for the number of draws of a race whose last arrival is at `time` when all classes
+// together arrive at rate 1.
 int64_t draws_of_race(double time, int64_t num_samples);
 
 }  // namespace ssc

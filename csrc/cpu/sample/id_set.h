@@ -20,7 +20,7 @@ class IdSet {
 
   void clear() { std::fill(slots_.begin(), slots_.end(), 0); }
 
-  // What was there before.
+  // Both return the earlier entry of the id.
   Found insert(int64_t id) { return insert_as(static_cast<uint64_t>(id) + 1); }
   Found exclude(int64_t id) { return insert_as((static_cast<uint64_t>(id) + 1) | kExcluded); }
 

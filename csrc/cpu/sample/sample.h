@@ -15,7 +15,7 @@ namespace ssc {
 
 enum class ProposalKind { uniform, log_uniform, weighted };
 
-// What ids are drawn from; only the fields of its kind are set.
+// The distribution that ids are drawn from; only the fields of its kind are set.
 struct Proposal {
   ProposalKind kind;
   uint64_t num_classes;

@@ -1,5 +1,12 @@
-// What sums of a storage type are kept in; for host code too.
+// The storage types that kernels are compiled for, and the types of their sums; for host code too.
 #pragma once
+
+// M(type); for each of them.
+#define SSC_FOR_TYPES(M) \
+  M(float);              \
+  M(double);             \
+  M(__nv_bfloat16);      \
+  M(__half)
 
 namespace ssc::cuda {
 

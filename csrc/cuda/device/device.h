@@ -1,4 +1,4 @@
-// What every kernel includes instead of CUDA's headers. nvcc sees CUDA itself; g++ with -DSSC_SIMT
+// Included by every kernel instead of CUDA's headers. nvcc sees CUDA itself; g++ with -DSSC_SIMT
 // sees csrc/simt, which runs the same source on the CPU. A kernel is plain CUDA but for
 //
 //   launch(kernel, grid, block, shared_bytes, stream, args...), not kernel<<<...>>>(args...)

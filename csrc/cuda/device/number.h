@@ -47,7 +47,7 @@ __device__ __forceinline__ double row_log1p(double x) { return log1p(x); }
 __device__ __forceinline__ float row_expm1(float x) { return expm1f(x); }
 __device__ __forceinline__ double row_expm1(double x) { return expm1(x); }
 
-// Of capped logits: small ones keep their digits.
+// The tanh of capped logits: small ones keep their digits.
 __device__ __forceinline__ float logit_tanh(float x) { return tanhf(x); }
 __device__ __forceinline__ double logit_tanh(double x) { return tanh(x); }
 

@@ -63,13 +63,13 @@ To* at(void* workspace, int64_t offset) {
   return reinterpret_cast<To*>(static_cast<char*>(workspace) + offset);
 }
 
-// lose(launches, first, chunk) makes the chunk's probabilities, and its coefficients where a row's
-// target is a class: `first` is the chunk's first row in the batch, chunk.loss and chunk.lse are to
-// be set. Then come the products, chunk by chunk, and the gradients by class.
-template <class T, class Lose>
+// loss_of(launches, first, chunk) computes the chunk's losses and probabilities, and its
+// coefficients where a row's target is a class: `first` is the chunk's first row in the batch, chunk.loss and
+// chunk.lse are to be set. Then come the products, chunk by chunk, and the gradients by class.
+template <class T, class LossOf>
 cudaError_t grads_by_chunks(const LossProblem<T>& problem, const LossGradients<T>& gradients,
                             const WorkspaceLayout& layout, void* workspace, MatmulPath path,
-                            cudaStream_t stream, Lose&& lose) {
+                            cudaStream_t stream, LossOf&& loss_of) {
   using A = typename LossProblem<T>::Accumulator;
   A* const kappa = at<A>(workspace, layout.kappa);
   A* const coefficient = at<A>(workspace, layout.target_coefficient);
@@ -91,7 +91,7 @@ cudaError_t grads_by_chunks(const LossProblem<T>& problem, const LossGradients<T
                           layout.logits_stride};
     T* const grad_input = gradients.input + first * gradients.input_stride;
     const bool accumulate = first > 0;
-    lose(launches, first, chunk);
+    loss_of(launches, first, chunk);
     launches.then([&] { return input_products(chunk, partial, layout.input_splits, path, stream); })
         .then([&] {
           return input_grad(chunk, partial, layout.input_splits, grad_input, gradients.input_stride,

@@ -73,10 +73,7 @@ cudaError_t logits(const LossProblem<T>& problem, int64_t begin, int64_t end,
   template cudaError_t logits(const LossProblem<T>&, int64_t, int64_t,                             \
                               LossProblem<T>::Accumulator*, int64_t, int, MatmulPath,              \
                               cudaStream_t)
-SSC_LOSS_ROWS_INSTANCE(float);
-SSC_LOSS_ROWS_INSTANCE(double);
-SSC_LOSS_ROWS_INSTANCE(__nv_bfloat16);
-SSC_LOSS_ROWS_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_LOSS_ROWS_INSTANCE);
 #undef SSC_LOSS_ROWS_INSTANCE
 
 }  // namespace ssc::cuda

@@ -194,10 +194,7 @@ cudaError_t class_grads(const LossProblem<T>& problem, const ClassGrads<T>& grad
                                   cudaStream_t);                                                 \
   template cudaError_t bias_products(const GradChunk<T>&, GradChunk<T>::A*, bool, cudaStream_t); \
   template cudaError_t class_grads(const LossProblem<T>&, const ClassGrads<T>&, cudaStream_t)
-SSC_GRADS_INSTANCE(float);
-SSC_GRADS_INSTANCE(double);
-SSC_GRADS_INSTANCE(__nv_bfloat16);
-SSC_GRADS_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_GRADS_INSTANCE);
 #undef SSC_GRADS_INSTANCE
 
 }  // namespace ssc::cuda

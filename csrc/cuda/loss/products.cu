@@ -106,10 +106,7 @@ cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A*
                                       cudaStream_t);                                            \
   template cudaError_t weight_products(const GradChunk<T>&, GradChunk<T>::A*, bool, MatmulPath, \
                                        cudaStream_t)
-SSC_PRODUCTS_INSTANCE(float);
-SSC_PRODUCTS_INSTANCE(double);
-SSC_PRODUCTS_INSTANCE(__nv_bfloat16);
-SSC_PRODUCTS_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_PRODUCTS_INSTANCE);
 #undef SSC_PRODUCTS_INSTANCE
 
 }  // namespace ssc::cuda

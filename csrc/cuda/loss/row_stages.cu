@@ -104,10 +104,7 @@ cudaError_t finish_rows(const LossProblem<T>& problem,
   template cudaError_t finish_rows(const LossProblem<T>&,                                   \
                                    const RowResults<LossProblem<T>::Accumulator>&,          \
                                    const RowParts<LossProblem<T>::Accumulator>&, cudaStream_t)
-SSC_ROWS_INSTANCE(float);
-SSC_ROWS_INSTANCE(double);
-SSC_ROWS_INSTANCE(__nv_bfloat16);
-SSC_ROWS_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_ROWS_INSTANCE);
 #undef SSC_ROWS_INSTANCE
 
 }  // namespace ssc::cuda

@@ -175,10 +175,7 @@ cudaError_t score(const LossProblem<T>& problem,
                              const RowResults<LossProblem<T>::Accumulator>&, \
                              const RowParts<LossProblem<T>::Accumulator>&,   \
                              LossProblem<T>::Accumulator*, int64_t, MatmulPath, cudaStream_t)
-SSC_SCORE_INSTANCE(float);
-SSC_SCORE_INSTANCE(double);
-SSC_SCORE_INSTANCE(__nv_bfloat16);
-SSC_SCORE_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_SCORE_INSTANCE);
 #undef SSC_SCORE_INSTANCE
 
 }  // namespace ssc::cuda

@@ -58,7 +58,7 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
   const RowParts<A> parts = {at<OnlineLse<A>>(workspace, layout.parts),
                              at<uint8_t>(workspace, layout.flags), layout.score_splits};
   A* const logits = at<A>(workspace, layout.logits);
-  const auto lose = [&](Launches& launches, int64_t first, GradChunk<T>& chunk) {
+  const auto loss_of = [&](Launches& launches, int64_t first, GradChunk<T>& chunk) {
     const LossProblem<T>& rows = chunk.problem;
     const RowResults<A> out = {results.loss + first, results.lse + first,
                                results.target_logit + first, results.error + first};
@@ -69,7 +69,7 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
         .then([&] { return finish_rows(rows, out, parts, stream); })
         .then([&] { return probabilities(chunk, stream); });
   };
-  return grads_by_chunks(problem, gradients, layout, workspace, path, stream, lose);
+  return grads_by_chunks(problem, gradients, layout, workspace, path, stream, loss_of);
 }
 
 #define SSC_LOSS_AND_GRADS_INSTANCE(T)                                                   \
@@ -77,10 +77,7 @@ cudaError_t loss_and_grads(const LossProblem<T>& problem,
   template cudaError_t loss_and_grads(                                                   \
       const LossProblem<T>&, const RowResults<LossProblem<T>::Accumulator>&,             \
       const LossGradients<T>&, const WorkspaceLayout&, void*, MatmulPath, cudaStream_t)
-SSC_LOSS_AND_GRADS_INSTANCE(float);
-SSC_LOSS_AND_GRADS_INSTANCE(double);
-SSC_LOSS_AND_GRADS_INSTANCE(__nv_bfloat16);
-SSC_LOSS_AND_GRADS_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_LOSS_AND_GRADS_INSTANCE);
 #undef SSC_LOSS_AND_GRADS_INSTANCE
 
 }  // namespace ssc::cuda

@@ -19,9 +19,9 @@ struct WorkspaceLayout {
   int64_t bytes;                     // in all
 };
 
-// row_bytes_beside: what a row in work needs beyond the stages of gradients.h. At most 64 MiB,
-// whatever B and S are, unless a single row takes more; and S (D + 1) + B numbers of 4 bytes (8 in float64)
-// for the sampled rows' gradients and the targets' coefficients.
+// row_bytes_beside: the bytes that a row in work needs beyond the stages of gradients.h. At most
+// 64 MiB, whatever B and S are, unless a single row takes more; and S (D + 1) + B numbers of 4
+// bytes (8 in float64) for the sampled rows' gradients and the targets' coefficients.
 template <class T>
 WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, int multiprocessors,
                                  int64_t row_bytes_beside = 0);

@@ -80,7 +80,7 @@ cudaError_t finish_negatives(const NegativesProblem<T>& problem,
                              const NegativeResults<typename AccumulatorOf<T>::Type>& results,
                              cudaStream_t stream);
 
-// Of the chunk's rows; its target_coefficient is not written.
+// Those of the chunk's rows; its target_coefficient is not written.
 template <class T>
 cudaError_t negative_probabilities(const NegativesProblem<T>& problem, const GradChunk<T>& chunk,
                                    cudaStream_t stream);

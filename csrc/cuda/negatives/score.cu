@@ -129,7 +129,7 @@ struct NegativeScore {
       for (int j = 0; j < Tile::kColumns; ++j) {
         const int column = Tile::column(j);
         A& z = tile.at(i, j);
-        // What is left out or past the end stays out, whatever its product is.
+        // Samples that are left out or past the end stay out, whatever their products are.
         const A log_count = shared.log_count[column];
         z = log_count == infinity ? -infinity : z - log_count;
         if ((shared.hits[row][column / 32] >> column % 32 & 1u) == 0) {
@@ -197,10 +197,7 @@ cudaError_t score_negatives(const NegativesProblem<T>& problem, const uint32_t* 
   template cudaError_t score_negatives(const NegativesProblem<T>&, const uint32_t*,  \
                                        const NegativeParts<AccumulatorOf<T>::Type>&, \
                                        AccumulatorOf<T>::Type*, int64_t, MatmulPath, cudaStream_t)
-SSC_SCORE_NEGATIVES_INSTANCE(float);
-SSC_SCORE_NEGATIVES_INSTANCE(double);
-SSC_SCORE_NEGATIVES_INSTANCE(__nv_bfloat16);
-SSC_SCORE_NEGATIVES_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_SCORE_NEGATIVES_INSTANCE);
 #undef SSC_SCORE_NEGATIVES_INSTANCE
 
 }  // namespace ssc::cuda

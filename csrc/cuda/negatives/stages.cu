@@ -193,10 +193,7 @@ cudaError_t negative_probabilities(const NegativesProblem<T>& problem, const Gra
       const NegativeResults<AccumulatorOf<T>::Type>&, cudaStream_t);                           \
   template cudaError_t negative_probabilities(const NegativesProblem<T>&, const GradChunk<T>&, \
                                               cudaStream_t)
-SSC_NEGATIVES_INSTANCE(float);
-SSC_NEGATIVES_INSTANCE(double);
-SSC_NEGATIVES_INSTANCE(__nv_bfloat16);
-SSC_NEGATIVES_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_NEGATIVES_INSTANCE);
 #undef SSC_NEGATIVES_INSTANCE
 
 }  // namespace ssc::cuda

@@ -79,7 +79,7 @@ cudaError_t negative_grads(const NegativesProblem<T>& problem, const LossGradien
   const int64_t bits_end = layout.beside + layout.chunk_rows * bit_bytes(problem.problem.samples);
   A* const loss = at<A>(workspace, bits_end);
   const NegativeResults<A> out = {loss, loss + layout.chunk_rows, loss + 2 * layout.chunk_rows};
-  const auto lose = [&](Launches& launches, int64_t first, GradChunk<T>& chunk) {
+  const auto loss_of = [&](Launches& launches, int64_t first, GradChunk<T>& chunk) {
     const NegativesProblem<T> part = part_of(problem, chunk.problem, first);
     chunk.loss = out.loss;
     chunk.lse = out.lse;
@@ -90,7 +90,7 @@ cudaError_t negative_grads(const NegativesProblem<T>& problem, const LossGradien
         .then([&] { return finish_negatives(part, parts, out, stream); })
         .then([&] { return negative_probabilities(part, chunk, stream); });
   };
-  return grads_by_chunks(problem.problem, gradients, layout, workspace, path, stream, lose);
+  return grads_by_chunks(problem.problem, gradients, layout, workspace, path, stream, loss_of);
 }
 
 #define SSC_NEGATIVE_LOSS_INSTANCE(T)                                                             \
@@ -101,10 +101,7 @@ cudaError_t negative_grads(const NegativesProblem<T>& problem, const LossGradien
   template int64_t negative_row_bytes<T>(int64_t);                                                \
   template cudaError_t negative_grads(const NegativesProblem<T>&, const LossGradients<T>&,        \
                                       const WorkspaceLayout&, void*, MatmulPath, cudaStream_t)
-SSC_NEGATIVE_LOSS_INSTANCE(float);
-SSC_NEGATIVE_LOSS_INSTANCE(double);
-SSC_NEGATIVE_LOSS_INSTANCE(__nv_bfloat16);
-SSC_NEGATIVE_LOSS_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_NEGATIVE_LOSS_INSTANCE);
 #undef SSC_NEGATIVE_LOSS_INSTANCE
 
 }  // namespace ssc::cuda

@@ -25,12 +25,12 @@ cudaError_t negative_rows(const NegativesProblem<T>& problem,
                           const NegativeRowsLayout& layout, void* workspace, MatmulPath path,
                           cudaStream_t stream);
 
-// What negative_grads needs for a row in work beside the stages of loss/gradients.h.
+// Bytes that negative_grads needs for a row in work beside the stages of csrc/cuda/loss.
 template <class T>
 int64_t negative_row_bytes(int64_t samples);
 
-// Of Σ_i row_scale_i loss_i, target_logit being constant; gradients.entries = S. The layout is
-// workspace_layout's, with negative_row_bytes.
+// The gradients of Σ_i row_scale_i loss_i, target_logit being constant; gradients.entries = S. The
+// layout is workspace_layout's, with negative_row_bytes.
 template <class T>
 cudaError_t negative_grads(const NegativesProblem<T>& problem, const LossGradients<T>& gradients,
                            const WorkspaceLayout& layout, void* workspace, MatmulPath path,

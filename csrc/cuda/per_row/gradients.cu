@@ -201,10 +201,7 @@ cudaError_t row_class_grads(const PerRowProblem<T>& problem,
       const PerRowProblem<T>&, const PerRowProblem<T>::Accumulator*, T*, int64_t, cudaStream_t); \
   template cudaError_t row_class_grads(                                                          \
       const PerRowProblem<T>&, const RowClassGrads<PerRowProblem<T>::Accumulator>&, cudaStream_t)
-SSC_PER_ROW_GRADS_INSTANCE(float);
-SSC_PER_ROW_GRADS_INSTANCE(double);
-SSC_PER_ROW_GRADS_INSTANCE(__nv_bfloat16);
-SSC_PER_ROW_GRADS_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_PER_ROW_GRADS_INSTANCE);
 #undef SSC_PER_ROW_GRADS_INSTANCE
 
 }  // namespace ssc::cuda

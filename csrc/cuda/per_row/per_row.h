@@ -24,7 +24,7 @@
 
 namespace ssc::cuda {
 
-// Of a chunk of `batch` rows.
+// The problem of a chunk of `batch` rows.
 template <class T>
 struct PerRowProblem {
   using Accumulator = typename AccumulatorOf<T>::Type;

@@ -225,10 +225,7 @@ cudaError_t finish_rows(const PerRowProblem<T>& problem,
                                    const RowPart<PerRowProblem<T>::Accumulator>*, int,             \
                                    PerRowProblem<T>::Accumulator*, PerRowProblem<T>::Accumulator*, \
                                    PerRowProblem<T>::Accumulator*, cudaStream_t)
-SSC_PER_ROW_INSTANCE(float);
-SSC_PER_ROW_INSTANCE(double);
-SSC_PER_ROW_INSTANCE(__nv_bfloat16);
-SSC_PER_ROW_INSTANCE(__half);
+SSC_FOR_TYPES(SSC_PER_ROW_INSTANCE);
 #undef SSC_PER_ROW_INSTANCE
 
 }  // namespace ssc::cuda

@@ -230,9 +230,7 @@ cudaError_t draw_distinct(const Proposal& proposal, const int64_t* key, int64_t 
 #define SSC_SAMPLE_DISTINCT_INSTANCE(Proposal)                                                     \
   template cudaError_t draw_distinct(const Proposal&, const int64_t*, int64_t, int64_t*, int64_t*, \
                                      void*, cudaStream_t)
-SSC_SAMPLE_DISTINCT_INSTANCE(UniformProposal);
-SSC_SAMPLE_DISTINCT_INSTANCE(LogUniformProposal);
-SSC_SAMPLE_DISTINCT_INSTANCE(WeightedProposal);
+SSC_FOR_PROPOSALS(SSC_SAMPLE_DISTINCT_INSTANCE);
 #undef SSC_SAMPLE_DISTINCT_INSTANCE
 
 }  // namespace ssc::cuda

@@ -34,7 +34,7 @@ struct FilteredArguments {
   Word capacity;
 };
 
-// What a row's list takes away.
+// The mass and the classes that a row's list takes away.
 struct __align__(16) Lost {
   double mass;
   unsigned classes;  // of positive probability
@@ -236,9 +236,7 @@ cudaError_t draw_filtered_rows(const Proposal& proposal, const int64_t* key,
   template cudaError_t draw_filtered_rows(const Proposal&, const int64_t*, const RowFilter&,   \
                                           int64_t, int64_t, int64_t, const RowOutputs&, void*, \
                                           int64_t, cudaStream_t)
-SSC_DRAW_FILTERED_ROWS_INSTANCE(UniformProposal);
-SSC_DRAW_FILTERED_ROWS_INSTANCE(LogUniformProposal);
-SSC_DRAW_FILTERED_ROWS_INSTANCE(WeightedProposal);
+SSC_FOR_PROPOSALS(SSC_DRAW_FILTERED_ROWS_INSTANCE);
 #undef SSC_DRAW_FILTERED_ROWS_INSTANCE
 
 }  // namespace ssc::cuda

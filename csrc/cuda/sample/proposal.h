@@ -11,6 +11,12 @@
 #include "csrc/core/uniform.h"
 #include "csrc/cuda/device/device.h"
 
+// M(type); for each kind of proposal.
+#define SSC_FOR_PROPOSALS(M) \
+  M(UniformProposal);        \
+  M(LogUniformProposal);     \
+  M(WeightedProposal)
+
 namespace ssc::cuda {
 
 // draw: the class that 64 random bits choose; −1 where a table that is no alias table has none, an

@@ -91,9 +91,7 @@ cudaError_t first_arrivals(const double* sorted_times, const int64_t* arrivals, 
 #define SSC_SAMPLE_RACE_INSTANCE(Proposal)                                                       \
   template cudaError_t arrival_times(const Proposal&, const int64_t*, int64_t, int64_t, double*, \
                                      int64_t*, cudaStream_t)
-SSC_SAMPLE_RACE_INSTANCE(UniformProposal);
-SSC_SAMPLE_RACE_INSTANCE(LogUniformProposal);
-SSC_SAMPLE_RACE_INSTANCE(WeightedProposal);
+SSC_FOR_PROPOSALS(SSC_SAMPLE_RACE_INSTANCE);
 #undef SSC_SAMPLE_RACE_INSTANCE
 
 }  // namespace ssc::cuda

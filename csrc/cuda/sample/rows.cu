@@ -49,9 +49,7 @@ cudaError_t draw_rows(const Proposal& proposal, const int64_t* key, int64_t firs
 #define SSC_DRAW_ROWS_INSTANCE(Proposal)                                                     \
   template cudaError_t draw_rows(const Proposal&, const int64_t*, int64_t, int64_t, int64_t, \
                                  int64_t*, float*, cudaStream_t)
-SSC_DRAW_ROWS_INSTANCE(UniformProposal);
-SSC_DRAW_ROWS_INSTANCE(LogUniformProposal);
-SSC_DRAW_ROWS_INSTANCE(WeightedProposal);
+SSC_FOR_PROPOSALS(SSC_DRAW_ROWS_INSTANCE);
 #undef SSC_DRAW_ROWS_INSTANCE
 
 }  // namespace ssc::cuda

@@ -65,7 +65,7 @@ __host__ __device__ constexpr int64_t race_stride(int64_t num_classes) {
 // The row whose draws are the key's own, of no row.
 constexpr int64_t kSharedDraws = -1;
 
-// What stands for the number of draws: the time of the last of the samples.
+// Stands for the number of draws: the time of the last of the samples.
 __device__ __forceinline__ int64_t draws_of_race(double time, int64_t num_samples) {
   const auto whole = static_cast<int64_t>(ceil(time < 0x1p62 ? time : 0x1p62));
   return whole > num_samples ? whole : num_samples;
@@ -116,8 +116,8 @@ struct RowFilter {
   uint64_t num_drawable;
   // Whether the samples are the first of `arrivals`, instead of the first good draws of a stream.
   bool race;
-  // Of a race, sorted by time: [rows][race_stride(C)]. Not looked at where only
-  // counts are wanted that don't depend on the draws.
+  // The arrivals of a race, sorted by time: [rows][race_stride(C)]. Not looked at where only counts
+  // are wanted that don't depend on the draws.
   const double* arrival_times = nullptr;
   const int64_t* arrivals = nullptr;
 
@@ -125,7 +125,8 @@ struct RowFilter {
   bool counts_draws() const { return distinct && device_tries == nullptr && tries != tries; }
 };
 
-// Of `rows` rows from first_row on; exclude and all that follows begin with the first of them.
+// The outputs of `rows` rows from first_row on; exclude and all that follows begin with the first
+// of them.
 struct RowOutputs {
   int64_t* ids;            // [rows][samples]; null: not wanted
   int64_t* num_draws;      // [rows], excluded ones not counted; may be null

@@ -72,9 +72,7 @@ cudaError_t log_expected_counts(const Proposal& proposal, const LogCount& log_co
   template cudaError_t draw(const Proposal&, const int64_t*, int64_t, int64_t*, cudaStream_t); \
   template cudaError_t log_expected_counts(const Proposal&, const LogCount&, const double*,    \
                                            const int64_t*, int64_t, float*, cudaStream_t)
-SSC_SAMPLE_INSTANCE(UniformProposal);
-SSC_SAMPLE_INSTANCE(LogUniformProposal);
-SSC_SAMPLE_INSTANCE(WeightedProposal);
+SSC_FOR_PROPOSALS(SSC_SAMPLE_INSTANCE);
 #undef SSC_SAMPLE_INSTANCE
 
 }  // namespace ssc::cuda

@@ -192,7 +192,7 @@ class OperandCopy {
     return static_cast<int64_t>(step) * Tile::kDepth + tile_row(i);
   }
 
-  // Of a chunk at the column, how much lies inside the operand.
+  // The bytes of a chunk at the column that lie inside the operand.
   __device__ __forceinline__ int bytes_from(int64_t column) const {
     const int64_t left = source_.width - column;
     const int elements = left <= 0             ? 0

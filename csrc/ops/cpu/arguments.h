@@ -1,5 +1,5 @@
-// Tensors as the structs of csrc/cpu/loss/loss.h. Python has checked the arguments with messages for
-// users; the checks here protect memory.
+// Tensors as the structs of csrc/cpu/loss/loss.h. Python has checked the arguments with messages
+// for users; the checks here protect memory.
 #pragma once
 
 #include <algorithm>
@@ -25,6 +25,12 @@ inline DType dtype_of(const Tensor& t, const char* name) {
       STD_TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64");
   }
   return DType::f32;
+}
+
+// Calls f with a zero of the type in which tensors of `dtype` are summed.
+template <class F>
+decltype(auto) with_accumulator(ScalarType dtype, F&& f) {
+  return dtype == ScalarType::Double ? f(double{}) : f(float{});
 }
 
 inline MatrixView matrix(const Tensor& t, const char* name) {
@@ -113,7 +119,7 @@ inline GradientDtypes gradient_dtypes(const Tensor& input, const Tensor& weight,
           (bias.has_value() ? *bias : weight).scalar_type(), bias.has_value()};
 }
 
-// That of the sums, for gradients that are not finished.
+// The dtype of the sums, for gradients that are not finished.
 inline GradientDtypes wide_dtypes(ScalarType sums, const std::optional<Tensor>& bias) {
   return {sums, sums, sums, bias.has_value()};
 }

@@ -18,11 +18,10 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor
                    a.problem.classes, ignore_index, true, workspace);
   a.check(plan);
   const RowTensors rows(a.problem.batch, plan.rows, a.dtype);
-  const auto run = [&]<class T>(T) {
+  with_accumulator(a.dtype, [&]<class T>(T) {
     exact_loss_rows<T>(a.problem, plan, rows.results<T>(), workspace, active_isa(a.problem.batch),
                        a.threads(a.problem.classes));
-  };
-  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
   return {rows.loss, rows.lse};
 }
 
@@ -34,11 +33,10 @@ Tensor logits_cpu(const Tensor& input, const Tensor& weight, const std::optional
   const Tensor out = empty_cpu({a.problem.batch, end - begin}, a.dtype);
   const MatrixView view = {out.data_ptr(), end - begin, dtype_of(out, "logits")};
   Workspace workspace;
-  const auto run = [&]<class T>(T) {
+  with_accumulator(a.dtype, [&]<class T>(T) {
     logits<T>(a.problem, begin, end - begin, view, workspace, active_isa(a.problem.batch),
               a.threads(end - begin));
-  };
-  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
   return out;
 }
 

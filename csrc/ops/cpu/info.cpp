@@ -1,4 +1,4 @@
-// What this build is and which code it runs: behind sampled_softmax_cuda.build_info().
+// The build's instruction sets, behind sampled_softmax_cuda.build_info().
 #include <string>
 #include <utility>
 

@@ -44,11 +44,10 @@ Rows loss_rows_cpu(const Tensor& input, const Tensor& weight, const std::optiona
   SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
                      remove_accidental_hits, ignore_index);
   const RowTensors rows(a.problem.batch, a.plan.rows, a.dtype);
-  const auto run = [&]<class T>(T) {
+  with_accumulator(a.dtype, [&]<class T>(T) {
     loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(a.problem.batch),
                  a.threads(ids.numel()));
-  };
-  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
   return {rows.loss, rows.lse, rows.target_logit, rows.error};
 }
 
@@ -84,7 +83,7 @@ LossAndGrads run_sweep(SampledArguments& a, const std::optional<Tensor>& row_sca
   const bool all_rows = a.plan.rows == p.batch;
   const Tensor total = empty_cpu({}, a.dtype);
   const Tensor rows = zeros_unless({4, p.batch}, all_rows, a.dtype);
-  const auto run = [&]<class T>(T) {
+  with_accumulator(a.dtype, [&]<class T>(T) {
     const T* factors = row_factors<T>(scale, mean, a);
     auto* loss = static_cast<T*>(rows.data_ptr());
     const RowResults<T> results = {loss, loss + p.batch, loss + 2 * p.batch, loss + 3 * p.batch,
@@ -92,8 +91,7 @@ LossAndGrads run_sweep(SampledArguments& a, const std::optional<Tensor>& row_sca
     loss_and_grads<T>(p, a.plan, results, grads.gradients(factors), a.workspace,
                       active_isa(p.batch), a.threads(a.ids.numel()));
     *static_cast<T*>(total.data_ptr()) = weighted_sum(factors, loss, p.batch);
-  };
-  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
   return {total, rows, grads.input, grads.weight, grads.bias, grads.rows};
 }
 

@@ -76,11 +76,10 @@ std::tuple<Tensor, Tensor> negative_rows_cpu(
   NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
                       inv_temperature, softcap, remove_hits, sigmoid, std::nullopt);
   const auto [loss, peak] = row_results(a);
-  const auto run = [&]<class T>(T) {
+  with_accumulator(a.dtype, [&]<class T>(T) {
     loss_rows<T>(a.problem, a.plan, results_in<T>(loss, peak), a.workspace,
                  active_isa(a.problem.batch), a.threads(ids.numel()));
-  };
-  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
   return {loss, peak};
 }
 
@@ -91,12 +90,11 @@ std::tuple<Tensor, Tensor> run_sweep(NegativeArguments& a, const Tensor& row_sca
   const Tensor scale = contiguous_vector(row_scale, p.batch, "row_scale");
   STD_TORCH_CHECK(scale.scalar_type() == a.dtype, "row_scale must have the results' dtype");
   const auto [loss, peak] = row_results(a);
-  const auto run = [&]<class T>(T) {
+  with_accumulator(a.dtype, [&]<class T>(T) {
     const RowResults<T> results = results_in<T>(loss, peak);
     loss_and_grads<T>(p, a.plan, results, grads.gradients(static_cast<const T*>(scale.data_ptr())),
                       a.workspace, active_isa(a.problem.batch), a.threads(a.ids.numel()));
-  };
-  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
   return {loss, peak};
 }
 

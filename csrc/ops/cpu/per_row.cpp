@@ -92,12 +92,11 @@ Rows run_rows(const RowArguments& a, const RowIds& samples, double softcap, bool
               bool sigmoid) {
   const Tensor loss = empty_cpu({a.problem.batch}, a.dtype);
   const Tensor peak = empty_cpu({a.problem.batch}, a.dtype);
-  const auto run = [&]<class T>(T) {
+  with_accumulator(a.dtype, [&]<class T>(T) {
     per_row_loss<T>(a.rows_problem<T>(samples, softcap, remove_hits, sigmoid),
                     static_cast<T*>(loss.data_ptr()), static_cast<T*>(peak.data_ptr()),
                     a.threads(samples.num_samples));
-  };
-  a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
   return {loss, peak};
 }
 
@@ -145,12 +144,11 @@ Grads run_grads(const RowArguments& a, const Tensor& input, const Tensor& weight
                 bool remove_hits, bool sigmoid, const Tensor& row_scale_tensor, bool sparse_grad) {
   const Tensor row_scale = contiguous_vector(row_scale_tensor, a.problem.batch, "row_scale");
   STD_TORCH_CHECK(row_scale.scalar_type() == a.dtype, "row_scale must have the row outputs' dtype");
-  const auto run = [&]<class T>(T) {
+  return with_accumulator(a.dtype, [&]<class T>(T) {
     return grads_of<T>(a, input, weight, bias,
                        a.rows_problem<T>(samples, softcap, remove_hits, sigmoid), row_scale,
                        sparse_grad);
-  };
-  return a.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
 }
 
 using OptionalTensor = std::optional<Tensor>;

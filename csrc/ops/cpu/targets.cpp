@@ -26,11 +26,6 @@ struct TargetArguments {
     return static_cast<T*>(t.data_ptr());
   }
 
-  template <class F>
-  void run(F&& f) const {
-    arguments.dtype == ScalarType::Double ? f(double{}) : f(float{});
-  }
-
   ParallelFor threads() const { return arguments.threads(problem.targets); }
 
   Arguments arguments;
@@ -41,7 +36,7 @@ struct TargetArguments {
 Tensor target_products_cpu(const Tensor& input, const Tensor& weight, const Tensor& target) {
   const TargetArguments a(input, weight, target);
   const Tensor out = empty_cpu({a.problem.batch, a.problem.targets}, a.arguments.dtype);
-  a.run([&]<class T>(T) {
+  with_accumulator(a.arguments.dtype, [&]<class T>(T) {
     target_products<T>(a.problem, static_cast<T*>(out.data_ptr()), active_isa(a.problem.batch),
                        a.threads());
   });
@@ -62,7 +57,7 @@ void add_target_grads_cpu(const Tensor& grad_input, const Tensor& grad_weight,
   STD_TORCH_CHECK(!bias_coefficient.has_value() ||
                       (bias_coefficient->numel() == pairs && grad_bias.numel() == rows),
                   "bias_coefficient must be [B, T] and grad_bias [N]");
-  a.run([&]<class T>(T) {
+  with_accumulator(a.arguments.dtype, [&]<class T>(T) {
     const T* const of_bias = bias_coefficient.has_value()
                                  ? a.elements<T>(*bias_coefficient, "bias_coefficient")
                                  : nullptr;

@@ -24,11 +24,10 @@ std::tuple<Tensor, Tensor> unit_rows_cpu(const Tensor& weight, const Tensor& cla
   }
   const ScalarType dtype = is_double(weight) ? ScalarType::Double : ScalarType::Float;
   const Tensor unit = empty_cpu({count, dim}, dtype), norm = empty_cpu({count}, dtype);
-  const auto run = [&]<class T>(T) {
+  with_accumulator(dtype, [&]<class T>(T) {
     unit_rows<T>(rows, ids, count, dim, static_cast<T*>(unit.data_ptr()),
                  static_cast<T*>(norm.data_ptr()), active_isa(), threads_for(count * dim));
-  };
-  is_double(weight) ? run(double{}) : run(float{});
+  });
   return {unit, norm};
 }
 
@@ -44,13 +43,12 @@ Tensor unit_rows_grad_cpu(const Tensor& grad, const Tensor& unit, const Tensor& 
   STD_TORCH_CHECK(is_double(grad) || grad.scalar_type() == ScalarType::Float,
                   "grad must be float32 or float64");
   const Tensor out = empty_cpu({count, dim}, grad.scalar_type());
-  const auto run = [&]<class T>(T) {
+  with_accumulator(grad.scalar_type(), [&]<class T>(T) {
     unit_rows_grad<T>(static_cast<const T*>(grad.data_ptr()),
                       static_cast<const T*>(unit.data_ptr()),
                       static_cast<const T*>(norm.data_ptr()), count, dim,
                       static_cast<T*>(out.data_ptr()), active_isa(), threads_for(count * dim));
-  };
-  is_double(grad) ? run(double{}) : run(float{});
+  });
   return out;
 }
 

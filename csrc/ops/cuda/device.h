@@ -1,6 +1,6 @@
-// What the CUDA operators take from torch's device and from the CUDA runtime. Nothing here waits
-// for the device, and memory comes from torch's allocator, so operators can be captured in a CUDA
-// graph.
+// The device of the CUDA operators: memory, stream and properties, from torch and from the CUDA
+// runtime. Nothing here waits for the device, and memory comes from torch's allocator, so operators
+// can be captured in a CUDA graph.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>

@@ -1,4 +1,4 @@
-// What the CUDA library was compiled for: behind sampled_softmax_cuda.build_info().
+// The architectures of the CUDA library, behind sampled_softmax_cuda.build_info().
 #include <string>
 
 #include "csrc/ops/cuda/device.h"

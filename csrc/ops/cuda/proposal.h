@@ -23,7 +23,7 @@ inline ssc::cuda::WeightedProposal weighted_proposal(const Tensor& table,
           static_cast<const double*>(probability_bits.const_data_ptr())};
 }
 
-// What is drawn for rows beside the proposal, checked. Borrows from the tensors.
+// The arguments of rows' draws beside the proposal, checked. Borrows from the tensors.
 struct RowDraws {
   RowDraws(const OnDevice& device, const Tensor& key, int64_t rows, int64_t num_drawable,
            int64_t num_samples, int64_t method, const std::optional<Tensor>& tries,
@@ -85,7 +85,7 @@ class RowDrawer {
     }
   }
 
-  // Of `rows` rows from first_row on, to `out`, whose pointers are to the first of them.
+  // Draws for `rows` rows from first_row on, to `out`, whose pointers are to the first of them.
   void draw(int64_t first_row, int64_t rows, const ssc::cuda::RowOutputs& out,
             cudaStream_t stream) {
     std::visit(

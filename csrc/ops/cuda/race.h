@@ -29,7 +29,7 @@ class Races {
 
   int64_t rows() const { return rows_; }
 
-  // Of `rows` rows from first_row on. exclude [rows][num_excluded] begins with the first of them.
+  // The races of `rows` rows from first_row on. exclude [rows][num_excluded] begins with the first.
   template <class Proposal>
   void run(const Proposal& proposal, const int64_t* key, int64_t first_row, int64_t rows,
            const int64_t* exclude, int64_t num_excluded, cudaStream_t stream) {
@@ -41,7 +41,7 @@ class Races {
     sort(rows, temporary_->data_ptr(), temporary_bytes_, stream);
   }
 
-  // What the last race came to, by rising time: [rows][race_stride(C)].
+  // The last race's result, by rising time: [rows][race_stride(C)].
   const double* sorted_times() const { return times() + length(); }
   const int64_t* arrivals() const { return classes() + length(); }
 
