@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +74,9 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "tf list": tensorflows_list,
     "cntk": cntks,
 }
+
+# Each of them, as the parameter "kind".
+ALL = pytest.mark.parametrize("kind", MAKERS)
 
 
 def numbers(sampler: nn.Module, seed: int = 3) -> list[Tensor]:

@@ -38,6 +38,22 @@ class Path(NamedTuple):
         return f"{name_of(self.dtype)}{'-tf32' * self.tf32}-{self.major}.x"
 
 
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+# Relative to the largest entry. Losses and gradients of bfloat16 and float16 are accumulated in
+# float32; P and the gradients are rounded to the type once each.
+LOSS_TOLERANCE = dict.fromkeys(DTYPES, 4e-6) | {torch.float64: 1e-13}
+GRAD_TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 3e-6,
+    torch.bfloat16: 1.2e-2,
+    torch.float16: 1.5e-3,
+}
+OPTIONS = [
+    {"inv_temperature": 1 / 0.07},
+    {"row_padding": 8},  # aligned rows of a wider matrix
+    {"row_padding": 1},  # rows at odd addresses
+]
+
 # One of each kind: fused multiply-adds, tensor cores, and those of GPUs without tensor cores.
 PATHS = [
     Path(torch.float64),

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from helpers.simt_bench import SCHEDULES, Bench, require
 from helpers.simt_loss import (
+    DTYPES,
+    OPTIONS,
     Path,
     Problem,
     accumulator,
@@ -24,7 +26,6 @@ from helpers.simt_loss import (
 
 pytestmark = pytest.mark.usefixtures("executor")
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TF32 = Path(torch.float32, tf32=True)
 # Absolute, for logits of a few units that are accumulated in float32, or in float64.
 TOLERANCE = {torch.float64: 1e-13, "other": 6e-6}
@@ -110,13 +111,6 @@ def test_gradients_as_those_of_every_class_sampled_once(dtype: torch.dtype) -> N
     tolerance = {torch.float64: 1e-13, torch.float32: 3e-6}.get(dtype, 1.2e-2)
     for a, b in zip(got[1:], want, strict=True):
         assert (a.double() - b).abs().max() < tolerance * b.abs().max()
-
-
-OPTIONS = [
-    {"inv_temperature": 1 / 0.07},
-    {"row_padding": 8},  # aligned rows of a wider matrix
-    {"row_padding": 1},  # rows at odd addresses
-]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from helpers.simt_bench import SCHEDULES, Bench, require
 from helpers.simt_loss import (
+    DTYPES,
+    GRAD_TOLERANCE,
+    LOSS_TOLERANCE,
+    OPTIONS,
     PATHS,
     Path,
     Problem,
@@ -25,16 +29,6 @@ from sampled_softmax_cuda.reference import loss as reference
 
 pytestmark = pytest.mark.usefixtures("executor")
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# Relative to the largest entry. Losses and gradients of bfloat16 and float16 are accumulated in
-# float32; P and the gradients are rounded to the type once each.
-LOSS_TOLERANCE = {torch.float64: 1e-13, "other": 4e-6}
-GRAD_TOLERANCE = {
-    torch.float64: 1e-13,
-    torch.float32: 3e-6,
-    torch.bfloat16: 1.2e-2,
-    torch.float16: 1.5e-3,
-}
 TF32_TOLERANCE = 2e-3
 # B, D, S, C: one of each; below, beside and above a tile of 64 or 128, a stage of 8, 16 or 32, a
 # chunk of 16 bytes; S > C; rows that are not aligned.
@@ -68,7 +62,7 @@ def expected(p: Problem, row_scale: Tensor | None = None) -> tuple[Tensor, list[
 
 
 def assert_rows(got: Tensor, want: Tensor, dtype: torch.dtype, factor: float = 1) -> None:
-    tolerance = LOSS_TOLERANCE.get(dtype, LOSS_TOLERANCE["other"]) * factor
+    tolerance = LOSS_TOLERANCE[dtype] * factor
     torch.testing.assert_close(got[:3].double(), want[:3], rtol=tolerance, atol=tolerance)
     assert torch.equal(got[3].double(), want[3])
 
@@ -92,13 +86,6 @@ def test_gradients(bench: Bench, shape: tuple[int, ...], path: Path) -> None:
     assert_rows(got.rows, rows, path.dtype, factor=500 if path.tf32 else 1)
     for name, a, b in zip(("input", "weight", "bias"), got[1:], want, strict=True):
         assert relative_error(a, b) < grad_tolerance(path), name
-
-
-OPTIONS = [
-    {"inv_temperature": 1 / 0.07},
-    {"row_padding": 8},  # aligned rows of a wider matrix
-    {"row_padding": 1},  # rows at odd addresses
-]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

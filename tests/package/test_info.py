@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
-from helpers.backends import unavailable, use_backend
+from helpers.backends import INSTRUCTION_SETS, unavailable, use_backend
 from sampled_softmax_cuda import _load
 from sampled_softmax_cuda.exact import exact_cross_entropy
 
@@ -61,7 +61,7 @@ def test_variables_choose_the_backend(native: None) -> None:
 def test_says_which_instruction_set_serves_which_dtype(
     native: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for isa in ("scalar", "avx2", "avx512", "avx512_bf16"):
+    for isa in INSTRUCTION_SETS:
         if unavailable(isa):
             continue
         monkeypatch.setenv("SSC_CPU_ISA", isa)

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import sampled_softmax_cuda as ssc
 from helpers.sampler_states import (
+    ALL,
     MAKERS,
     TARGET,
     C,
@@ -29,9 +30,6 @@ from helpers.sampler_states import (
     weighted,
 )
 from helpers.samplers import zipf
-
-ALL = pytest.mark.parametrize("kind", MAKERS)
-
 
 # --- meta -----------------------------------------------------------------------------------------
 

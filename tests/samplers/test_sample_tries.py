@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 from torch import Tensor
 
 import sampled_softmax_cuda as ssc
-from helpers.backends import unavailable, use_backend
+from helpers.backends import INSTRUCTION_SETS
 from sampled_softmax_cuda.samplers import _inclusion
 
 GIANT = [1.0] + [1e-20] * 9  # a q that rounds to 1
@@ -205,17 +205,20 @@ WEIGHTS = st.lists(
 ).filter(lambda weights: max(weights) > 1e-10)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(weights=WEIGHTS, choice=st.floats(0, 1), seed=st.integers(0, 2**31))
-@pytest.mark.parametrize("name", ["reference", "scalar", "avx2", "avx512"])
-def test_any_weights(name: str, weights: list[float], choice: float, seed: int) -> None:
+@pytest.mark.parametrize("backend", ["reference", *INSTRUCTION_SETS], indirect=True)
+def test_any_weights(backend: str, weights: list[float], choice: float, seed: int) -> None:
     """Shared and per row, with and without replacement, all three kinds of inclusion."""
-    if unavailable(name) is not None:
-        pytest.skip(str(unavailable(name)))
     drawable = [k for k, w in enumerate(weights) if w > 0]
     num_samples = 1 + round(choice * (len(drawable) - 1))
     torch.manual_seed(seed)
-    with use_backend(name), mp.workdps(400):
+    with mp.workdps(400):
         sampler = ssc.WeightedSampler(torch.tensor(weights, dtype=torch.float64))
         ids = torch.arange(len(weights))
         for replacement in (True, False):

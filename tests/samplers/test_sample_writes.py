@@ -10,6 +10,7 @@ from torch import nn
 
 import sampled_softmax_cuda as ssc
 from helpers.sampler_states import (
+    ALL,
     MAKERS,
     SEEN,
     TARGET,
@@ -24,9 +25,6 @@ from helpers.sampler_states import (
     weighted,
 )
 from helpers.samplers import zipf
-
-ALL = pytest.mark.parametrize("kind", MAKERS)
-
 
 # --- inference mode -------------------------------------------------------------------------------
 
