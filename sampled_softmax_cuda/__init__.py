@@ -9,13 +9,14 @@ under their own names, `ssc.reference` has everything in plain PyTorch, and `ssc
 what runs here.
 """
 
-from . import _ops as _ops  # registers what PyTorch needs to know of the compiled operators
 from . import cntk, reference, samplers, tf
 from ._info import build_info, version
 from .diagnose import Diagnosis, diagnose
+from .exact import TopK, exact_cross_entropy, log_prob, logits, topk
 from .functional import SampledSoftmaxDetails, sampled_softmax_loss
 from .memory import prefer_huge_pages
 from .modules import SampledSoftmaxLoss
+from .objectives import GBCE, NCE, NegativeSampling, Objective, Softmax
 from .samplers import (
     InBatchSampler,
     KeyedSamples,
@@ -33,27 +34,37 @@ from .samplers import (
 __version__ = version()
 
 __all__ = [
+    "GBCE",
+    "NCE",
     "Diagnosis",
     "InBatchSampler",
     "KeyedSamples",
     "LogUniformSampler",
     "MixedSampler",
+    "NegativeSampling",
+    "Objective",
     "QueueSampler",
     "SampledSoftmaxDetails",
     "SampledSoftmaxLoss",
     "Sampler",
     "Samples",
+    "Softmax",
     "StreamingSampler",
+    "TopK",
     "UniformSampler",
     "WeightedSampler",
     "__version__",
     "build_info",
     "cntk",
     "diagnose",
+    "exact_cross_entropy",
+    "log_prob",
+    "logits",
     "mask_samples",
     "prefer_huge_pages",
     "reference",
     "sampled_softmax_loss",
     "samplers",
     "tf",
+    "topk",
 ]

@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 
 from ._arguments import as_float, as_int, check_int64, describe, fail_tensor
-from ._load import has_values, on_cpu
 from ._parallel import refuse_dtensor
+from ._rules import has_values, host_rules
 from ._transforms import unwrapped
-from .samplers.keyed import KeyedSamples
-from .samplers.samples import Samples
+from .samples import KeyedSamples, Samples
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-CORRECTIONS = ("both", "negatives", "none", "reweighted")
-REDUCTIONS = ("none", "mean", "sum")
 
 
 # Divided by temperatures and caps outside these bounds, numbers leave the range of float32.
@@ -54,11 +51,12 @@ def check_positive_int(fn: str, name: str, value: Any) -> int:
     return as_int(fn, name, value, least=1)
 
 
-def check_choice(fn: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """ValueError unless `value` is one of `choices`."""
+def check_choice(fn: str, name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value`; ValueError unless it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         allowed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{fn}: {name} must be one of {allowed}, got {value!r}")
+    return value
 
 
 def check_divisor(fn: str, name: str, value: Any, instead: str = "") -> float:
@@ -90,6 +88,16 @@ def check_ignore_index(fn: str, value: Any) -> int:
     if not -(2**63) <= index < 2**63:
         raise ValueError(f"{fn}: ignore_index must be an int64, got {index}")
     return index
+
+
+def check_padding_idx(fn: str, padding_idx: Any, num_classes: int) -> int:
+    """padding_idx as a class in [0, C); negative ones count from the end, as in nn.Embedding."""
+    index = as_int(fn, "padding_idx", padding_idx)
+    if not -num_classes <= index < num_classes:
+        raise ValueError(
+            f"{fn}: padding_idx must be in [-C, C) with C={num_classes}, or None, got {index}"
+        )
+    return index % num_classes
 
 
 def check_parameters(fn: str, input: Any, weight: Any, bias: Any) -> None:
@@ -197,10 +205,10 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor, num_clas
                 f"{fn}: samples must be drawn for the rows {list(input.shape[:-1])} of input"
                 f" {list(input.shape)}, got some for {list(samples.shape)}"
             )
-        if samples.proposal.num_classes > num_classes:
+        if samples.num_classes > num_classes:
             raise ValueError(
                 f"{fn}: samples must be drawn from at most C={num_classes} classes, got"
-                f" {samples.proposal.num_classes}"
+                f" {samples.num_classes}"
             )
         check_device(fn, "samples.key", samples.key, input)
     elif isinstance(samples, Samples):
@@ -252,13 +260,24 @@ def check_sample_weight(fn: str, sample_weight: Any, input: Tensor) -> None:
     check_device(fn, "sample_weight", sample_weight, input)
 
 
+def check_class_weight(fn: str, class_weight: Any, weight: Tensor) -> None:
+    """class_weight [C] is a floating tensor, for weight [C, D]."""
+    check_float(fn, "class_weight", class_weight)
+    if class_weight.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{fn}: class_weight must be [C={weight.shape[0]}] to match weight"
+            f" {list(weight.shape)}, got {list(class_weight.shape)}"
+        )
+    check_device(fn, "class_weight", class_weight, weight)
+
+
 def may_read(values: Tensor) -> bool:
     """Whether a check may look at values: on the CPU, and on CUDA with SSC_CHECK_TARGETS=1 only,
     since that waits for the device. Not under torch.compile, where there are none yet.
     """
     if not has_values(values):
         return False
-    return on_cpu(values) or os.environ.get("SSC_CHECK_TARGETS", "0") not in ("", "0")
+    return host_rules(values) or os.environ.get("SSC_CHECK_TARGETS", "0") not in ("", "0")
 
 
 def check_id_range(
@@ -270,7 +289,7 @@ def check_id_range(
     the CPU, that raises RuntimeError.
     """
     if torch.compiler.is_compiling():
-        if on_cpu(ids):
+        if host_rules(ids):
             _check_id_range_in_graph(fn, name, ids, num_classes, ignore_index)
         return
     ids = unwrapped(ids)

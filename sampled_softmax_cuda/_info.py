@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import _load
+from .ops import library
 
 DISTRIBUTION = "sampled-softmax-cuda"
 
@@ -24,7 +24,7 @@ def version() -> str:
 def _cpu_isa() -> dict[str, Any]:
     """The keys cpu_isa, cpu_isa_by_dtype and cpu_isa_reason of build_info."""
     keys = ("cpu_isa", "cpu_isa_by_dtype", "cpu_isa_reason")
-    if not _load.library_loaded():
+    if not library.library_loaded():
         return dict.fromkeys(keys)
     operators = torch.ops.sampled_softmax
     try:
@@ -36,7 +36,7 @@ def _cpu_isa() -> dict[str, Any]:
 
 
 def _cuda_architectures() -> list[str]:
-    if not _load.cuda_loaded():
+    if not library.cuda_loaded():
         return []
     return str(torch.ops.sampled_softmax.cuda_architectures()).split()
 
@@ -77,12 +77,12 @@ def build_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "native": _load.library_loaded(),
-        "native_reason": _load.native_reason(),
-        "backend": "native" if _load.has_native() else "reference",
+        "native": library.library_loaded(),
+        "native_reason": library.native_reason(),
+        "backend": "native" if library.has_native() else "reference",
         **_cpu_isa(),
-        "cuda_native": _load.cuda_loaded(),
-        "cuda_native_reason": _load.cuda_reason(),
+        "cuda_native": library.cuda_loaded(),
+        "cuda_native_reason": library.cuda_reason(),
         "cuda_architectures": _cuda_architectures(),
         "devices": _devices(),
     }

@@ -26,11 +26,12 @@ from . import _checks, exact
 from ._advice import advise as _advice
 from ._advice import percent
 from .functional import sampled_softmax_loss
-from .reference.exact import CHUNK_ELEMENTS, chunk_classes
-from .reference.sample import LogUniform
-from .samplers import Sampler, Samples
-from .samplers.composed import ComposedSampler
+from .losses.rows import CHUNK_ELEMENTS, chunk_classes
+from .ops.exact import chunk_logits, loss_rows
+from .options import Inclusion, Options
+from .samplers import LogUniformSampler, Sampler, Samples
 from .samplers.pool import PoolSampler
+from .samplers.pooled import PooledSampler
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -121,7 +122,7 @@ def diagnose(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     replacement: bool = True,
-    inclusion: str = "expected",
+    inclusion: Inclusion = "expected",
     num_draws: int = 16,
     ignore_index: int = -100,
     generator: torch.Generator | None = None,
@@ -283,14 +284,15 @@ class _Draw(NamedTuple):
 def _exact_rows(batch: _Batch) -> tuple[Tensor, Tensor]:
     """The exact loss and logsumexp [B], float64."""
     h, weight, bias, target, temperature = batch
-    loss, lse = exact._loss_rows(h, weight, bias, target, temperature, exact._IGNORE_NOTHING)
+    options = Options(temperature=temperature, ignore_index=exact.IGNORE_NOTHING)
+    loss, (lse,) = loss_rows(h, weight, bias, target, options)
     return loss.double(), lse.double()
 
 
 @torch.no_grad()
 def _measure(batch: _Batch, samples: Samples, loss: Tensor, lse: Tensor) -> _Draw:
     h, weight, bias, target, temperature = batch
-    ids, log_count, _ = samples
+    ids, log_count = samples.ids, samples.log_expected_count
     _checks.check_id_range(_NAME, "the sampler's ids", ids, weight.shape[0])
     log_n = ids.new_zeros(ids.shape, dtype=torch.float64) if log_count is None else log_count
     w, b = weight[ids], None if bias is None else bias[ids]
@@ -327,7 +329,7 @@ def _gradient_error(batch: _Batch, draws: list[Samples]) -> float:
     parameters: dict[str, Any] = {"bias": bias, "temperature": temperature, "reduction": "sum"}
     with torch.enable_grad():
         loss = exact.exact_cross_entropy(
-            h, weight, target, ignore_index=exact._IGNORE_NOTHING, **parameters
+            h, weight, target, ignore_index=exact.IGNORE_NOTHING, **parameters
         )
         (expected,) = torch.autograd.grad(loss, h)
         square = 0.0
@@ -356,17 +358,18 @@ def _sweep(
     h, weight, bias, target, temperature = batch
     num_classes = weight.shape[0]
     some_are_never_drawn = _may_miss_classes(sampler, num_classes)
+    log_uniform = LogUniformSampler(num_classes)
     sums = dict.fromkeys(("uniform", "log-uniform", "the best proposal"), 0.0)
     never = 0.0
     chunk = chunk_classes(h.shape[0], num_classes)
     for begin in range(0, num_classes, chunk):
         end = min(begin + chunk, num_classes)
         ids = torch.arange(begin, end, device=h.device)
-        z = exact._logits(h, weight, bias, begin, end, temperature)
+        z = chunk_logits(h, weight, bias, begin, end, temperature)
         p = (z.double() - lse[:, None]).exp().masked_fill(ids == target[:, None], 0.0)
         square = p.square().mean(dim=0)
         sums["uniform"] += float(square.sum()) * num_classes
-        sums["log-uniform"] += float((square / LogUniform(num_classes).probability(ids)).sum())
+        sums["log-uniform"] += float((square / log_uniform.log_prob(ids).double().exp()).sum())
         sums["the best proposal"] += float(square.sqrt().sum())
         if some_are_never_drawn:
             never += float(p.mean(dim=0)[sampler.log_prob(ids) == -torch.inf].sum())
@@ -382,7 +385,7 @@ def _sweep(
 
 def _may_miss_classes(sampler: Sampler, num_classes: int) -> bool:
     """Whether some classes may have a q of 0 that `log_prob` knows of."""
-    if not isinstance(sampler, ComposedSampler):
+    if not isinstance(sampler, PooledSampler):
         return getattr(sampler, "num_drawable", num_classes) < num_classes
     pools = (part for part in sampler.modules() if isinstance(part, PoolSampler))
     return all(pool.log_q is not None for pool in pools)

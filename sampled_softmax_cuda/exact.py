@@ -6,26 +6,29 @@ which returns one.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _checks, reference
+from . import _checks
 from ._arguments import as_bool, check_int64
-from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
-from ._negatives import negatives_loss
-from ._option_checks import check_softcap
-from ._transforms import operator
-from .reference.composed import LossOptions, composed_rows
-from .reference.exact import chunk_classes
-from .reference.loss import compute_dtype, result_dtype, row_scale
-from .reference.negatives import cap
-from .samplers.samples import Samples
+from .losses.gather import followed_ids
+from .losses.problem import check_exclude, weight_of_targets
+from .losses.rows import (
+    SampledSoftmaxDetails,
+    cap,
+    chunk_classes,
+    compute_dtype,
+    reduce_rows,
+    result_dtype,
+)
+from .ops.exact import chunk_logits, loss_rows
+from .options import REDUCTIONS, Options, Reduction, check_softcap, check_z_loss
 
 # An ignore_index that no class id and no sensible target has.
-_IGNORE_NOTHING = torch.iinfo(torch.int64).min
+IGNORE_NOTHING = torch.iinfo(torch.int64).min
 
 
 class TopK(NamedTuple):
@@ -37,63 +40,50 @@ class TopK(NamedTuple):
     """[*, k] int64 classes."""
 
 
-def _loss_rows(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    temperature: float,
-    ignore_index: int,
-    softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The exact loss and logsumexp of each row [B] of input [*, D].
+class _Operands(NamedTuple):
+    """What all functions of this module take, checked."""
 
-    Capped logits are served by the kernels of the negatives: with every class sampled once, the
-    sampled loss is the exact one.
-    """
-    if softcap is None and kernels_take("exact_loss_rows", input, weight, bias):
-        matrices = as_kernels_take(input, weight, bias)
-        rest = (1.0 / temperature, ignore_index, products_in_tf32(weight))
-        rows: tuple[Tensor, Tensor] = operator("exact_loss_rows")(*matrices, target, *rest)
-        return rows
-    h = input.reshape(-1, input.shape[-1])
-    if softcap is not None and kernels_take("negative_rows", h, weight, bias):
-        every = Samples(torch.arange(weight.shape[0], device=weight.device), None, None)
-        capped = LossOptions(temperature=temperature, softcap=softcap, ignore_index=ignore_index)
-        step = reference.prepare_rows(h, weight, bias, target, every, None, capped, False)
-        return composed_rows(*step, negatives_loss)[:2]
-    options = (1.0 / temperature, ignore_index, softcap or 0.0)
-    return reference.exact_loss_rows(h, weight, bias, target, *options)
+    h: Tensor
+    """[B, D], of norm 1 for cosines."""
+    weight: Tensor
+    """[C, D], likewise: a copy of all rows."""
+    temperature: float
+    softcap: float | None
+    padding_idx: int | None
 
+    @property
+    def some_class(self) -> int:
+        """A class that is not the padding."""
+        return 1 if self.padding_idx == 0 else 0
 
-def _logits(
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    begin: int,
-    end: int,
-    temperature: float,
-    softcap: float | None = None,
-) -> Tensor:
-    """Logits [B, end - begin] of h [B, D], in float32 (float64 for float64)."""
-    if kernels_take("logits", h, weight, bias):
-        rest = (begin, end, 1.0 / temperature, products_in_tf32(weight))
-        z: Tensor = operator("logits")(*as_kernels_take(h, weight, bias), *rest)
-        return cap(z, softcap or 0.0)
-    return reference.logits(h, weight, bias, begin, end, 1.0 / temperature, softcap or 0.0)
+    def logits(self, bias: Tensor | None, begin: int, end: int) -> Tensor:
+        """[B, end - begin]"""
+        rest = (self.temperature, self.softcap, self.padding_idx)
+        return chunk_logits(self.h, self.weight, bias, begin, end, *rest)
 
 
 def _checked_operands(
-    fn: str, input: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, cosine: bool
-) -> tuple[Tensor, Tensor, float | None]:
-    """input, weight and softcap, with rows of norm 1 for cosines: a copy of all C rows."""
+    fn: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    cosine: bool,
+    padding_idx: int | None,
+) -> _Operands:
     _checks.check_parameters(fn, input, weight, bias)
-    cap_at = check_softcap(fn, softcap)
-    if not as_bool(fn, "cosine", cosine):
-        return input, weight, cap_at
-    dtype = compute_dtype(input)
-    unit_input, unit_weight = (F.normalize(x.to(dtype), dim=-1) for x in (input, weight))
-    return unit_input, unit_weight, cap_at
+    if padding_idx is not None:
+        padding_idx = _checks.check_padding_idx(fn, padding_idx, weight.shape[0])
+        if weight.shape[0] == 1:
+            raise ValueError(f"{fn}: padding_idx={padding_idx} leaves no class of C=1")
+    temperature = _checks.check_temperature(fn, temperature)
+    softcap = check_softcap(fn, softcap)
+    if as_bool(fn, "cosine", cosine):
+        dtype = compute_dtype(input)
+        input, weight = (F.normalize(x.to(dtype), dim=-1) for x in (input, weight))
+    h = input.reshape(-1, input.shape[-1])
+    return _Operands(h, weight, temperature, softcap, padding_idx)
 
 
 def exact_cross_entropy(
@@ -104,10 +94,16 @@ def exact_cross_entropy(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     ignore_index: int = -100,
-    reduction: str = "mean",
+    padding_idx: int | None = None,
+    class_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
     softcap: float | None = None,
     cosine: bool = False,
-) -> Tensor:
+    z_loss: float = 0.0,
+    exclude: Tensor | None = None,
+    return_details: bool = False,
+) -> Any:
     """`F.cross_entropy(F.linear(input, weight, bias) / temperature, target)` without logits [*, C].
 
     Args:
@@ -116,37 +112,67 @@ def exact_cross_entropy(
         target: [*] int64.
         bias: [C] or None.
         temperature: divides the logits.
-        softcap, cosine: as in `sampled_softmax_loss`; cosines take a copy of weight.
         ignore_index: rows with this target give loss 0 and do not count.
+        padding_idx: a class that is no class: rows with this target do not count either, and it is
+            in no normaliser. None: every class is one.
+        class_weight, sample_weight: as in `sampled_softmax_loss`.
         reduction: "mean" (0 if no row counts), "sum" or "none".
+        softcap, cosine, z_loss: as in `sampled_softmax_loss`; cosines take a copy of weight.
+        exclude: [*, E] int64, classes that are left out of the row's normaliser; negative values
+            are padding.
+        return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`, of all
+            classes.
 
     Returns:
         The loss in the dtype that the arguments promote to, float32 under autocast; differentiable
-        once, with dense gradients, at the cost of one sweep over the classes more.
+        once, with dense gradients, at the cost of one sweep over the classes more. Where the
+        reference serves, exclude and return_details store logits [*, C].
 
     Raises:
         ValueError, TypeError, IndexError: as `sampled_softmax_loss`.
 
     Example:
-        >>> import torch
-        >>> from sampled_softmax_cuda.exact import exact_cross_entropy
-        >>> exact_cross_entropy(torch.ones(2, 3), torch.zeros(8, 3), torch.tensor([0, 7]))  # log 8
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> ssc.exact_cross_entropy(torch.ones(2, 3), torch.zeros(8, 3), torch.tensor([0, 7]))
         tensor(2.0794)
     """
     fn = "exact_cross_entropy"
     dtype = result_dtype(input, weight, bias)
-    input, weight, softcap = _checked_operands(fn, input, weight, bias, softcap, cosine)
-    _checks.check_target(fn, target, input, weight.shape[0])
-    temperature = _checks.check_temperature(fn, temperature)
+    given = _checked_operands(fn, input, weight, bias, temperature, softcap, cosine, padding_idx)
+    num_classes = given.weight.shape[0]
+    _checks.check_target(fn, target, input, num_classes)
     ignore_index = _checks.check_ignore_index(fn, ignore_index)
-    _checks.check_choice(fn, "reduction", reduction, _checks.REDUCTIONS)
-    _checks.check_id_range(fn, "target", target, weight.shape[0], ignore_index)
-    flat = target.reshape(-1)
-    loss, _ = _loss_rows(input, weight, bias, flat, temperature, ignore_index, softcap)
+    _checks.check_choice(fn, "reduction", reduction, REDUCTIONS)
+    _checks.check_id_range(fn, "target", target, num_classes, ignore_index)
+    rows = target.reshape(-1)
+    if given.padding_idx is not None:
+        rows = rows.masked_fill(rows == given.padding_idx, ignore_index)
+    if exclude is not None:
+        check_exclude(fn, exclude, input)
+        exclude = exclude.reshape(rows.shape[0], exclude.shape[-1])
+    row_weight = None
+    if sample_weight is not None:
+        _checks.check_sample_weight(fn, sample_weight, input)
+        row_weight = sample_weight.reshape(-1)
+    if class_weight is not None:
+        _checks.check_class_weight(fn, class_weight, weight)
+        of_class = weight_of_targets(class_weight, rows)
+        row_weight = of_class if row_weight is None else row_weight * of_class
+    options = Options(
+        temperature=given.temperature,
+        ignore_index=ignore_index,
+        softcap=given.softcap,
+        z_loss=check_z_loss(fn, z_loss),
+    )
+    loss, details = loss_rows(
+        given.h, given.weight, bias, rows, options, given.padding_idx, exclude, return_details
+    )
+    result = reduce_rows(loss, rows != ignore_index, row_weight, reduction).to(dtype)
     if reduction == "none":
-        return loss.reshape(target.shape).to(dtype)
-    scale = row_scale(flat != ignore_index, None, reduction, loss.dtype)
-    return (loss * scale).sum().to(dtype)
+        result = result.reshape(target.shape)
+    if not return_details:
+        return result
+    return result, SampledSoftmaxDetails(*(row.reshape(target.shape) for row in details))
 
 
 def logits(
@@ -157,23 +183,23 @@ def logits(
     temperature: float = 1.0,
     softcap: float | None = None,
     cosine: bool = False,
+    padding_idx: int | None = None,
 ) -> Tensor:
     """(input · weightᵀ + bias) / temperature over all classes, [*, C]; differentiable once.
 
-    float32 (float64 for float64 input), whatever the dtype of the parameters. softcap and cosine
-    are those of `sampled_softmax_loss`.
+    float32 (float64 for float64 input), whatever the dtype of the parameters; -inf for padding_idx.
+    softcap and cosine are those of `sampled_softmax_loss`.
 
     Example:
-        >>> import torch
-        >>> from sampled_softmax_cuda.exact import logits
-        >>> logits(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=2.0)
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> ssc.logits(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=2.0)
         tensor([[1.5000, 3.5000]])
     """
-    input, weight, softcap = _checked_operands("logits", input, weight, bias, softcap, cosine)
-    temperature = _checks.check_temperature("logits", temperature)
+    given = _checked_operands(
+        "logits", input, weight, bias, temperature, softcap, cosine, padding_idx
+    )
     num_classes = weight.shape[0]
-    h = input.reshape(-1, input.shape[-1])
-    z = _logits(h, weight, bias, 0, num_classes, temperature, softcap)
+    z = given.logits(bias, 0, num_classes)
     return z.reshape(*input.shape[:-1], num_classes)
 
 
@@ -186,31 +212,31 @@ def log_prob(
     temperature: float = 1.0,
     softcap: float | None = None,
     cosine: bool = False,
+    padding_idx: int | None = None,
 ) -> Tensor:
     """Exact log probability of classes `ids` under the softmax over all classes.
 
     Args:
         input: [*, D].
         weight: [C, D].
-        ids: int64, [*] for one class per row or [*, K] for several.
+        ids: int64, [*] for one class per row or [*, K] for several. Outside [0, C): IndexError on
+            the CPU, and NaN on CUDA.
         bias: [C] or None.
         temperature: divides the logits.
-        softcap, cosine: as in `exact_cross_entropy`.
+        softcap, cosine, padding_idx: as in `exact_cross_entropy`; padding has -inf.
 
     Returns:
         Log probabilities of the shape of ids, float32 (float64 for float64 input); differentiable.
 
     Example:
-        >>> import torch
-        >>> from sampled_softmax_cuda.exact import log_prob
-        >>> log_prob(torch.ones(2, 3), torch.zeros(8, 3), torch.tensor([[0, 1], [2, 3]])).exp()
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> ssc.log_prob(torch.ones(2, 3), torch.zeros(8, 3), torch.tensor([[0, 1], [2, 3]])).exp()
         tensor([[0.1250, 0.1250],
                 [0.1250, 0.1250]])
     """
     fn = "log_prob"
-    input, weight, softcap = _checked_operands(fn, input, weight, bias, softcap, cosine)
+    given = _checked_operands(fn, input, weight, bias, temperature, softcap, cosine, padding_idx)
     check_int64(fn, "ids", ids)
-    temperature = _checks.check_temperature(fn, temperature)
     leading = input.shape[:-1]
     if ids.shape != leading and (ids.dim() != input.dim() or ids.shape[:-1] != leading):
         raise ValueError(
@@ -219,19 +245,31 @@ def log_prob(
         )
     _checks.check_device(fn, "ids", ids, input)
     _checks.check_id_range(fn, "ids", ids, weight.shape[0])
-    h = input.reshape(-1, input.shape[-1])
+    h, matrix = given.h, given.weight
     columns = ids.reshape(h.shape[0], -1) if ids.numel() else ids.new_zeros((h.shape[0], 0))
     if columns.shape[1] == 0:
         return h.new_zeros(ids.shape, dtype=compute_dtype(input))
+    options = Options(
+        temperature=given.temperature, softcap=given.softcap, ignore_index=IGNORE_NOTHING
+    )
     first = columns[:, 0].contiguous()
-    loss, _ = _loss_rows(input, weight, bias, first, temperature, _IGNORE_NOTHING, softcap)
-    if columns.shape[1] == 1:
+    padding = given.padding_idx
+    if padding is not None:  # the others are told by the first one, which needs a probability
+        first = first.masked_fill(first == padding, given.some_class)
+    loss, _ = loss_rows(h, matrix, bias, first, options, given.padding_idx)
+    if columns.shape[1] == 1 and padding is None:
         return (-loss).reshape(ids.shape)
-    z = (h[:, None, :].to(loss.dtype) * weight[columns].to(loss.dtype)).sum(dim=-1)
+    followed, bad = followed_ids(torch.cat((first[:, None], columns), dim=1), matrix.shape[0])
+    z = (h[:, None, :].to(loss.dtype) * matrix[followed].to(loss.dtype)).sum(dim=-1)
     if bias is not None:
-        z = z + bias[columns].to(loss.dtype)
-    z = cap(z / temperature, softcap or 0.0)
-    return (z - z[:, :1] - loss[:, None]).reshape(ids.shape)
+        z = z + bias[followed].to(loss.dtype)
+    z = cap(z / given.temperature, given.softcap or 0.0)
+    if bad is not None:
+        z = z.masked_fill(bad, torch.nan)
+    result = z[:, 1:] - z[:, :1] - loss[:, None]
+    if padding is not None:
+        result = result.masked_fill(columns == padding, -torch.inf)
+    return result.reshape(ids.shape)
 
 
 @torch.no_grad()
@@ -244,6 +282,7 @@ def topk(
     temperature: float = 1.0,
     softcap: float | None = None,
     cosine: bool = False,
+    padding_idx: int | None = None,
 ) -> TopK:
     """The k classes with the largest logits, in chunks of classes; no gradient.
 
@@ -252,35 +291,35 @@ def topk(
     Args:
         input: [*, D].
         weight: [C, D].
-        k: 1 to C.
+        k: 1 to C, or to C - 1 with a padding_idx.
         bias: [C] or None.
         temperature: divides the logits.
         softcap, cosine: as in `logits`.
+        padding_idx: a class that is not ranked. None: all are.
 
     Returns:
         `TopK(values [*, k], indices [*, k])`, sorted by falling value.
 
     Example:
-        >>> import torch
-        >>> from sampled_softmax_cuda.exact import topk
-        >>> topk(torch.ones(1), torch.tensor([[1.0], [5.0], [3.0]]), 2).indices
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> ssc.topk(torch.ones(1), torch.tensor([[1.0], [5.0], [3.0]]), 2).indices
         tensor([1, 2])
     """
     fn = "topk"
-    input, weight, softcap = _checked_operands(fn, input, weight, bias, softcap, cosine)
+    given = _checked_operands(fn, input, weight, bias, temperature, softcap, cosine, padding_idx)
     k = _checks.check_positive_int(fn, "k", k)
-    temperature = _checks.check_temperature(fn, temperature)
     num_classes = weight.shape[0]
-    if k > num_classes:
-        raise ValueError(f"{fn}: k must be at most C={num_classes}, got {k}")
-    h = input.reshape(-1, input.shape[-1])
+    most = num_classes if padding_idx is None else num_classes - 1
+    if k > most:
+        less = "" if padding_idx is None else " - 1, the padding left out"
+        raise ValueError(f"{fn}: k must be at most C={num_classes}{less}, got {k}")
+    h = given.h
     chunk = chunk_classes(h.shape[0], num_classes)
     values = h.new_empty((h.shape[0], 0), dtype=compute_dtype(input))
     indices = torch.empty(values.shape, dtype=torch.int64, device=h.device)
     for begin in range(0, num_classes, chunk):
         end = min(begin + chunk, num_classes)
-        z = _logits(h, weight, bias, begin, end, temperature, softcap)
-        best = z.topk(min(k, end - begin), dim=1)
+        best = given.logits(bias, begin, end).topk(min(k, end - begin), dim=1)
         values = torch.cat((values, best.values), dim=1)
         indices = torch.cat((indices, best.indices + begin), dim=1)
         values, order = values.topk(min(k, values.shape[1]), dim=1)

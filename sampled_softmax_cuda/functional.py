@@ -1,101 +1,30 @@
-"""The sampled softmax loss as a function: checks, then the compiled kernels or the reference."""
+"""The sampled softmax loss as a function: the arguments make a problem, which takes a route."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import _checks, reference
-from ._autograd import (
-    Arguments,
-    has_float16,
-    ordered_sum,
-    rows_loss,
-    total_loss,
-    wants_gradient,
-)
-from ._composed import composed_total, takes_total
-from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
-from ._load import on_cpu
-from ._negatives import negatives_loss
-from ._option_checks import check_options
-from ._parallel import check_sparse_grad
-from ._sparse_checks import sparse_grad_fits
-from ._torchscript import check_not_traced
-from ._transforms import transforming
-from ._unit_rows import unit_rows
-from .reference.composed import LossOptions, composed_rows
-from .reference.loss import (
-    SampledSoftmaxDetails,
-    compute_dtype,
-    count_of_samples,
-    result_dtype,
-    reweighted,
-    row_scale,
-)
-from .samplers.keyed import KeyedSamples
-from .samplers.samples import Samples
+from ._rules import host_rules
+from .losses.problem import Problem, check_ids, finish, make_problem
+from .losses.rows import SampledSoftmaxDetails
+from .objectives import Objective, ObjectiveName
+from .ops.dispatch import kernels_take
+from .ops.loss import fused, gradients_now, rowwise
+from .ops.negatives import composed, negatives_served
+from .ops.total import takes_total, total
+from .options import Correction, Reduction
+from .reference.problem import reference
+from .samples import KeyedSamples, Samples
 
 __all__ = ["SampledSoftmaxDetails", "sampled_softmax_loss"]
 
 _NAME = "sampled_softmax_loss"
 
-
-@overload
-def sampled_softmax_loss(
-    input: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    samples: Samples | KeyedSamples,
-    *,
-    bias: Tensor | None = ...,
-    temperature: float = ...,
-    correction: str = ...,
-    remove_accidental_hits: bool = ...,
-    ignore_index: int = ...,
-    sample_weight: Tensor | None = ...,
-    reduction: str = ...,
-    sparse_grad: bool = ...,
-    return_details: Literal[False] = ...,
-    loss: str = ...,
-    softcap: float | None = ...,
-    cosine: bool = ...,
-    margin: float = ...,
-    angular_margin: float = ...,
-    label_smoothing: float = ...,
-    calibration: float = ...,
-    exclude: Tensor | None = ...,
-) -> Tensor: ...
-
-
-@overload
-def sampled_softmax_loss(
-    input: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    samples: Samples | KeyedSamples,
-    *,
-    bias: Tensor | None = ...,
-    temperature: float = ...,
-    correction: str = ...,
-    remove_accidental_hits: bool = ...,
-    ignore_index: int = ...,
-    sample_weight: Tensor | None = ...,
-    reduction: str = ...,
-    sparse_grad: bool = ...,
-    return_details: Literal[True],
-    loss: str = ...,
-    softcap: float | None = ...,
-    cosine: bool = ...,
-    margin: float = ...,
-    angular_margin: float = ...,
-    label_smoothing: float = ...,
-    calibration: float = ...,
-    exclude: Tensor | None = ...,
-) -> tuple[Tensor, SampledSoftmaxDetails]: ...
+Route = Callable[[Problem], tuple[Tensor, Sequence[Tensor]]]
+"""problem -> the loss, reduced or of rows [B], and lse, target logit and error [B]"""
 
 
 def sampled_softmax_loss(
@@ -105,23 +34,22 @@ def sampled_softmax_loss(
     samples: Samples | KeyedSamples,
     *,
     bias: Tensor | None = None,
+    objective: ObjectiveName | Objective = "softmax",
     temperature: float = 1.0,
-    correction: str = "both",
+    correction: Correction = "both",
     remove_accidental_hits: bool = True,
-    ignore_index: int = -100,
-    sample_weight: Tensor | None = None,
-    reduction: str = "mean",
-    sparse_grad: bool = False,
-    return_details: bool = False,
-    loss: str = "softmax",
     softcap: float | None = None,
     cosine: bool = False,
-    margin: float = 0.0,
-    angular_margin: float = 0.0,
-    label_smoothing: float = 0.0,
-    calibration: float = 0.75,
+    z_loss: float = 0.0,
     exclude: Tensor | None = None,
-) -> Tensor | tuple[Tensor, SampledSoftmaxDetails]:
+    ignore_index: int = -100,
+    padding_idx: int | None = None,
+    class_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    sparse_grad: bool = False,
+    return_details: bool = False,
+) -> Any:
     """Cross entropy of the target against sampled classes instead of all C.
 
     With z_k = (input · weight_k + bias_k) / temperature - log n_k, where n_k is the expected count
@@ -139,7 +67,7 @@ def sampled_softmax_loss(
         weight: [C, D]; its dtype may differ from input's (not for float64), so that autocast need
             not convert it. A layout other than unit stride along D costs a copy.
         target: [*] int64, the true class of each row, or [*, T], T true classes that share the
-            label, 1/T each (TensorFlow's num_true). Entries that are `ignore_index` are padding.
+            label, 1/T each (TensorFlow's num_true). Entries that are `ignore_index` are left out.
         samples: `Samples(ids [S], log_expected_count [S], target_log_expected_count)`, from a
             sampler or made by hand, the last of the target's shape. Ids and counts [*, S] give each
             row its own, and `KeyedSamples` (`Sampler.sample_keyed`) too, drawn by the kernels and
@@ -147,45 +75,41 @@ def sampled_softmax_loss(
             and one of -inf, of a class that is never drawn, leaves its logit uncorrected. Ids may
             repeat, also with different counts. No gradient flows through the counts.
         bias: [C] or None (the default).
+        objective: "softmax" (default), "nce", "negative_sampling" or "gbce", or an `Objective` with
+            options: `Softmax(label_smoothing=, margin=, angular_margin=, reweighted=)`, `NCE()`,
+            `NegativeSampling()`, `GBCE(calibration=)`. All but the softmax are sums of sigmoid
+            cross entropies, which want a low bias at first, such as log(1 / C).
         temperature: divides the logits before the correction; 1e-30 to 1e30. Default 1.
         correction: "both" (default) subtracts log n from target and samples, as CNTK and TensorFlow
             do; "negatives" from the samples only, which makes exp(lse) an unbiased estimate of the
-            partition function when hits are removed; "none" from neither. "reweighted" is (1 - p)
-            (N - z_t) with the uncorrected z_t, N the logsumexp of the corrected samples and p =
-            exp(z_t) / (exp(z_t) + exp(N)) as a constant (Khrylchenko et al., "Correcting the LogQ
-            Correction", 2025): since p is taken from the same samples, its gradient is that of
-            "negatives", and its value weighs each row by the chance to be wrong.
+            partition function when hits are removed; "none" from neither.
         remove_accidental_hits: leave out, row by row, the samples that equal a target (default).
+        softcap: bounds logits, before the correction, by softcap * tanh(z / softcap). None: no cap.
+        cosine: divide each row of input, and of weight, by its norm: logits are cosines divided by
+            the temperature. Only the rows of samples and targets are read. Shared samples only.
+        z_loss: a factor of lse² that is added to each row's loss, which keeps the normaliser near 1
+            (Chowdhery et al., "PaLM", 2022, with 1e-4). lse is that of the corrected logits:
+            correction="negatives" makes it an estimate of the full one. Softmax only. Default 0.
+        exclude: [*, E] int64, classes that are no negatives of the row (a user's seen items);
+            negative values are padding. No gradient flows where they are sampled.
         ignore_index: rows with this target give loss 0 and no gradient. Default -100.
+        padding_idx: a class that is no class, as `nn.Embedding` has it, negative ones counting from
+            the end: rows with this target do not count, and as a sample it is masked. Samplers take
+            the same argument and never draw it. None (default): every class is one.
+        class_weight: [C] floating, a factor for each row's loss by its target, as the `weight` of
+            F.cross_entropy; multiplied by `sample_weight`. None means 1. Not for [*, T] targets nor
+            with label smoothing.
         sample_weight: [*] floating, a factor for each row's loss. None means 1.
         reduction: "mean" (default) divides by the number, or the summed weight, of the rows that
             count and is 0 if there are none; "sum"; "none" gives losses of shape [*].
         sparse_grad: gradients of weight and bias as coalesced sparse_coo tensors over the rows
-            touched, for SGD without momentum, Adagrad and SparseAdam; what else PyTorch can do with
-            them is in docs/sparse_gradients.md. Default False: dense. On CUDA and under
+            touched, for SGD without momentum, Adagrad and SparseAdam; docs/sparse_gradients.md has
+            all that PyTorch can do with them. Default False: dense. On CUDA and under
             torch.compile they have S + B rows, some of them zero, and are not marked as coalesced,
             because how many rows are distinct would have to be waited for; per-row samples B·S in
             place of S. Under torch.compile losses other than the plain one copy those rows first,
             and Inductor fails at a slice of reduction="none": weigh the losses instead.
         return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`.
-        loss: "softmax" (default); "nce", sigmoid cross entropies of corrected logits summed over
-            targets and samples (Gutmann and Hyvärinen 2010; TensorFlow's nce_loss with
-            remove_accidental_hits=False); "negative_sampling", the same of uncorrected logits
-            (word2vec); "gbce", (beta softplus(-z_t) + sum_s softplus(z_s)) / (S + 1) of
-            uncorrected logits with beta = 1 - calibration (1 - S / (C - 1)) (gSASRec, Petrov and
-            Macdonald 2023). Those with sigmoids want a low bias at first, such as log(1 / C).
-        softcap: bounds logits, before the correction, by softcap * tanh(z / softcap). None: no cap.
-        cosine: divide each row of input, and of weight, by its norm: logits are cosines divided by
-            the temperature. Only the rows of samples and targets are read. Shared samples only.
-        margin: subtracted from the target's product input · weight_t (with `cosine`: CosFace).
-        angular_margin: added to the angle between input and weight_t, in radians (ArcFace); needs
-            `cosine`.
-        label_smoothing: 0 to 1, the share of the label that is spread over all classes, as in
-            F.cross_entropy; the mean of their logits is estimated from the samples with weights
-            1 / n_s, normalised (1 for n_s = 0). Softmax and shared samples only.
-        calibration: 0 to 1, gBCE's t. Default 0.75.
-        exclude: [*, E] int64, classes that are no negatives of the row (a user's seen items);
-            negative values are padding. No gradient flows where they are sampled.
 
     Returns:
         The loss, float32 under autocast and else in the dtype that input, weight and bias promote
@@ -218,193 +142,64 @@ def sampled_softmax_loss(
         >>> loss.shape, weight.grad.is_sparse, weight.grad.shape
         (torch.Size([]), True, torch.Size([1000, 16]))
     """
-    check_not_traced(_NAME)
-    _checks.check_parameters(_NAME, input, weight, bias)
-    _checks.check_targets(_NAME, target, input, weight.shape[0])
-    _checks.check_samples(_NAME, samples, target, input, weight.shape[0])
-    if sample_weight is not None:
-        _checks.check_sample_weight(_NAME, sample_weight, input)
-    _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
-    sparse_grad = sparse_grad and sparse_grad_fits(_NAME, input, weight, bias)
-    if sparse_grad:
-        check_sparse_grad(_NAME, weight, bias)
-    options = LossOptions(
-        loss,
-        temperature,
-        correction,
-        remove_accidental_hits,
-        ignore_index,
-        softcap,
-        cosine,
-        margin,
-        angular_margin,
-        label_smoothing,
-        calibration,
+    problem = make_problem(
+        _NAME,
+        input,
+        weight,
+        target,
+        samples,
+        bias=bias,
+        objective=objective,
+        temperature=temperature,
+        correction=correction,
+        remove_accidental_hits=remove_accidental_hits,
+        softcap=softcap,
+        cosine=cosine,
+        z_loss=z_loss,
+        exclude=exclude,
+        ignore_index=ignore_index,
+        padding_idx=padding_idx,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        reduction=reduction,
+        sparse_grad=sparse_grad,
+        return_details=return_details,
     )
-    options = check_options(_NAME, options, target, input, samples, exclude)
-    ignore_index = options.ignore_index
-    plain = reference.is_plain(options, target, input, samples, exclude)
-    given = samples.materialize() if plain else None
-    fused = given is not None and kernels_take("loss_rows", input, weight, bias, *given[1:])
-    if not (fused and on_cpu(input)):  # there the kernels look at every id themselves
-        _check_ids(target, samples, weight, ignore_index)
-    if plain and not fused:
-        return reference.sampled_softmax_loss(
-            input,
-            weight,
-            target,
-            samples,
-            bias=bias,
-            temperature=options.temperature,
-            correction=correction,
-            remove_accidental_hits=options.remove_accidental_hits,
-            ignore_index=ignore_index,
-            sample_weight=sample_weight,
-            reduction=reduction,
-            sparse_grad=sparse_grad,
-            return_details=return_details,
-        )
-    if given is None:
-        result, *details = _composed(
-            input,
-            weight,
-            bias,
-            target,
-            samples,
-            exclude,
-            options,
-            sample_weight,
-            reduction,
-            sparse_grad,
-        )
-        return _finish(result, details, input, weight, bias, return_details)
-    arguments = Arguments(
-        *as_kernels_take(input, weight, bias),
-        target if target.dim() == 1 else target.reshape(-1),
-        given.ids,
-        _log_count(count_of_samples(given.log_expected_count, options.corrects_samples)),
-        _log_count(samples.target_log_expected_count) if options.corrects_targets else None,
-        1.0 / options.temperature,
-        options.remove_accidental_hits,
-        ignore_index,
-    )
-    shape = input.shape[:-1]
-    row_weight = None if sample_weight is None else sample_weight.reshape(-1)
-    reweigh = correction == "reweighted"
-    tf32 = products_in_tf32(weight)
+    solve = route(problem)
+    if not (host_rules(input) and (solve is fused or solve is rowwise)):
+        check_ids(_NAME, problem)
     try:
-        if reduction != "none" and _fused_now(*arguments[:3], row_weight):
-            scale = None if row_weight is None else _row_scale(arguments, row_weight, reduction)
-            mean = reduction == "mean"
-            want_rows = return_details or reweigh
-            result, *rows = total_loss(arguments, scale, mean, want_rows, sparse_grad, tf32)
-            if reweigh:
-                if scale is None:
-                    scale = _row_scale(arguments, None, reduction)
-                result = result + ordered_sum((reweighted(rows[0]) - rows[0]) * scale)
-        else:
-            rows = list(rows_loss(arguments, sparse_grad, tf32))
-            if reweigh:
-                rows[0] = reweighted(rows[0])
-            if reduction == "none":
-                result = (rows[0] if row_weight is None else rows[0] * row_weight).reshape(shape)
-            else:
-                result = ordered_sum(rows[0] * _row_scale(arguments, row_weight, reduction))
+        return finish(problem, *solve(problem))
     except RuntimeError:
-        # The kernels look at every id before anything else; here it gets the message for users.
-        _check_ids(target, samples, weight, ignore_index)
+        check_ids(_NAME, problem)  # those two look themselves; here it gets the message for users
         raise
-    return _finish(result, rows[1:], input, weight, bias, return_details)
 
 
-def _composed(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    samples: Samples | KeyedSamples,
-    exclude: Tensor | None,
-    options: LossOptions,
-    sample_weight: Tensor | None,
-    reduction: str,
-    sparse_grad: bool,
-) -> tuple[Tensor, ...]:
-    """The loss of any options, reduced, and lse, target logit and error [B]."""
-    operands, step = reference.prepare_rows(
-        input, weight, bias, target, samples, exclude, options, sparse_grad, unit_rows
-    )
-    row_weight = None if sample_weight is None else sample_weight.reshape(-1)
-    scale = None
-    if reduction != "none":
-        scale = row_scale(step.counted, row_weight, reduction, compute_dtype(input))
-        if _fused_now(input, weight, bias, row_weight) and takes_total(operands, step):
-            total, _, *details = composed_total(operands, step, scale)
-            return (total, *details)
-    loss, *details = composed_rows(operands, step, negatives_loss)
-    if scale is not None:
-        loss = ordered_sum(loss * scale)
-    else:
-        loss = (loss if row_weight is None else loss * row_weight).reshape(input.shape[:-1])
-    return (loss, *details)
+def route(p: Problem) -> Route:
+    """The function that computes a problem. This is the one place where that is decided:
 
+    | route     | problems                                            | how                        |
+    |-----------|-----------------------------------------------------|----------------------------|
+    | fused     | the plain softmax of shared samples and one target  | one sweep for loss and     |
+    |           | a row, reduced, whose gradients are wanted          | gradients                  |
+    | rowwise   | the same, not reduced, or without gradients         | gradients in the backward  |
+    |           |                                                     | pass                       |
+    | total     | all other options, reduced, with gradients, on the  | one sweep, and PyTorch for |
+    |           | CPU, outside of torch.compile                       | [B, T] logits of targets   |
+    | composed  | all others: per-row and keyed samples, z_loss, ...  | the negatives by kernels,  |
+    |           |                                                     | all else by PyTorch        |
+    | reference | those that no kernel takes: no library, a dtype or  | PyTorch                    |
+    |           | derivative that they lack, SSC_BACKEND=reference    |                            |
 
-def _finish(
-    result: Tensor,
-    details: Sequence[Tensor],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    return_details: bool,
-) -> Tensor | tuple[Tensor, SampledSoftmaxDetails]:
-    """The result in its dtype, with lse, target logit and error [*] where they are wanted."""
-    dtype = result_dtype(input, weight, bias)
-    if result.dtype != dtype:
-        result = result.to(dtype)
-    if not return_details:
-        return result
-    shape = input.shape[:-1]
-    return result, SampledSoftmaxDetails(*(row.reshape(shape) for row in details))
-
-
-def _check_ids(
-    target: Tensor, samples: Samples | KeyedSamples, weight: Tensor, ignore_index: int
-) -> None:
-    num_classes = weight.shape[0]
-    _checks.check_id_range(_NAME, "target", target, num_classes, ignore_index)
-    if isinstance(samples, Samples):
-        _checks.check_id_range(_NAME, "samples.ids", samples.ids, num_classes)
-
-
-def _log_count(log_count: Tensor | None) -> Tensor | None:
-    """Log expected counts as the kernels take them: flat, float32 or float64."""
-    if log_count is None:
-        return None
-    if log_count.dim() != 1:
-        log_count = log_count.reshape(-1)
-    if log_count.dtype not in (torch.float32, torch.float64):
-        log_count = log_count.to(torch.float32)
-    return log_count.detach() if log_count.requires_grad else log_count
-
-
-def _row_scale(arguments: Arguments, row_weight: Tensor | None, reduction: str) -> Tensor:
-    """The factor of each row's loss."""
-    dtype = compute_dtype(arguments.input)
-    counted = arguments.target != arguments.ignore_index
-    return row_scale(counted, row_weight, reduction, dtype)
-
-
-def _fused_now(
-    input: Tensor, weight: Tensor, bias: Tensor | None, row_weight: Tensor | None
-) -> bool:
-    """Whether the gradients are computed in the forward pass, before the upstream gradient.
-
-    Not if nobody wants them or torch.func does, and not if the weights of the rows want a gradient
-    too. In float16 they have to be scaled by the upstream gradient (a GradScaler's, say) before
-    they are rounded, which the CPU's kernels leave to the backward pass, outside of traced graphs.
+    "Plain" is `Problem.plain`; whether gradients come now, `gradients_now`; what kernels take,
+    `ops.dispatch.kernels_take`.
     """
-    wanted = wants_gradient(input, weight, bias) and not transforming()
-    if not wanted or (row_weight is not None and row_weight.requires_grad):
-        return False
-    if has_float16(input, weight, bias):
-        return on_cpu(input) and not torch.compiler.is_compiling()
-    return True
+    if p.plain:
+        samples = p.samples.materialize()
+        counts = (samples.log_expected_count, samples.target_log_expected_count)
+        if not kernels_take("loss_rows", p.input, p.weight, p.bias, *counts):
+            return reference
+        return fused if gradients_now(p) else rowwise
+    if takes_total(p):
+        return total
+    return composed if negatives_served(p) else reference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _load
+from .ops import library
 
 __all__ = ["prefer_huge_pages"]
 
@@ -28,6 +28,6 @@ def prefer_huge_pages(tensor: Tensor) -> Tensor:
         >>> weight.shape
         torch.Size([100000, 64])
     """
-    if tensor.device.type == "cpu" and _load.library_loaded():
+    if tensor.device.type == "cpu" and library.library_loaded():
         torch.ops.sampled_softmax.advise_huge_pages(tensor.detach())
     return tensor

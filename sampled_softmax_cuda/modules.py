@@ -11,84 +11,45 @@ from torch import Tensor, nn
 
 from . import _checks, exact
 from ._arguments import as_bool, describe
-from ._option_checks import check_option_values
 from ._parallel import SparseRows, active_ddp, in_process_group
-from ._sparse import with_sparse_grad
 from ._torchscript import NotScriptable
 from .exact import TopK
 from .functional import sampled_softmax_loss
+from .losses.gradients import with_sparse_grad
+from .losses.problem import check_samples_fit
 from .memory import prefer_huge_pages
-from .reference.composed import LossOptions
-from .samplers import (
-    KeyedSamples,
-    LogUniformSampler,
-    Sampler,
-    Samples,
-    UniformSampler,
-    WeightedSampler,
-)
-from .samplers.composed import ANY_CLASSES
+from .objectives import SOFTMAX, Objective, ObjectiveName
+from .options import REDUCTIONS, Correction, Inclusion, Reduction, checked_options
+from .samplers import KeyedSamples, Sampler, Samples
+from .samplers.base import DrawOptions
+from .samplers.choice import as_sampler, check_draws
 
 __all__ = ["SampledSoftmaxLoss"]
 
 _NAME = "SampledSoftmaxLoss"
-_SAMPLERS: dict[str, type[UniformSampler | LogUniformSampler]] = {
-    "uniform": UniformSampler,
-    "log_uniform": LogUniformSampler,
-}
 
 
-def _make_sampler(sampler: object, num_classes: int) -> Sampler:
-    """A Sampler over `num_classes` from a name, a vector of weights, or a Sampler."""
-    if isinstance(sampler, Sampler):
-        if sampler.num_classes not in (num_classes, ANY_CLASSES):
-            raise ValueError(
-                f"{_NAME}: sampler must draw from num_classes={num_classes} classes,"
-                f" got one over {sampler.num_classes}"
-            )
-        return sampler
-    if isinstance(sampler, Tensor):
-        if sampler.dim() != 1 or sampler.shape[0] != num_classes:
-            raise ValueError(
-                f"{_NAME}: sampler weights must be [C={num_classes}], got {list(sampler.shape)}"
-            )
-        return WeightedSampler(sampler)
-    if isinstance(sampler, str):
-        if sampler in _SAMPLERS:
-            return _SAMPLERS[sampler](num_classes)
-        close = sampler.lower().replace("-", "_")
-        advice = f": did you mean {close!r}?" if close in _SAMPLERS else ""
-        raise ValueError(
-            f"{_NAME}: sampler must be 'uniform', 'log_uniform', a Sampler or a tensor of weights"
-            f" [C], got {sampler!r}{advice}"
+def _check_tied(
+    weight: Any, num_classes: int, in_features: int, device: Any, dtype: torch.dtype | None
+) -> None:
+    """A weight that was given is a parameter [C, D], whose device and dtype hold for the bias."""
+    if not isinstance(weight, nn.Parameter):
+        raise TypeError(
+            f"{_NAME}: weight must be an nn.Parameter, such as embedding.weight, got"
+            f" {describe(weight)}"
         )
-    got = describe(sampler)
-    advice = ""
-    if got.startswith("ndarray"):
-        advice = ": pass torch.from_numpy(sampler)"
-    elif isinstance(sampler, (list, tuple)):
-        advice = ": pass torch.tensor(sampler)"
-    elif isinstance(sampler, type) and issubclass(sampler, Sampler):
-        advice = f", the class {sampler.__name__}: pass an instance of it"
-    raise TypeError(f"{_NAME}: sampler must be a str, a Sampler or a Tensor, got {got}{advice}")
-
-
-def _check_draws(sampler: Sampler, num_samples: int, replacement: bool, per_row: bool) -> None:
-    """The sampler can draw, so many classes and for each row."""
-    if not sampler.draws:
+    _checks.check_float(_NAME, "weight", weight)
+    if weight.shape != (num_classes, in_features):
         raise ValueError(
-            f"{_NAME}: sampler must be one that draws, got a {type(sampler).__name__} that only"
-            " knows frequencies: make it the log_q of an InBatchSampler or QueueSampler"
+            f"{_NAME}: weight must be [num_classes={num_classes}, in_features={in_features}], got"
+            f" {list(weight.shape)}"
         )
-    if per_row and not sampler.draws_rows:
-        raise ValueError(
-            f"{_NAME}: per_row=True needs a sampler whose rows can have draws of their own, got"
-            f" {type(sampler).__name__}, whose ids are shared by all rows: use per_row=False"
-        )
-    try:
-        sampler._check_num_samples("sample", num_samples, replacement, "expected")
-    except ValueError as error:
-        raise ValueError(f"{_NAME}: {error}") from None
+    own = weight.device
+    other = own if device is None else torch.device(device)
+    if other.type != own.type or other.index not in (None, own.index):
+        raise ValueError(f"{_NAME}: device must be that of weight, {own}, or None, got {device}")
+    if dtype not in (None, weight.dtype):
+        raise ValueError(f"{_NAME}: dtype must be that of weight, {weight.dtype}, got {dtype}")
 
 
 class SampledSoftmaxLoss(NotScriptable, nn.Module):
@@ -109,18 +70,21 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
             `WeightedSampler(weights)`. The state_dict has what a sampler is made of or has learnt;
             a sampler built with `persistent=False` keeps it out.
         bias: whether classes have a bias. Default True.
+        weight: a parameter [C, D] to use as the class matrix, such as `embedding.weight`: tied
+            weights. It stays as it is, `reset_parameters` included. None (default): its own.
         replacement: draw with replacement (default), or distinct classes.
+        inclusion: how often distinct classes are expected, as in `Sampler.sample`.
         per_row: give every row S negatives of its own, drawn by the kernels and never stored.
             Default False: the batch shares them, which costs far less.
-        temperature: divides the logits, in training and evaluation. Default 1.
-        ignore_index, reduction: as in `sampled_softmax_loss`, in training and in evaluation.
-        correction, remove_accidental_hits, loss, margin, angular_margin: as there, of the sampled
-            loss alone.
-        label_smoothing, calibration: likewise.
+        objective, correction, remove_accidental_hits: as in `sampled_softmax_loss`, in training.
+        temperature, softcap, cosine, z_loss, class_weight: as there, in training and in evaluation;
+            `cosine` there divides all rows of weight by their norms, in a copy. class_weight is a
+            buffer, which the state_dict does not have.
+        ignore_index, padding_idx, reduction: as there, in training and in evaluation. A sampler by
+            name or weights never draws the padding, whose row is zero at first, as in nn.Embedding,
+            and gets no gradient; `logits` has -inf there, and `topk` leaves it out.
         sparse_grad: as there; the gradients of the exact loss are dense, whatever it says, except
             under DistributedDataParallel.
-        softcap, cosine: as there, in training and in evaluation; `cosine` there divides all rows of
-            weight by their norms, in a copy.
         device, dtype: of the parameters.
 
     Shapes:
@@ -146,6 +110,7 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -155,93 +120,101 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
         sampler: str | Sampler | Tensor = "log_uniform",
         *,
         bias: bool = True,
+        weight: nn.Parameter | None = None,
         replacement: bool = True,
+        inclusion: Inclusion = "expected",
         per_row: bool = False,
+        objective: ObjectiveName | Objective = "softmax",
         temperature: float = 1.0,
-        correction: str = "both",
+        correction: Correction = "both",
         remove_accidental_hits: bool = True,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        sparse_grad: bool = False,
-        loss: str = "softmax",
         softcap: float | None = None,
         cosine: bool = False,
-        margin: float = 0.0,
-        angular_margin: float = 0.0,
-        label_smoothing: float = 0.0,
-        calibration: float = 0.75,
+        z_loss: float = 0.0,
+        ignore_index: int = -100,
+        padding_idx: int | None = None,
+        class_weight: Tensor | None = None,
+        reduction: Reduction = "mean",
+        sparse_grad: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        in_features = _checks.check_positive_int(_NAME, "in_features", in_features)
-        num_classes = _checks.check_positive_int(_NAME, "num_classes", num_classes)
-        num_samples = _checks.check_positive_int(_NAME, "num_samples", num_samples)
+        self.in_features = _checks.check_positive_int(_NAME, "in_features", in_features)
+        self.num_classes = _checks.check_positive_int(_NAME, "num_classes", num_classes)
+        self.num_samples = _checks.check_positive_int(_NAME, "num_samples", num_samples)
         bias = as_bool(_NAME, "bias", bias)
-        replacement = as_bool(_NAME, "replacement", replacement)
-        per_row = as_bool(_NAME, "per_row", per_row)
-        sparse_grad = as_bool(_NAME, "sparse_grad", sparse_grad)
-        if not replacement and num_samples > num_classes:
+        self.replacement = as_bool(_NAME, "replacement", replacement)
+        self.inclusion = inclusion
+        self.per_row = as_bool(_NAME, "per_row", per_row)
+        self.sparse_grad = as_bool(_NAME, "sparse_grad", sparse_grad)
+        if not self.replacement and num_samples > num_classes:
             raise ValueError(
                 f"{_NAME}: num_samples must be at most num_classes={num_classes} without"
                 f" replacement, got {num_samples}"
             )
-        _checks.check_choice(_NAME, "reduction", reduction, _checks.REDUCTIONS)
-        options = LossOptions(
-            loss,
+        self.reduction = _checks.check_choice(_NAME, "reduction", reduction, REDUCTIONS)
+        options = checked_options(
+            _NAME,
+            objective,
             temperature,
             correction,
             remove_accidental_hits,
             ignore_index,
             softcap,
             cosine,
-            margin,
-            angular_margin,
-            label_smoothing,
-            calibration,
+            z_loss,
         )
-        options = check_option_values(_NAME, options, shared=not per_row)
+        check_samples_fit(_NAME, options, not self.per_row)
+        self.objective = options.objective
+        self.temperature = options.temperature
+        self.correction = options.correction
+        self.remove_accidental_hits = options.remove_accidental_hits
+        self.softcap = options.softcap
+        self.cosine = options.cosine
+        self.z_loss = options.z_loss
+        self.ignore_index = options.ignore_index
+        if padding_idx is not None:
+            padding_idx = _checks.check_padding_idx(_NAME, padding_idx, self.num_classes)
+        self.padding_idx = padding_idx
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
             text = f"{dtype!r}: pass torch.{dtype}" if isinstance(dtype, str) else f"{dtype}"
             raise TypeError(
                 f"{_NAME}: dtype must be float32, bfloat16, float16 or float64 of torch, got {text}"
             )
-        made = _make_sampler(sampler, num_classes)
-        _check_draws(made, num_samples, replacement, per_row)
-        self.in_features = in_features
-        self.num_classes = num_classes
-        self.num_samples = num_samples
-        self.replacement = replacement
-        self.per_row = per_row
-        self.temperature = options.temperature
-        self.correction = correction
-        self.remove_accidental_hits = options.remove_accidental_hits
-        self.ignore_index = options.ignore_index
-        self.reduction = reduction
-        self.sparse_grad = sparse_grad
-        self.loss = loss
-        self.softcap = options.softcap
-        self.cosine = options.cosine
-        self.margin = options.margin
-        self.angular_margin = options.angular_margin
-        self.label_smoothing = options.label_smoothing
-        self.calibration = options.calibration
+        if weight is not None:
+            _check_tied(weight, self.num_classes, self.in_features, device, dtype)
+            device, dtype = weight.device, weight.dtype
+        made = as_sampler(_NAME, sampler, self.num_classes, padding_idx)
+        how = DrawOptions(self.num_samples, self.replacement, inclusion)
+        check_draws(_NAME, made, how, self.per_row)
         self.sampler = made.to(device=device)
-        self.weight = nn.Parameter(
-            prefer_huge_pages(torch.empty((num_classes, in_features), device=device, dtype=dtype))
-        )
+        self._tied = weight is not None
+        if weight is None:
+            shape = (self.num_classes, self.in_features)
+            empty = torch.empty(shape, device=device, dtype=dtype)
+            weight = nn.Parameter(prefer_huge_pages(empty))
+        self.weight = weight
         if bias:
-            self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(self.num_classes, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        if class_weight is not None:
+            _checks.check_class_weight(_NAME, class_weight, self.weight)
+        self.register_buffer("class_weight", class_weight, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), as nn.Linear."""
+        """Draw weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), as nn.Linear; the
+        padding's are zero. A weight that was given stays as it is."""
         bound = 1.0 / math.sqrt(self.in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
+        own = [self.bias] if self._tied else [self.weight, self.bias]
+        for parameter in own:
+            if parameter is not None:
+                nn.init.uniform_(parameter, -bound, bound)
+                if self.padding_idx is not None:
+                    with torch.no_grad():
+                        parameter[self.padding_idx].fill_(0.0)
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -254,7 +227,16 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
             yield prefix, SparseRows(self)
         yield from super().named_modules(memo, prefix, remove_duplicate)
 
-    def forward(self, input: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        exclude: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        return_details: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Any:
         """The sampled loss in training mode, the exact one in eval mode.
 
         Args:
@@ -262,11 +244,23 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
             target: [*] int64; rows equal to `ignore_index` do not count. In training also [*, T].
             exclude: [*, E] int64, classes that are no negatives of the row, such as seen items;
                 negative values are padding. With `per_row` others are drawn in their place, else
-                they are left out. Training only: the exact loss is over all classes.
+                they are left out, as they are of the exact loss.
+            sample_weight: [*], a factor for each row's loss.
+            return_details: also return `SampledSoftmaxDetails(lse, target_logit, error)`.
+            generator: for the draw, as in `Sampler.sample`; the exact loss draws nothing.
 
         Returns:
             A scalar, or [*] with reduction="none"; dtype as in `sampled_softmax_loss`.
         """
+        shared: dict[str, Any] = {
+            "ignore_index": self.ignore_index,
+            "class_weight": self.class_weight,
+            "sample_weight": sample_weight,
+            "reduction": self.reduction,
+            "z_loss": self.z_loss,
+            "return_details": return_details,
+            **self._logit_options(),
+        }
         if not self.training:
             weight: Tensor = self.weight
             bias: Tensor | None = self.bias
@@ -275,49 +269,37 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
                 weight = with_sparse_grad(weight)
                 bias = None if bias is None else with_sparse_grad(bias)
             return exact.exact_cross_entropy(
-                input,
-                weight,
-                target,
-                bias=bias,
-                ignore_index=self.ignore_index,
-                reduction=self.reduction,
-                **self._logit_options(),
+                input, weight, target, bias=bias, exclude=exclude, **shared
             )
         if self.sparse_grad:
             self._check_own_parameters()
         samples: Samples | KeyedSamples
+        how: dict[str, Any] = {
+            "replacement": self.replacement,
+            "inclusion": self.inclusion,
+            "generator": generator,
+        }
         if self.per_row:
             num_true = target.shape[-1] if target.dim() == input.dim() else None
             samples = self.sampler.sample_keyed(
-                target,
-                self.num_samples,
-                replacement=self.replacement,
-                exclude=exclude,
-                num_true=num_true,
+                target, self.num_samples, exclude=exclude, num_true=num_true, **how
             )
             exclude = None
         else:
-            samples = self.sampler.sample(target, self.num_samples, replacement=self.replacement)
-        loss: Tensor = sampled_softmax_loss(
+            samples = self.sampler.sample(target, self.num_samples, **how)
+        return sampled_softmax_loss(
             input,
             self.weight,
             target,
             samples,
             bias=self.bias,
+            objective=self.objective,
             correction=self.correction,
             remove_accidental_hits=self.remove_accidental_hits,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
             sparse_grad=self.sparse_grad,
-            loss=self.loss,
-            margin=self.margin,
-            angular_margin=self.angular_margin,
-            label_smoothing=self.label_smoothing,
-            calibration=self.calibration,
             exclude=exclude,
-            **self._logit_options(),
+            **shared,
         )
-        return loss
 
     def _check_own_parameters(self) -> None:
         """ValueError unless weight and bias are parameters themselves, which can have a row-sparse
@@ -333,7 +315,12 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
 
     def _logit_options(self) -> dict[str, Any]:
         """What makes logits of products, in training and in evaluation."""
-        return {"temperature": self.temperature, "softcap": self.softcap, "cosine": self.cosine}
+        return {
+            "temperature": self.temperature,
+            "softcap": self.softcap,
+            "cosine": self.cosine,
+            "padding_idx": self.padding_idx,
+        }
 
     def logits(self, input: Tensor) -> Tensor:
         """The logits of all classes, [*, C], float32; see `sampled_softmax_cuda.exact`."""
@@ -357,23 +344,22 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
         ]
         defaults = {
             "replacement": True,
+            "inclusion": "expected",
             "per_row": False,
+            "objective": SOFTMAX,
             "temperature": 1.0,
             "correction": "both",
             "remove_accidental_hits": True,
-            "ignore_index": -100,
-            "reduction": "mean",
-            "sparse_grad": False,
-            "loss": "softmax",
             "softcap": None,
             "cosine": False,
-            "margin": 0.0,
-            "angular_margin": 0.0,
-            "label_smoothing": 0.0,
-            "calibration": 0.75,
+            "z_loss": 0.0,
+            "ignore_index": -100,
+            "padding_idx": None,
+            "reduction": "mean",
+            "sparse_grad": False,
         }
         for name, default in defaults.items():
             value = getattr(self, name)
             if value != default:
-                parts.append(f"{name}={value!r}")
+                parts.append(f"{name}={value if name == 'objective' else repr(value)}")
         return ", ".join(parts)

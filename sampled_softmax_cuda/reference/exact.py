@@ -12,21 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .._transforms import transformed
-from .loss import compute_dtype, infinite_is_nan, matmul
-from .negatives import cap
-
-# Classes per chunk are chosen so that a chunk of logits takes about this many elements.
-CHUNK_ELEMENTS = 1 << 22
-
-
-def chunk_classes(num_rows: int, num_classes: int) -> int:
-    """How many classes a chunk of logits [num_rows, chunk] takes.
-
-    At most max(CHUNK_ELEMENTS, 1024 * num_rows) logits: 16 MiB of float32, which the L2 cache of a
-    large GPU keeps between the kernel that writes and the one that reads, and from 4096 rows on
-    4 KiB a row, since a matmul with fewer columns would read the rows in vain.
-    """
-    return min(num_classes, max(1024, CHUNK_ELEMENTS // max(num_rows, 1)))
+from ..losses.rows import cap, chunk_classes, compute_dtype, infinite_is_nan, matmul
 
 
 def _logits(

@@ -7,26 +7,16 @@ samples. Here is the sum, for samples that all rows share, S of them, with r a r
     softmax   log(1 + sum_s exp(z_s - r))                     what the logsumexp is above r
     sigmoid   sum_s softplus(z_s)                             cross entropies of "not this class"
 
-`composed.py` makes losses of it. [B, S] logits are stored.
+`losses/targets.py` makes losses of it. [B, S] logits are stored.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .loss import compute_dtype, correction_of, followed_ids, gather_rows, matmul
-
-
-def cap(z: Tensor, softcap: float) -> Tensor:
-    """softcap * tanh(z / softcap), or z itself if softcap is 0."""
-    return torch.tanh(z / softcap) * softcap if softcap > 0 else z
-
-
-def softplus(z: Tensor) -> Tensor:
-    """log(1 + exp(z)), without PyTorch's cut at 20, which float64 would notice."""
-    return F.softplus(z, threshold=80.0)
+from ..losses.gather import followed_ids, gather_rows
+from ..losses.rows import cap, compute_dtype, correction_of, matmul, softplus
 
 
 def reduce_negatives(

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._transforms import transforming
-from .loss import compute_dtype, correction_of, followed_ids, gather_rows, matmul
-from .negatives import cap, reduce_negatives
+from ..losses.gather import followed_ids, gather_rows
+from ..losses.rows import cap, compute_dtype, correction_of, matmul
+from .negatives import reduce_negatives
 
 _CHUNK = 1 << 24  # gathered elements at a time
 

@@ -7,14 +7,14 @@ log_uniform.h, alias_table.h, logit_correction.h.
 from __future__ import annotations
 
 import math
-from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .._load import may_look
-from .philox import mul_wide, philox_bits
+from .._philox import mul_wide, philox_bits
+from .._rules import may_look
+from ..proposals import Kind, Method, Proposal
 from .portable_math import polynomial, portable_log, portable_log1p
 
 _FRACTION_BITS = 58  # of the fixed-point log2
@@ -50,15 +50,7 @@ _EXP2_POLYNOMIAL = (
 _ALIAS_CHUNK = 1 << 14
 
 
-class Method(IntEnum):
-    """How samples are drawn: what `method` means to the operators."""
-
-    WITH_REPLACEMENT = 0
-    DISTINCT = 1
-    RACE = 2
-
-
-class Proposal(Protocol):
+class Distribution(Protocol):
     """A distribution over the classes 0 .. num_classes - 1."""
 
     @property
@@ -140,6 +132,15 @@ class Weighted(NamedTuple):
 
     def probability(self, ids: Tensor) -> Tensor:
         return self.probability_bits[ids].view(torch.float64)
+
+
+def distribution(proposal: Proposal) -> Uniform | LogUniform | Weighted:
+    """A proposal with its formulas."""
+    if proposal.table is not None and proposal.probability_bits is not None:
+        return Weighted(proposal.table, proposal.probability_bits)
+    if proposal.kind == Kind.UNIFORM:
+        return Uniform(proposal.num_classes)
+    return LogUniform(proposal.num_classes)
 
 
 def _alias_of(entries: Tensor, num_classes: int) -> Tensor:
@@ -231,17 +232,17 @@ def log_expected_count(
     return torch.where(q == 0, log_zero, log_count)
 
 
-def log_counts(
-    proposal: Proposal,
-    ids: Tensor,
-    num_samples: int,
-    tries: Tensor | None = None,
-    log_zero: float = -math.inf,
+def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor | None) -> Tensor:
+    """log n of any ids, float32; 0 for an id outside [0, C), -inf for a class with q = 0."""
+    return _log_counts(distribution(proposal), ids, num_samples, tries, -math.inf)
+
+
+def _log_counts(
+    q: Distribution, ids: Tensor, num_samples: int, tries: Tensor | None, log_zero: float
 ) -> Tensor:
-    """log n of any ids, float32; 0 for an id outside [0, C), log_zero for a class with q = 0."""
-    valid = (ids >= 0) & (ids < proposal.num_classes)
-    q = proposal.probability(torch.where(valid, ids, 0))
-    count = log_expected_count(q, num_samples, tries, log_zero)
+    valid = (ids >= 0) & (ids < q.num_classes)
+    of_ids = q.probability(torch.where(valid, ids, 0))
+    count = log_expected_count(of_ids, num_samples, tries, log_zero)
     return torch.where(valid, count, 0.0).to(torch.float32)
 
 
@@ -267,7 +268,7 @@ def most_distinct_draws(num_classes: int) -> float:
     return 1e6 + 1e3 * num_classes
 
 
-def sample_distinct(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+def sample_distinct(proposal: Distribution, key: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
     """The first distinct ids of the stream [S], and the number of draws they took []."""
     length = 2 * num_samples + 16
     most = most_distinct_draws(proposal.num_classes)
@@ -289,7 +290,7 @@ def sample_distinct(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[
 def _distinct_op(
     key: Tensor, num_samples: int, kind: str, num_classes: int, table: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    proposal: Proposal = Weighted(table, table) if table is not None else Uniform(num_classes)
+    proposal: Distribution = Weighted(table, table) if table is not None else Uniform(num_classes)
     if kind == LogUniform.__name__:
         proposal = LogUniform(num_classes)
     return sample_distinct(proposal, key, num_samples)
@@ -311,7 +312,7 @@ def _traced_distinct(
     return found
 
 
-def sample_race(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+def sample_race(proposal: Distribution, key: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
     """The S classes of the smallest E_k / q_k [S], and what stands for the number of draws []."""
     classes = torch.arange(proposal.num_classes, device=key.device)
     bits = philox_bits(key, 0, proposal.num_classes)
@@ -321,7 +322,7 @@ def sample_race(proposal: Proposal, key: Tensor, num_samples: int) -> tuple[Tens
 
 
 def sample(
-    proposal: Uniform | LogUniform | Weighted,
+    proposal: Proposal,
     key: Tensor,
     target: Tensor,
     num_samples: int,
@@ -342,17 +343,18 @@ def sample(
         ids [S] int64, number of draws [] int64, log n of the ids [S] and of the targets, float32,
         as corrections: 0 for a class that is never drawn.
     """
+    q = distribution(proposal)
     if method == Method.WITH_REPLACEMENT:
-        ids = proposal.ids(philox_bits(key, 0, num_samples))
+        ids = q.ids(philox_bits(key, 0, num_samples))
         draws = torch.full((), num_samples, dtype=torch.int64, device=key.device)
     else:
         distinct = _traced_distinct if torch.compiler.is_compiling() else sample_distinct
         find = distinct if method == Method.DISTINCT else sample_race
-        ids, draws = find(proposal, key, num_samples)
+        ids, draws = find(q, key, num_samples)
         tries = draws.to(torch.float64) if tries is None else tries
     return (
         ids,
         draws,
-        log_counts(proposal, ids, num_samples, tries, 0.0),
-        log_counts(proposal, target, num_samples, tries, 0.0),
+        _log_counts(q, ids, num_samples, tries, 0.0),
+        _log_counts(q, target, num_samples, tries, 0.0),
     )

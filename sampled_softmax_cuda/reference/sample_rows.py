@@ -9,13 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .philox import philox_bits
+from .._philox import philox_bits
+from ..proposals import Method, Proposal
 from .sample import (
-    LogUniform,
-    Method,
-    Uniform,
-    Weighted,
     arrival_time,
+    distribution,
     log_expected_count,
     most_distinct_draws,
 )
@@ -25,9 +23,7 @@ LEAST_LEFT, LEAST_LEFT_DISTINCT = 1e-6, 1e-10
 """The probability that exclusions must leave, with replacement and without: core/rejection.h."""
 
 
-def excluded_mass(
-    proposal: Uniform | LogUniform | Weighted, exclude: Tensor
-) -> tuple[Tensor, Tensor]:
+def excluded_mass(proposal: Proposal, exclude: Tensor) -> tuple[Tensor, Tensor]:
     """What the classes of each row of a list have together.
 
     Args:
@@ -39,7 +35,8 @@ def excluded_mass(
     ids = exclude.sort(dim=1).values
     counted = (ids >= 0) & (ids < proposal.num_classes)
     counted[:, 1:] &= ids[:, 1:] != ids[:, :-1]
-    q = torch.where(counted, proposal.probability(torch.where(counted, ids, 0)), 0.0)
+    known = distribution(proposal).probability(torch.where(counted, ids, 0))
+    q = torch.where(counted, known, 0.0)
     return q.sum(dim=1), (q > 0).sum(dim=1)
 
 
@@ -61,7 +58,7 @@ def _first_seen(ids: Tensor) -> Tensor:
 
 
 def _first_of_stream(
-    proposal: Uniform | LogUniform | Weighted,
+    proposal: Proposal,
     key: Tensor,
     stream: Tensor,
     num_samples: int,
@@ -74,8 +71,9 @@ def _first_of_stream(
     most = most_distinct_draws(proposal.num_classes)
     if not distinct and exclude is not None and left.numel() > 0:
         most = (2 * num_samples + 128) / max(float(left.min()), LEAST_LEFT)
+    q = distribution(proposal)
     while length < 2 * most:
-        ids = proposal.ids(philox_bits(key, 0, length, stream))
+        ids = q.ids(philox_bits(key, 0, length, stream))
         allowed = ~_excluded(ids, exclude)
         taken = allowed & _first_seen(ids) if distinct else allowed
         if bool((taken.sum(dim=1) >= num_samples).all()):
@@ -91,7 +89,7 @@ def _first_of_stream(
 
 
 def _race(
-    proposal: Uniform | LogUniform | Weighted,
+    proposal: Proposal,
     key: Tensor,
     stream: Tensor,
     num_samples: int,
@@ -104,7 +102,7 @@ def _race(
     """
     classes = torch.arange(proposal.num_classes, device=key.device)
     bits = philox_bits(key, 0, proposal.num_classes, stream)
-    time = arrival_time(bits, proposal.probability(classes))
+    time = arrival_time(bits, distribution(proposal).probability(classes))
     time = time.masked_fill(_excluded(classes.expand_as(bits), exclude), torch.inf)
     time, order = time.sort(dim=1, stable=True)
     draws = (time[:, num_samples - 1] * left).clamp(max=2.0**62).ceil().to(torch.int64)
@@ -114,7 +112,7 @@ def _race(
 
 
 def _log_counts(
-    proposal: Uniform | LogUniform | Weighted,
+    proposal: Proposal,
     ids: Tensor,
     num_samples: int,
     tries: Tensor | None,
@@ -123,7 +121,7 @@ def _log_counts(
     """log n of ids [B, n] under q / (1 - Q), float32, as corrections: 0 for an id outside [0, C)
     and for a class that is never drawn."""
     valid = (ids >= 0) & (ids < proposal.num_classes)
-    q = proposal.probability(torch.where(valid, ids, 0))
+    q = distribution(proposal).probability(torch.where(valid, ids, 0))
     q = torch.where(left[:, None] == 1, q, (q / left[:, None]).clamp(max=1.0))
     count = log_expected_count(q, num_samples, tries, 0.0)
     count = torch.where(valid, count, 0.0).to(torch.float32)
@@ -131,7 +129,7 @@ def _log_counts(
 
 
 def draw_rows(
-    proposal: Uniform | LogUniform | Weighted,
+    proposal: Proposal,
     key: Tensor,
     rows: Tensor,
     num_samples: int,
@@ -154,9 +152,7 @@ def draw_rows(
     return ids, draws if distinct else torch.full_like(draws, num_samples)
 
 
-def _left(
-    proposal: Uniform | LogUniform | Weighted, rows: Tensor, exclude: Tensor | None
-) -> Tensor:
+def _left(proposal: Proposal, rows: Tensor, exclude: Tensor | None) -> Tensor:
     """1 - Q of each row, float64 [B]."""
     if exclude is None:
         return torch.ones(rows.shape[0], dtype=torch.float64, device=rows.device)
@@ -164,7 +160,7 @@ def _left(
 
 
 def sample_rows(
-    proposal: Uniform | LogUniform | Weighted,
+    proposal: Proposal,
     key: Tensor,
     target: Tensor,
     num_samples: int,

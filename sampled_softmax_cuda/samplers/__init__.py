@@ -1,7 +1,7 @@
 """Samplers: where the negative classes come from, and how often each is expected."""
 
-from .base import Sampler, Samples
-from .keyed import KeyedSamples, mask_samples
+from ..samples import KeyedSamples, Samples, mask_samples
+from .base import Sampler
 from .log_uniform import LogUniformSampler
 from .mixed import MixedSampler
 from .pool import InBatchSampler, QueueSampler

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._load import on_cpu
-from ..reference.sample_rows import LEAST_LEFT, LEAST_LEFT_DISTINCT, excluded_mass
-from ._ops import Proposal
+from .._rules import host_rules
+from ..ops.sample import LEAST_LEFT, LEAST_LEFT_DISTINCT, excluded_mass
+from ..proposals import Proposal
 
 
 def check_rows(name: str, target: Tensor, num_true: int | None) -> tuple[int, ...]:
@@ -29,7 +29,7 @@ def check_exclude(name: str, exclude: Tensor, shape: tuple[int, ...], num_classe
             f"{name}: exclude must be [*, E] with the batch's shape {list(shape)} before E, got"
             f" {list(exclude.shape)}"
         )
-    if torch.compiler.is_compiling() or not on_cpu(exclude) or exclude.numel() == 0:
+    if torch.compiler.is_compiling() or not host_rules(exclude) or exclude.numel() == 0:
         return
     largest = int(exclude.max())
     if largest >= num_classes:
@@ -40,21 +40,21 @@ def check_left(
     name: str,
     proposal: Proposal,
     exclude: Tensor,
-    num_drawable: int,
     num_samples: int,
     replacement: bool,
 ) -> None:
     """On the CPU, exclude [B, E] leaves every row enough classes, and enough of the probability."""
-    if torch.compiler.is_compiling() or not on_cpu(exclude) or exclude.shape[1] == 0:
+    if torch.compiler.is_compiling() or not host_rules(exclude) or exclude.shape[1] == 0:
         return
     mass, lost = excluded_mass(proposal, exclude)
     needed = 1 if replacement else num_samples
-    short = (num_drawable - lost < needed).nonzero()
+    short = (proposal.num_drawable - lost < needed).nonzero()
     if short.numel() > 0:
         row = int(short[0])
+        left = proposal.num_drawable - int(lost[row])
         raise ValueError(
-            f"{name}: exclude leaves row {row} {num_drawable - int(lost[row])} classes of positive"
-            f" probability, {needed} are needed"
+            f"{name}: exclude leaves row {row} {left} classes of positive probability, {needed} are"
+            " needed"
         )
     least = LEAST_LEFT if replacement else LEAST_LEFT_DISTINCT
     rare = (1.0 - mass < least).nonzero()

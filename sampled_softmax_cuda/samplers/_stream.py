@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from ..reference.philox import mul_wide
+from .._philox import mul_wide
 from ._state import Stateful, lasting
 from .weighted import WeightedSampler
 
@@ -60,25 +60,36 @@ class CountedStream(Stateful):
     merged: Tensor | None
     """The counts after the last `sync`: what processes have added since is the difference."""
 
-    def __init__(self, num_classes: int, staleness: float, persistent: bool) -> None:
+    def __init__(
+        self, num_classes: int, staleness: float, padding_idx: int | None, persistent: bool
+    ) -> None:
         super().__init__()
         self.staleness = staleness
         device = torch.get_default_device()
-        ones = torch.ones(num_classes, dtype=torch.int64, device="cpu")
+        self.padding_idx = padding_idx
+        ones = self._initial_counts(num_classes, torch.device("cpu"))
+        total = num_classes - (padding_idx is not None)
         self._set_state(
             device,
             persistent,
             counts=ones,
-            total=torch.tensor(num_classes, device="cpu"),
+            total=torch.tensor(total, device="cpu"),
             pending=torch.zeros((), dtype=torch.int64, device="cpu"),
             merged=None,
         )
         self.table = WeightedSampler(ones, persistent=persistent).to(device)
         # Pending targets and the table's total as Python numbers, which nothing has to wait for.
         self._pending = 0
-        self._table_total = num_classes
+        self._table_total = total
         self._table_in_doubt = False
         self._stamp()
+
+    def _initial_counts(self, num_classes: int, device: torch.device) -> Tensor:
+        """1 for every class but the padding."""
+        ones = torch.ones(num_classes, dtype=torch.int64, device=device)
+        if self.padding_idx is not None:
+            ones[self.padding_idx] = 0
+        return ones
 
     def update(self, ids: Tensor, valid: Tensor) -> None:
         """Count ids [N] where valid."""
@@ -122,7 +133,9 @@ class CountedStream(Stateful):
     def sync(self, group: Any) -> None:
         """All that any process has counted, in every process."""
         with lasting():
-            base = torch.ones_like(self.counts) if self.merged is None else self.merged
+            base = self.merged
+            if base is None:
+                base = self._initial_counts(self.counts.shape[0], self.counts.device)
             _check_alike(base, group)
             added = _all_reduce(self.counts - base, distributed.ReduceOp.SUM, group)
             self.counts.copy_(base + added)

@@ -1,53 +1,59 @@
-"""What all samplers share: keys, expected counts, checks."""
+"""The base of all samplers: draws shared by the batch, probabilities, expected counts, checks."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from .._arguments import as_int, check_int64
-from .._load import on_cpu
+from .._rules import host_rules
 from .._torchscript import NotScriptable
-from ..reference.sample import Method
-from . import _ops
-from ._row_draws import draw_rows
-from ._state import Stateful, lasting
-from .keyed import KeyedSamples
-from .samples import Samples as Samples
+from ..options import Inclusion
+from ..samples import KeyedSamples, Samples
+from ._state import Stateful
 
-_INCLUSIONS = ("expected", "observed", "estimated")
+INCLUSIONS = ("expected", "observed", "estimated")
 
-# Rejection takes t draws, the race about as long as this many draws per class.
-_RACE_DRAWS_PER_CLASS = 4
+ANY_CLASSES = 2**63 - 1
+"""`num_classes` of a sampler that was not told how many there are and takes any id."""
 
-# The draws behind inclusion="estimated": fixed keys, so that every process estimates the same t.
-_ESTIMATE_SEED = 0x5353_4345_5354
-_ESTIMATE_DRAWS = 10
-
-# The operators count at most 2^62 draws. Of an expected number beyond this one, that might happen.
-_MOST_COUNTED = 2.0**57
+UNLIMITED = 2**62
+"""More samples than any share needs, such that sums stay integers that torch can count with."""
 
 
-class _Plan(NamedTuple):
-    """How S samples are drawn, and the t of their expected counts (None: as observed)."""
+class DrawOptions(NamedTuple):
+    """How many classes are drawn, and how; checked."""
 
-    method: Method
-    tries: Tensor | None
+    num_samples: int
+    replacement: bool
+    inclusion: str
+
+
+class Draw(NamedTuple):
+    """One draw, before the loss knows of it."""
+
+    ids: Tensor
+    """[S] int64; masked entries hold some id of the same draw."""
+    masked: Tensor | None
+    """[S] bool, the entries that count for nothing; None: every entry counts."""
+    log_count: Callable[[Tensor], Tensor]
+    """ids of any shape in [0, num_classes) to log n of each; -inf for a class that cannot come."""
 
 
 class Sampler(NotScriptable, Stateful, ABC):
     """Draws class ids for sampled softmax: the base of all samplers.
 
-    A draw is a pure function of a key of two 64-bit numbers, which `sample` takes from PyTorch's
-    random state; the same key gives the same ids on every device and for any number of threads.
+    A draw takes its key of two 64-bit numbers from PyTorch's random state; the same key gives the
+    same ids on every device and for any number of threads.
     """
 
     num_classes: int
+    padding_idx: int | None = None
+    """A class that is no class and is never drawn, or None."""
 
     @property
     def draws(self) -> bool:
@@ -57,11 +63,7 @@ class Sampler(NotScriptable, Stateful, ABC):
     @property
     def draws_rows(self) -> bool:
         """Whether every row can have draws of its own (per_row=True)."""
-        return self.draws
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._plans: dict[tuple[int, str], _Plan] = {}
+        return False
 
     @property
     def num_drawable(self) -> int:
@@ -69,20 +71,13 @@ class Sampler(NotScriptable, Stateful, ABC):
         return self.num_classes
 
     @abstractmethod
-    def _proposal(self) -> _ops.Proposal:
-        """The distribution, as the operators take it."""
-
-    @abstractmethod
-    def _solve_tries(self, num_samples: int) -> float:
-        """t with sum of 1 - (1 - q)^t = num_samples < num_drawable; inf if they are equal."""
-
     def sample(
         self,
         target: Tensor,
         num_samples: int,
         *,
         replacement: bool = True,
-        inclusion: str = "expected",
+        inclusion: Inclusion = "expected",
         per_row: bool = False,
         exclude: Tensor | None = None,
         num_true: int | None = None,
@@ -136,24 +131,6 @@ class Sampler(NotScriptable, Stateful, ABC):
             >>> sampler.sample(torch.tensor([3, 14, 15]), 8, per_row=True).ids.shape
             torch.Size([3, 8])
         """
-        if per_row:
-            how = num_samples, replacement, inclusion
-            lists = exclude, num_true
-            return draw_rows(self, "sample", target, how, lists, generator, keep_ids=True)[1]
-        for argument, value in (("exclude", exclude), ("num_true", num_true)):
-            if value is not None:
-                raise ValueError(
-                    f"{self._name}.sample: {argument} needs per_row=True: samples shared by the"
-                    " batch are the same for every row"
-                )
-        self._check_ids("sample", "target", target)
-        num_samples = self._check_num_samples("sample", num_samples, replacement, inclusion)
-        plan = self._plan(num_samples, replacement, inclusion)
-        key = _ops.new_key(target.device, generator)
-        ids, _, log_count, target_log_count = _ops.sample(
-            self._proposal(), key, target.contiguous(), num_samples, *plan
-        )
-        return Samples(ids, log_count, target_log_count)
 
     def sample_keyed(
         self,
@@ -161,67 +138,21 @@ class Sampler(NotScriptable, Stateful, ABC):
         num_samples: int,
         *,
         replacement: bool = True,
-        inclusion: str = "expected",
+        inclusion: Inclusion = "expected",
         exclude: Tensor | None = None,
         num_true: int | None = None,
         generator: torch.Generator | None = None,
     ) -> KeyedSamples:
-        """The classes of `sample(..., per_row=True)` as the key that they are drawn from.
-
-        The kernels of the loss draw each row's when they come to it, in the forward and in the
-        backward pass, so that nothing of size [*, S] is ever stored.
-
-        Args:
-            target, num_samples, replacement, inclusion, exclude, num_true, generator: as `sample`.
-
-        Returns:
-            `KeyedSamples`, whose `materialize()` gives the `Samples`.
-
-        Raises:
-            ValueError, TypeError, IndexError: as `sample`.
-
-        Example:
-            >>> import torch, sampled_softmax_cuda as ssc
-            >>> sampler = ssc.LogUniformSampler(1000)
-            >>> keyed = sampler.sample_keyed(torch.tensor([3, 14, 15]), 8)
-            >>> keyed.num_samples, keyed.target_log_expected_count.shape
-            (8, torch.Size([3]))
-        """
-        how = num_samples, replacement, inclusion
-        lists = exclude, num_true
-        return draw_rows(self, "sample_keyed", target, how, lists, generator, keep_ids=False)[0]
+        """ValueError: only samplers of one distribution have draws for each row."""
+        self._refuse("sample_keyed", "a draw for each row, from a key alone,")
 
     def draw(
         self, key: Tensor, num_samples: int, *, replacement: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """The ids of a key, and the number of draws that they took.
+        """ValueError: only samplers of one distribution draw from a key alone."""
+        self._refuse("draw", "a draw from a key alone")
 
-        Args:
-            key: int64 [2], (seed, offset), on the sampler's device.
-            num_samples, replacement: as in `sample`.
-
-        Returns:
-            ids [S] and num_draws [], int64. num_draws is S with replacement.
-
-        Raises:
-            ValueError, TypeError, IndexError: as `sample`.
-
-        Example:
-            >>> import torch, sampled_softmax_cuda as ssc
-            >>> ssc.UniformSampler(10).draw(torch.tensor([1, 2]), 3)[0]
-            tensor([5, 9, 0])
-        """
-        self._check_ids("draw", "key", key)
-        if key.shape != (2,):
-            raise ValueError(f"{self._name}.draw: key must be [2], got {list(key.shape)}")
-        proposal = self._proposal()
-        num_samples = self._check_num_samples("draw", num_samples, replacement, "observed")
-        plan = self._plan(num_samples, replacement, "observed")
-        ids, num_draws, _, _ = _ops.sample(
-            proposal, key.contiguous(), key.new_empty(0), num_samples, *plan
-        )
-        return ids, num_draws
-
+    @abstractmethod
     def log_prob(self, ids: Tensor) -> Tensor:
         """log q of each class, float32 of the shape of ids, computed in float64; -inf for q = 0.
 
@@ -233,17 +164,15 @@ class Sampler(NotScriptable, Stateful, ABC):
             >>> ssc.LogUniformSampler(3).log_prob(torch.tensor([0, 1, 2])).exp()
             tensor([0.5000, 0.2925, 0.2075])
         """
-        self._check_ids("log_prob", "ids", ids)
-        self._check_range("log_prob", ids)
-        return _ops.log_counts(self._proposal(), ids, 1, None)
 
+    @abstractmethod
     def log_expected_count(
         self,
         ids: Tensor,
         num_samples: int,
         *,
         replacement: bool = True,
-        inclusion: str = "expected",
+        inclusion: Inclusion = "expected",
     ) -> Tensor:
         """log n of each class in a sample of num_samples, float32 of the shape of ids.
 
@@ -263,107 +192,16 @@ class Sampler(NotScriptable, Stateful, ABC):
             >>> sampler.log_expected_count(torch.tensor([5]), 4, replacement=False).exp()
             tensor([0.5000])
         """
-        name = "log_expected_count"
-        self._check_ids(name, "ids", ids)
-        proposal = self._proposal()
-        num_samples = self._check_num_samples(name, num_samples, replacement, inclusion)
-        if not replacement and inclusion == "observed":
-            raise ValueError(
-                f"{self._name}.{name}: inclusion='observed' needs a draw, which only sample() has;"
-                " use 'expected' or 'estimated'"
-            )
-        self._check_range(name, ids)
-        plan = self._plan(num_samples, replacement, inclusion)
-        return _ops.log_counts(proposal, ids, num_samples, plan.tries)
 
-    # --- plans ---------------------------------------------------------------------------------
+    @abstractmethod
+    def _begin_draw(
+        self, target: Tensor, options: DrawOptions, generator: torch.Generator | None
+    ) -> Draw:
+        """At most S ids shared by the batch; the arguments have been checked."""
 
-    def _plan(self, num_samples: int, replacement: bool, inclusion: str) -> _Plan:
-        if replacement:
-            return _Plan(Method.WITH_REPLACEMENT, None)
-        if torch.compiler.is_compiling():
-            self._keep_plan(num_samples, inclusion)
-            return self._plans[num_samples, inclusion]
-        return self._kept_plan(num_samples, inclusion)
-
-    # Finding t can't be traced: torch.compile runs this once, while it traces, before it looks at
-    # the plans that the graph will depend on.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _keep_plan(self, num_samples: int, inclusion: str) -> int:
-        with _disable_current_modes():  # numbers, also where torch.export makes all tensors fake
-            return int(self._kept_plan(num_samples, inclusion).method)
-
-    def _kept_plan(self, num_samples: int, inclusion: str) -> _Plan:
-        self._settle()
-        plan = self._plans.get((num_samples, inclusion))
-        if plan is None:
-            plan = self._make_plan(num_samples, inclusion)
-            self._plans[num_samples, inclusion] = plan
-        return plan
-
-    def _make_plan(self, num_samples: int, inclusion: str) -> _Plan:
-        """Solve for t on the CPU, so that every device draws by the same method.
-
-        The tensor outlives this draw: whatever mode that is in, training can save it.
-        """
-        with lasting():
-            return self._solve_plan(num_samples, inclusion)
-
-    def _solve_plan(self, num_samples: int, inclusion: str) -> _Plan:
-        try:
-            expected = self._solve_tries(num_samples)
-        except ValueError as error:
-            raise ValueError(f"{self._name}: {error}") from None
-        draws = expected if expected < math.inf else self._draws_of_all()
-        if inclusion != "expected" and draws > _MOST_COUNTED:
-            raise ValueError(
-                f"{self._name}: {num_samples} distinct classes take about {draws:.1g} draws, more"
-                f" than can be counted for inclusion={inclusion!r}: use inclusion='expected', or"
-                " make the least weights 0"
-            )
-        race = expected > _RACE_DRAWS_PER_CLASS * self.num_classes
-        method = Method.RACE if race else Method.DISTINCT
-        if inclusion == "observed":
-            return _Plan(method, None)
-        if inclusion == "estimated":
-            expected = self._estimate_tries(method, num_samples)
-        return _Plan(method, torch.tensor(expected, dtype=torch.float64, device=self._device()))
-
-    def _draws_of_all(self) -> float:
-        """About how many draws find every class."""
-        return float(self.num_classes)
-
-    def _estimate_tries(self, method: Method, num_samples: int) -> float:
-        proposal = self._proposal()
-        total = 0
-        for draw in range(_ESTIMATE_DRAWS):
-            key = torch.tensor([_ESTIMATE_SEED, draw << 40], device=self._device())
-            total += int(_ops.sample(proposal, key, key[:0], num_samples, method, None)[1])
-        return total / _ESTIMATE_DRAWS
-
-    def _refresh_plans(self) -> None:
-        """Other probabilities: find every t anew, in the tensors that compiled graphs hold."""
-        for (num_samples, inclusion), old in list(self._plans.items()):
-            if num_samples > self.num_drawable:
-                del self._plans[num_samples, inclusion]
-                continue
-            try:
-                new = self._make_plan(num_samples, inclusion)
-            except ValueError:  # the next such draw says so
-                del self._plans[num_samples, inclusion]
-                continue
-            if old.tries is not None and new.tries is not None:
-                new = _Plan(new.method, old.tries.copy_(new.tries))
-            self._plans[num_samples, inclusion] = new
-
-    def _state_changed(self) -> None:
-        self._refresh_plans()
-
-    def _moved(self) -> None:
-        self._plans.clear()  # their tensors belong on the other device
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_plans": {}}
+    def _capacity(self, target: Tensor, replacement: bool) -> int:
+        """The most samples that can be had for this target."""
+        return UNLIMITED if replacement else self.num_drawable
 
     def _device(self) -> torch.device | None:
         """Where the sampler's tensors are; None if it has none and serves any device."""
@@ -385,7 +223,7 @@ class Sampler(NotScriptable, Stateful, ABC):
             )
 
     def _check_range(self, method: str, ids: Tensor) -> None:
-        if torch.compiler.is_compiling() or not on_cpu(ids) or ids.numel() == 0:
+        if torch.compiler.is_compiling() or not host_rules(ids) or ids.numel() == 0:
             return
         low, high = (int(x) for x in torch.aminmax(ids))
         if low < 0 or high >= self.num_classes:
@@ -399,9 +237,9 @@ class Sampler(NotScriptable, Stateful, ABC):
     ) -> int:
         name = f"{self._name}.{method}"
         count = as_int(name, "num_samples", num_samples, least=1)
-        if inclusion not in _INCLUSIONS:
+        if inclusion not in INCLUSIONS:
             raise ValueError(
-                f"{name}: inclusion must be one of {', '.join(_INCLUSIONS)}, got {inclusion!r}"
+                f"{name}: inclusion must be one of {', '.join(INCLUSIONS)}, got {inclusion!r}"
             )
         if not replacement and count > self.num_drawable:
             raise ValueError(
@@ -409,6 +247,18 @@ class Sampler(NotScriptable, Stateful, ABC):
                 f" with positive probability, without replacement, got {count}"
             )
         return count
+
+    def _options(
+        self, method: str, num_samples: Any, replacement: bool, inclusion: str
+    ) -> DrawOptions:
+        num_samples = self._check_num_samples(method, num_samples, replacement, inclusion)
+        return DrawOptions(num_samples, replacement, inclusion)
+
+    def _refuse(self, method: str, what: str) -> NoReturn:
+        raise ValueError(
+            f"{self._name}.{method}: {what} is not possible: its ids do not come from one stream of"
+            " independent draws; use sample(), which shares the ids among all rows"
+        )
 
 
 def check_num_classes(name: str, num_classes: object, limit: int) -> int:

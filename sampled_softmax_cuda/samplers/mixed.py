@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .._arguments import as_float
-from .base import Sampler
-from .composed import ANY_CLASSES, UNLIMITED, ComposedSampler, Draw, begin_draw, capacity
+from ..options import Inclusion
+from .base import ANY_CLASSES, UNLIMITED, Draw, DrawOptions, Sampler
+from .pooled import PooledSampler
 
 
 def split_samples(num_samples: int, proportions: Sequence[float], most: Sequence[int]) -> list[int]:
@@ -40,7 +41,7 @@ def split_samples(num_samples: int, proportions: Sequence[float], most: Sequence
     return shares
 
 
-class MixedSampler(ComposedSampler):
+class MixedSampler(PooledSampler):
     """Every component draws its share of the samples; n is that of the mixture, exactly.
 
     Component i draws S_i of the S samples (a deterministic split in the given proportions; what an
@@ -128,7 +129,7 @@ class MixedSampler(ComposedSampler):
         num_samples: int,
         *,
         replacement: bool = True,
-        inclusion: str = "expected",
+        inclusion: Inclusion = "expected",
     ) -> Tensor:
         """log of sum_i n_i(k), float32 of the shape of ids.
 
@@ -161,21 +162,20 @@ class MixedSampler(ComposedSampler):
         return next((device for device in devices if device is not None), None)
 
     def _capacity(self, target: Tensor, replacement: bool) -> int:
-        return min(UNLIMITED, sum(capacity(s, target, replacement) for s in self._components()))
+        return min(UNLIMITED, sum(s._capacity(target, replacement) for s in self._components()))
 
     def _begin_draw(
         self,
         target: Tensor,
-        num_samples: int,
-        replacement: bool,
-        inclusion: str,
+        options: DrawOptions,
         generator: torch.Generator | None,
     ) -> Draw:
+        num_samples, replacement, _ = options
         components = self._components()
-        most = [capacity(s, target, replacement) for s in components]
+        most = [s._capacity(target, replacement) for s in components]
         shares = split_samples(num_samples, self.proportions, most)
         draws = [
-            begin_draw(s, target, share, replacement, inclusion, generator)
+            s._begin_draw(target, options._replace(num_samples=share), generator)
             for s, share in zip(components, shares, strict=True)
             if share > 0
         ]

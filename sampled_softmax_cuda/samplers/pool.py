@@ -19,21 +19,17 @@ import torch
 from torch import Tensor
 
 from .._arguments import as_int
-from ..reference.sample import Method, Uniform
-from . import _ops
-from .base import Sampler, check_num_classes
-from .composed import (
-    ANY_CLASSES,
-    ComposedSampler,
-    Draw,
-    Learner,
-    check_ignore_index,
-)
+from .._checks import check_padding_idx
+from ..ops import sample as ops
+from ..options import Inclusion
+from ..proposals import Method, uniform
+from .base import ANY_CLASSES, Draw, DrawOptions, Sampler, check_num_classes
+from .pooled import Learner, PooledSampler, check_ignore_index
 
 _LAST = 2**63 - 1  # sorts behind every id
 
 
-class PoolSampler(ComposedSampler):
+class PoolSampler(PooledSampler):
     """Takes ids from a pool that holds the batch's own targets among others.
 
     With `log_q`: the N ids of the pool are N draws from q. A row's own target is a hit, which the
@@ -42,7 +38,13 @@ class PoolSampler(ComposedSampler):
     is in the pool, or 1 if repeats are left out; every class of the pool then weighs the same.
     """
 
-    def __init__(self, log_q: Sampler | None, num_classes: int | None, ignore_index: int) -> None:
+    def __init__(
+        self,
+        log_q: Sampler | None,
+        num_classes: int | None,
+        ignore_index: int,
+        padding_idx: int | None,
+    ) -> None:
         super().__init__()
         name = self._name
         if log_q is not None and not isinstance(log_q, Sampler):
@@ -60,6 +62,8 @@ class PoolSampler(ComposedSampler):
             )
         self.log_q = log_q
         self.num_classes = known if num_classes is None else num_classes
+        if padding_idx is not None:
+            self.padding_idx = check_padding_idx(name, padding_idx, self.num_classes)
 
     _resampling = False
 
@@ -90,7 +94,7 @@ class PoolSampler(ComposedSampler):
         num_samples: int,
         *,
         replacement: bool = True,
-        inclusion: str = "expected",
+        inclusion: Inclusion = "expected",
     ) -> Tensor:
         """log n of each class among num_samples targets of other rows, by `log_q`.
 
@@ -131,6 +135,8 @@ class PoolSampler(ComposedSampler):
         inside = ids >= 0
         if self.num_classes != ANY_CLASSES:
             inside = inside & (ids < self.num_classes)
+        if self.padding_idx is not None:
+            inside = inside & (ids != self.padding_idx)
         return inside if self.ignore_index < 0 else inside & (ids != self.ignore_index)
 
     def _capacity(self, target: Tensor, replacement: bool) -> int:
@@ -139,11 +145,10 @@ class PoolSampler(ComposedSampler):
     def _begin_draw(
         self,
         target: Tensor,
-        num_samples: int,
-        replacement: bool,
-        inclusion: str,
+        options: DrawOptions,
         generator: torch.Generator | None,
     ) -> Draw:
+        num_samples, replacement = options.num_samples, options.replacement
         pool = self._pool(target)
         if pool.shape[0] == 0:  # an empty batch still has one sample, which counts for nothing
             pool = pool.new_full((1,), -1)
@@ -158,9 +163,9 @@ class PoolSampler(ComposedSampler):
         chosen, counted, num_chosen = pool, valid, num_valid
         if num_samples < pool.shape[0]:
             # The ids of the smallest random numbers; what is no class comes last.
-            key = _ops.new_key(target.device, generator)
-            place, _, _, _ = _ops.sample(
-                Uniform(_LAST), key, key[:0], pool.shape[0], Method.WITH_REPLACEMENT, None
+            key = ops.new_key(target.device, generator)
+            place, _, _, _ = ops.sample(
+                uniform(_LAST), key, key[:0], pool.shape[0], Method.WITH_REPLACEMENT, None
             )
             place = torch.where(valid, place, _LAST)
             picks = place.topk(num_samples, largest=False).indices
@@ -244,6 +249,7 @@ class InBatchSampler(PoolSampler):
         log_q: as above; its own draws are not used.
         num_classes: C; that of log_q if None, and without log_q any.
         ignore_index: a target that doesn't count, as in the loss.
+        padding_idx: a class that is no class, as in the loss; as a target it is no negative.
 
     Raises:
         TypeError, ValueError: arguments that are not as above.
@@ -252,8 +258,8 @@ class InBatchSampler(PoolSampler):
         >>> import torch, sampled_softmax_cuda as ssc
         >>> frequencies = ssc.WeightedSampler(torch.tensor([4.0, 3.0, 2.0, 1.0]))
         >>> sampler = ssc.InBatchSampler(frequencies)
-        >>> ids, log_n, target_log_n = sampler.sample(torch.tensor([0, 2, -100, 0]), 4)
-        >>> ids, log_n.exp()  # two other rows, each of class 0 with probability 0.4
+        >>> drawn = sampler.sample(torch.tensor([0, 2, -100, 0]), 4)
+        >>> drawn.ids, drawn.log_expected_count.exp()  # two other rows: 2 q
         (tensor([0, 2, 2, 0]), tensor([0.8000, 0.4000,    inf, 0.8000]))
     """
 
@@ -263,8 +269,9 @@ class InBatchSampler(PoolSampler):
         *,
         num_classes: int | None = None,
         ignore_index: int = -100,
+        padding_idx: int | None = None,
     ) -> None:
-        super().__init__(log_q, num_classes, ignore_index)
+        super().__init__(log_q, num_classes, ignore_index, padding_idx)
 
     def _pool(self, target: Tensor) -> Tensor:
         return target.reshape(-1)
@@ -280,7 +287,7 @@ class QueueSampler(PoolSampler, Learner):
 
     Args:
         capacity: how many earlier targets are kept.
-        log_q, num_classes, ignore_index: as in `InBatchSampler`.
+        log_q, num_classes, ignore_index, padding_idx: as in `InBatchSampler`.
         update_on_sample: whether `sample` in training mode adds its targets. Default True.
         persistent: whether the state_dict has the ids. Default True.
 
@@ -309,10 +316,11 @@ class QueueSampler(PoolSampler, Learner):
         *,
         num_classes: int | None = None,
         ignore_index: int = -100,
+        padding_idx: int | None = None,
         update_on_sample: bool = True,
         persistent: bool = True,
     ) -> None:
-        super().__init__(log_q, num_classes, ignore_index)
+        super().__init__(log_q, num_classes, ignore_index, padding_idx)
         self.capacity = capacity = as_int("QueueSampler", "capacity", capacity, least=1)
         self.update_on_sample = update_on_sample
         # The slot behind the last one takes what is not kept, so that nothing depends on values.

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, distributed
 
 from .._arguments import as_float, as_int
-from . import _ops
+from .._checks import check_padding_idx
+from ..proposals import Proposal
+from ..samples import KeyedSamples, Samples
 from ._stream import CountedStream, IntervalStream
-from .base import Sampler, Samples, _Plan, check_num_classes
-from .composed import ANY_CLASSES, Learner, check_ignore_index, in_backward_pass, learn
-from .keyed import KeyedSamples
+from .base import ANY_CLASSES, DrawOptions, check_num_classes
+from .keyed import KeyedSampler, Plan
+from .pooled import Learner, check_ignore_index, in_backward_pass, learn
 
 _MODES = ("counts", "interval")
 
 
-class StreamingSampler(Sampler, Learner):
+class StreamingSampler(KeyedSampler, Learner):
     """Learns q from the targets: by counting them, or by the gaps between them.
 
     mode="counts" (TensorFlow's learned unigram): every class starts with a count of 1, each target
@@ -40,6 +42,8 @@ class StreamingSampler(Sampler, Learner):
         update_on_sample: whether `sample` in training mode, by this sampler or one that it is part
             of, ends with `update(target)`. Default False: call `update` yourself.
         ignore_index: a target that doesn't count, as in the loss; nor does an id that is no class.
+        padding_idx: a class that is no class, as in the loss: it does not count as a target and is
+            never drawn. None (default): every class is one.
         staleness: see above; default 0.05.
         num_buckets, num_hashes: size and number of the hashed arrays; more buckets than classes
             make collisions rare. Defaults 2^20 and 2.
@@ -70,6 +74,7 @@ class StreamingSampler(Sampler, Learner):
         mode: str = "counts",
         update_on_sample: bool = False,
         ignore_index: int = -100,
+        padding_idx: int | None = None,
         staleness: float = 0.05,
         num_buckets: int = 2**20,
         num_hashes: int = 2,
@@ -97,9 +102,11 @@ class StreamingSampler(Sampler, Learner):
         self.mode = mode
         self.update_on_sample = update_on_sample
         self.ignore_index = check_ignore_index(name, ignore_index)
+        if padding_idx is not None:
+            self.padding_idx = check_padding_idx(name, padding_idx, self.num_classes)
         self.stream: CountedStream | IntervalStream
         if mode == "counts":
-            self.stream = CountedStream(self.num_classes, staleness, persistent)
+            self.stream = CountedStream(self.num_classes, staleness, self.padding_idx, persistent)
         else:
             self.stream = IntervalStream(num_buckets, num_hashes, rate, persistent)
 
@@ -131,6 +138,8 @@ class StreamingSampler(Sampler, Learner):
         self._check_ids("update", "target", target)
         ids = target.detach().reshape(-1)
         valid = (ids >= 0) & (ids < self.num_classes) & (ids != self.ignore_index)
+        if self.padding_idx is not None:
+            valid = valid & (ids != self.padding_idx)
         if ids.numel() > 0:
             self.stream.update(ids, valid)
 
@@ -198,15 +207,15 @@ class StreamingSampler(Sampler, Learner):
             " mode='counts'"
         )
 
-    def _proposal(self) -> _ops.Proposal:
+    def _proposal(self) -> Proposal:
         stream = self._counted("a draw")
         # A pass that is repeated there draws what the first one drew.
         if not in_backward_pass() and stream.due():
             self.rebuild()
         return stream.table._proposal()
 
-    def _plan(self, num_samples: int, replacement: bool, inclusion: str) -> _Plan:
-        return self._counted("a draw").table._plan(num_samples, replacement, inclusion)
+    def _plan(self, options: DrawOptions) -> Plan:
+        return self._counted("a draw").table._plan(options)
 
     def _solve_tries(self, num_samples: int) -> float:
         return self._counted("a draw").table._solve_tries(num_samples)

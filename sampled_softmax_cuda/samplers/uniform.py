@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from ..reference.sample import Uniform
+import torch
+from torch import Tensor
+
+from .. import proposals
+from ..proposals import Proposal
 from ._inclusion import uniform_tries
-from .base import Sampler, check_num_classes
+from .base import check_num_classes
+from .ranked import RankedSampler
 
 
-class UniformSampler(Sampler):
-    """Draws every class with probability 1 / num_classes.
+class UniformSampler(RankedSampler):
+    """Draws every class with the same probability, 1 / num_classes.
 
     Args:
         num_classes: C, any number below 2^63.
+        padding_idx: a class that is no class and is never drawn, as in the loss; the others then
+            have 1 / (num_classes - 1), in a table of 16 bytes per class. None (default): all are.
+        persistent: whether the state_dict has that table. Default False: the arguments make it.
 
     Raises:
-        ValueError, TypeError: num_classes is not a positive int.
+        ValueError, TypeError: arguments that are not as above.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -23,15 +31,18 @@ class UniformSampler(Sampler):
         torch.Size([4])
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(
+        self, num_classes: int, *, padding_idx: int | None = None, persistent: bool = False
+    ) -> None:
         super().__init__()
-        self.num_classes = check_num_classes("UniformSampler", num_classes, 2**63 - 1)
+        num_classes = check_num_classes("UniformSampler", num_classes, 2**63 - 1)
+        self._begin(num_classes, None, padding_idx, persistent)
 
-    def _proposal(self) -> Uniform:
-        return Uniform(self.num_classes)
+    def _formula(self) -> Proposal:
+        return proposals.uniform(self.num_classes)
 
-    def _solve_tries(self, num_samples: int) -> float:
+    def _probabilities(self, count: int) -> Tensor:
+        return torch.full((count,), 1.0 / count, dtype=torch.float64, device="cpu")
+
+    def _solve_formula(self, num_samples: int) -> float:
         return uniform_tries(self.num_classes, num_samples)
-
-    def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}"

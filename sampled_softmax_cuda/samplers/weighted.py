@@ -9,20 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import proposals
 from .._arguments import as_float, as_int, check_int64, fail_tensor
+from .._checks import check_padding_idx
 from ..memory import prefer_huge_pages
-from ..reference.sample import Weighted
-from . import _ops
+from ..ops.sample import build_alias_table
+from ..proposals import Proposal
 from ._inclusion import list_tries, ordered_sum
 from ._state import lasting
 from ._table_check import check_alias_table
-from .base import Sampler, check_num_classes
+from .base import check_num_classes
+from .keyed import KeyedSampler
 
 _SMALLEST = torch.finfo(torch.float64).tiny
 _LARGEST = torch.finfo(torch.float64).max
 
 
-class WeightedSampler(Sampler):
+class WeightedSampler(KeyedSampler):
     """Draws class k with probability (weights[k] + smoothing)^power / sum of all.
 
     An alias table (csrc/core/alias_table.h) built in O(C) makes a draw O(1). The table and the
@@ -37,6 +40,8 @@ class WeightedSampler(Sampler):
             of at least 2.2e-308.
         power: exponent of the weights, e.g. 0.75 for word counts.
         smoothing: added to every weight before the power is taken. Default 0. `update` keeps both.
+        padding_idx: a class that is no class, as in the loss, and is never drawn, whatever its
+            weight. None (default): every class is one.
         persistent: whether the state_dict has the table. Default True; False as of a buffer: a
             checkpoint need not have it, and whoever loads one builds the sampler.
 
@@ -67,6 +72,7 @@ class WeightedSampler(Sampler):
         power: float = 1.0,
         smoothing: float = 0.0,
         *,
+        padding_idx: int | None = None,
         persistent: bool = True,
     ) -> None:
         super().__init__()
@@ -78,6 +84,8 @@ class WeightedSampler(Sampler):
             raise ValueError(f"WeightedSampler: smoothing must be a number >= 0, got {smoothing}")
         _check_weights(weights)
         self.num_classes = weights.shape[0]
+        if padding_idx is not None:
+            self.padding_idx = check_padding_idx("WeightedSampler", padding_idx, self.num_classes)
         self._num_drawable = 0
         if weights.is_meta:
             nothing = torch.empty(self.num_classes, dtype=torch.int64, device="meta")
@@ -102,6 +110,7 @@ class WeightedSampler(Sampler):
         *,
         power: float = 1.0,
         smoothing: float = 1.0,
+        padding_idx: int | None = None,
         persistent: bool = True,
     ) -> WeightedSampler:
         """Draw class k with probability (counts[k] + smoothing)^power / sum of all.
@@ -111,7 +120,7 @@ class WeightedSampler(Sampler):
             power: e.g. 0.75, the exponent of word2vec, between counts and uniform. Default 1.
             smoothing: default 1, so that a class that was never seen can still be drawn, and has a
                 finite correction as a target.
-            persistent: as in the constructor.
+            padding_idx, persistent: as in the constructor.
 
         Raises:
             ValueError, TypeError: as the constructor.
@@ -122,7 +131,7 @@ class WeightedSampler(Sampler):
             >>> sampler.log_prob(torch.tensor([0, 1, 2])).exp()
             tensor([0.7778, 0.1111, 0.1111])
         """
-        return cls(counts, power, smoothing, persistent=persistent)
+        return cls(counts, power, smoothing, padding_idx=padding_idx, persistent=persistent)
 
     @classmethod
     def from_targets(
@@ -133,6 +142,7 @@ class WeightedSampler(Sampler):
         power: float = 1.0,
         smoothing: float = 1.0,
         ignore_index: int = -100,
+        padding_idx: int | None = None,
         persistent: bool = True,
     ) -> WeightedSampler:
         """`from_counts` of the classes in `target`, such as all targets of a training set.
@@ -142,7 +152,7 @@ class WeightedSampler(Sampler):
             num_classes: C.
             power, smoothing: as in `from_counts`.
             ignore_index: a target that doesn't count. Default -100.
-            persistent: as in the constructor.
+            padding_idx, persistent: as in the constructor.
 
         Raises:
             ValueError, TypeError: as the constructor; a target that is not int64.
@@ -161,7 +171,7 @@ class WeightedSampler(Sampler):
         ids = target.detach().reshape(-1)
         ids = ids[(ids >= 0) & (ids < num_classes) & (ids != ignore_index)]
         counts = torch.bincount(ids, minlength=num_classes)
-        return cls(counts, power, smoothing, persistent=persistent)
+        return cls(counts, power, smoothing, padding_idx=padding_idx, persistent=persistent)
 
     def update(self, weights: Tensor) -> None:
         """Draw from other weights from now on; the tensors are overwritten in place.
@@ -200,7 +210,7 @@ class WeightedSampler(Sampler):
     def _build(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """The table and the bits of the probabilities, on the CPU; counts those that are > 0."""
         self._num_drawable = int(torch.count_nonzero(probabilities))
-        return _ops.build_alias_table(probabilities), probabilities.view(torch.int64)
+        return build_alias_table(probabilities), probabilities.view(torch.int64)
 
     def _normalise(self, weights: Tensor) -> Tensor:
         """Probabilities, float64 [C] on the CPU, a tensor of their own; 0 where the weight is.
@@ -221,6 +231,9 @@ class WeightedSampler(Sampler):
         if self.smoothing > 0:
             w += self.smoothing
             least, largest = least + self.smoothing, largest + self.smoothing
+        if self.padding_idx is not None:
+            w[self.padding_idx] = 0.0
+            least, largest = 0.0, float(w.max())
         if largest == 0:
             raise ValueError(f"{name}: weights must have a positive sum, got {w.shape[0]} zeros")
         # Quotients of other types than float64 stay in its range, and so do those of a least weight
@@ -239,9 +252,9 @@ class WeightedSampler(Sampler):
         w.masked_fill_(~positive, 0.0)
         return w.div_(ordered_sum(w)).clamp_(min=_SMALLEST).masked_fill_(~positive, 0.0)
 
-    def _proposal(self) -> Weighted:
+    def _proposal(self) -> Proposal:
         self._settle()
-        return Weighted(self.table, self.probability_bits)
+        return proposals.weighted(self.table, self.probability_bits, self._num_drawable)
 
     def _solve_tries(self, num_samples: int) -> float:
         return list_tries(self._probabilities().cpu(), num_samples)

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from .. import _checks
 from .._arguments import as_bool
-from ..reference.sample import Weighted
-from ..samplers import LogUniformSampler, Sampler, Samples, UniformSampler, _ops
+from ..ops import sample as ops
+from ..proposals import Kind
+from ..samplers import LogUniformSampler, Samples, UniformSampler
+from ..samplers.base import DrawOptions
+from ..samplers.keyed import KeyedSampler
 from ._seeds import draw_key
 
 
@@ -105,7 +108,7 @@ def expected_count(q: Tensor, num_sampled: int, num_tries: Tensor) -> Tensor:
 
 def draw(
     fn: str,
-    sampler: Sampler,
+    sampler: KeyedSampler,
     true_classes: Any,
     num_true: int,
     num_sampled: int,
@@ -120,15 +123,15 @@ def draw(
     _checks.check_id_range(fn, "true_classes", truth, num_classes)
     key = draw_key(fn, seed, (truth.shape[1], num_sampled, unique, num_classes), truth.device)
     proposal = sampler._proposal()
-    plan = sampler._plan(num_sampled, not unique, "observed")
+    plan = sampler._plan(DrawOptions(num_sampled, not unique, "observed"))
     truth = truth.contiguous()
-    ids, num_tries, *log_counts = _ops.sample(proposal, key, truth, num_sampled, *plan)
-    if isinstance(proposal, Weighted):  # the count of a class that is never drawn is 0 here
+    ids, num_tries, *log_counts = ops.sample(proposal, key, truth, num_sampled, *plan)
+    if proposal.kind == Kind.WEIGHTED:  # the count of a class that is never drawn is 0 here
         tries = num_tries.to(torch.float64) if unique else None
-        log_counts[1] = _ops.log_counts(proposal, truth, num_sampled, tries)
+        log_counts[1] = ops.log_counts(proposal, truth, num_sampled, tries)
     # Where the number of tries may be looked at, most draws need no other counts.
     if unique and not (_checks.may_read(num_tries) and int(num_tries) > num_sampled):
-        plain = (_ops.log_counts(proposal, k, num_sampled, None) for k in (ids, truth))
+        plain = (ops.log_counts(proposal, k, num_sampled, None) for k in (ids, truth))
         log_counts = [
             torch.where(num_tries == num_sampled, first, other)
             for first, other in zip(plain, log_counts, strict=True)
@@ -138,13 +141,13 @@ def draw(
 
 def sampled_values(samples: Samples) -> SampledValues:
     """The counts themselves."""
-    ids, log_count, true_log_count = samples
+    log_count, true_log_count = samples.log_expected_count, samples.target_log_expected_count
     assert log_count is not None and true_log_count is not None
-    return SampledValues(ids, true_log_count.exp(), log_count.exp())
+    return SampledValues(samples.ids, true_log_count.exp(), log_count.exp())
 
 
 # Samplers by kind and size, kept because they find out only once how to draw unique classes.
-_samplers: dict[tuple[str, int], Sampler] = {}
+_samplers: dict[tuple[str, int], KeyedSampler] = {}
 _KINDS: dict[str, type[UniformSampler | LogUniformSampler]] = {
     "uniform": UniformSampler,
     "log_uniform": LogUniformSampler,
@@ -160,7 +163,7 @@ def _keep(kind: str, range_max: int) -> bool:
     return True
 
 
-def _shared(kind: str, range_max: int) -> Sampler:
+def _shared(kind: str, range_max: int) -> KeyedSampler:
     _keep(kind, range_max)
     return _samplers[kind, range_max]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .. import _checks
 from .._arguments import check_int64
+from .._philox import mul_wide, philox_bits
 from .._torchscript import NotScriptable
-from ..reference.philox import mul_wide, philox_bits
-from ..reference.sample import sample_distinct, sample_race
+from ..ops.sample import sample_distinct, sample_race
 from ..samplers._state import Stateful
 from ._candidates import (
     CLASSES_IN_MEMORY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from .. import _checks
 from .._arguments import as_bool
 from .._sparse_checks import check_takes_sparse
 from ..functional import sampled_softmax_loss as _sampled_softmax_loss
+from ..objectives import ObjectiveName
 from ..samplers import Samples
 from ._candidates import class_ids, draw_log_uniform, true_class_ids
 
@@ -98,7 +100,7 @@ def _whole(fn: str, name: str, shards: Any, partition_strategy: str) -> Any:
 
 def _rows_loss(
     fn: str,
-    loss: str,
+    objective: ObjectiveName,
     weights: Any,
     biases: Any,
     labels: Any,
@@ -144,11 +146,10 @@ def _rows_loss(
         samples = _samples(fn, sampled_values, truth, num_sampled)
     if num_true == 1:  # one target per row is what the fused kernels take
         assert samples.target_log_expected_count is not None
-        samples = samples._replace(
-            target_log_expected_count=samples.target_log_expected_count.squeeze(1)
-        )
+        count = samples.target_log_expected_count.squeeze(1)
+        samples = replace(samples, target_log_expected_count=count)
         truth = truth.squeeze(1)
-    return _sampled_softmax_loss(
+    rows: Tensor = _sampled_softmax_loss(
         inputs,
         weight,
         truth,
@@ -158,8 +159,9 @@ def _rows_loss(
         ignore_index=_IGNORE_NOTHING,
         reduction="none",
         sparse_grad=sparse_grad,
-        loss=loss,
+        objective=objective,
     )
+    return rows
 
 
 def _samples(fn: str, sampled_values: Any, truth: Tensor, num_sampled: int) -> Samples:

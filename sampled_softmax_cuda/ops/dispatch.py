@@ -6,8 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._load import native_for, on_cpu
-from ._transforms import kernel_serves, transformed
+from .._rules import host_rules
+from .._transforms import transformed
+from .autograd import kernel_serves
+from .library import native_for
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -25,7 +27,7 @@ def kernels_take(
         return False
     if transformed(input, weight, bias) and not kernel_serves(operator):
         return False
-    if on_cpu(input):
+    if host_rules(input):
         return True
     counts_fit = input.dtype != torch.float64 or all(
         count is None or count.dtype != torch.float64 for count in log_counts
@@ -54,7 +56,7 @@ def as_kernels_take(
     """
     if input.dim() != 2:
         input = input.reshape(-1, input.shape[-1])
-    if not on_cpu(input):
+    if not host_rules(input):
         input = input.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
     return input.contiguous(), weight if weight.stride(1) == 1 else weight.contiguous(), bias
@@ -72,4 +74,4 @@ def products_in_tf32(weight: Tensor) -> bool:
     That is torch's own choice: `torch.backends.cuda.matmul.fp32_precision` or `allow_tf32`, or
     `torch.set_float32_matmul_precision`.
     """
-    return not on_cpu(weight) and weight.dtype == torch.float32 and _tf32_allowed()
+    return not host_rules(weight) and weight.dtype == torch.float32 and _tf32_allowed()

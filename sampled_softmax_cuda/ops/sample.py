@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._load import has_native, library_loaded, may_look, native_for
+from .._rules import may_look
+from ..proposals import Kind, Method, Proposal
 from ..reference import sample as reference
-from ..reference.sample import LogUniform, Method, Uniform, Weighted
+from ..reference import sample_rows as reference_rows
+from ..reference.sample import sample_distinct as sample_distinct
+from ..reference.sample import sample_race as sample_race
+from ..reference.sample_rows import LEAST_LEFT as LEAST_LEFT
+from ..reference.sample_rows import LEAST_LEFT_DISTINCT as LEAST_LEFT_DISTINCT
+from ..reference.sample_rows import excluded_mass as excluded_mass
+from .library import has_native, library_loaded, native_for
 
 Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
-"""ids [S], number of draws [], log n of the ids [S] and of the targets."""
-
-Proposal = Uniform | LogUniform | Weighted
+"""ids, numbers of draws, log n of the ids and of the targets."""
 
 _KEY_LIMIT = 2**63 - 1  # all that torch.randint can do
 
@@ -40,18 +45,19 @@ def sample(
     rest = (num_samples, int(method), tries)
     if not native_for(key.device, "sample_uniform"):
         return reference.sample(proposal, key, target, *rest)
-    if isinstance(proposal, Uniform):
-        drawn = _ops().sample_uniform(key, target, proposal.num_classes, *rest)
-    elif isinstance(proposal, LogUniform):
-        drawn = _ops().sample_log_uniform(key, target, proposal.num_classes, *rest)
+    kind, num_classes, table, bits, _ = proposal
+    drawn: Drawn
+    if kind == Kind.UNIFORM:
+        drawn = _ops().sample_uniform(key, target, num_classes, *rest)
+    elif kind == Kind.LOG_UNIFORM:
+        drawn = _ops().sample_log_uniform(key, target, num_classes, *rest)
     else:
         try:
-            drawn = _ops().sample_alias(key, target, *proposal, *rest)
+            drawn = _ops().sample_alias(key, target, table, bits, *rest)
         except RuntimeError:
-            check_table(proposal.table)
+            check_table(table)
             raise
-    result: Drawn = drawn
-    return result
+    return drawn
 
 
 def check_table(table: Tensor | None) -> None:
@@ -65,14 +71,36 @@ def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor 
     if not native_for(ids.device, "log_count_uniform"):
         return reference.log_counts(proposal, ids, num_samples, tries)
     ids = ids.contiguous()
-    if isinstance(proposal, Uniform):
+    counts: Tensor
+    if proposal.kind == Kind.UNIFORM:
         counts = _ops().log_count_uniform(ids, proposal.num_classes, num_samples, tries)
-    elif isinstance(proposal, LogUniform):
+    elif proposal.kind == Kind.LOG_UNIFORM:
         counts = _ops().log_count_log_uniform(ids, proposal.num_classes, num_samples, tries)
     else:
         counts = _ops().log_count_weighted(ids, proposal.probability_bits, num_samples, tries)
-    result: Tensor = counts
-    return result
+    return counts
+
+
+def sample_rows(
+    proposal: Proposal,
+    key: Tensor,
+    target: Tensor,
+    num_samples: int,
+    method: Method,
+    tries: Tensor | None,
+    exclude: Tensor | None,
+    keep_ids: bool = True,
+) -> Drawn:
+    """Ids of rows, with log expected counts; see `reference.sample_rows.sample_rows`."""
+    rest = (num_samples, int(method), tries, exclude, keep_ids)
+    if not native_for(key.device, "sample_rows"):
+        return reference_rows.sample_rows(proposal, key, target, *rest)
+    try:
+        drawn: Drawn = torch.ops.sampled_softmax.sample_rows(key, target, *proposal, *rest)
+    except RuntimeError:
+        check_table(proposal.table)
+        raise
+    return drawn
 
 
 def build_alias_table(probabilities: Tensor) -> Tensor:
@@ -81,6 +109,9 @@ def build_alias_table(probabilities: Tensor) -> Tensor:
         return reference.build_alias_table(probabilities)
     table: Tensor = _ops().build_alias_table(probabilities)
     return table
+
+
+# --- what PyTorch needs to know of the operators --------------------------------------------------
 
 
 def _fake_sample(key: Tensor, target: Tensor, num_samples: int) -> Drawn:
@@ -115,6 +146,30 @@ def _fake_sample_alias(
     return _fake_sample(key, target, num_samples)
 
 
+def _fake_sample_rows(
+    key: Tensor,
+    target: Tensor,
+    kind: int,
+    num_classes: int,
+    table: Tensor | None,
+    probability_bits: Tensor | None,
+    num_drawable: int,
+    num_samples: int,
+    method: int,
+    tries: Tensor | None,
+    exclude: Tensor | None,
+    keep_ids: bool,
+) -> tuple[Any, ...]:
+    rows = target.shape[0]
+    kept = num_samples if keep_ids else 0
+    return (
+        target.new_empty(rows, kept),
+        target.new_empty(rows if keep_ids else 0),
+        target.new_empty(rows, kept, dtype=torch.float32),
+        torch.empty_like(target, dtype=torch.float32, memory_format=torch.contiguous_format),
+    )
+
+
 def _fake_log_count(ids: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(ids, dtype=torch.float32, memory_format=torch.contiguous_format)
 
@@ -128,6 +183,7 @@ if library_loaded():
         ("sample_uniform", _fake_sample_classes),
         ("sample_log_uniform", _fake_sample_classes),
         ("sample_alias", _fake_sample_alias),
+        ("sample_rows", _fake_sample_rows),
         ("log_count_uniform", _fake_log_count),
         ("log_count_log_uniform", _fake_log_count),
         ("log_count_weighted", _fake_log_count),

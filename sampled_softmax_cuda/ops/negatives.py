@@ -14,16 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import refuse_double_backward
-from ._dispatch import as_kernels_take, kernels_take, products_in_tf32
-from ._load import library_loaded, on_cpu
-from ._sparse import mark_coalesced_when_done, sparse_rows
-from ._transforms import operator, register_autograd, transforming
-from .reference.functional import reference_negatives
-from .reference.loss import compute_dtype
-from .samplers._ops import check_table
-from .samplers.keyed import KeyedSamples
-from .samplers.samples import Samples
+from .._rules import host_rules
+from .._transforms import transforming
+from ..losses.composed import composed_rows
+from ..losses.gradients import parameter_grads
+from ..losses.problem import Problem
+from ..losses.rows import compute_dtype
+from ..losses.targets import prepare
+from ..samples import KeyedSamples, Samples
+from .autograd import operator, refuse_double_backward, register_autograd, wants_gradient
+from .dispatch import as_kernels_take, kernels_take, products_in_tf32
+from .library import library_loaded
+from .sample import check_table
+from .unit_rows import unit_rows
 
 _Value = Tensor | float | int | bool | None
 
@@ -49,43 +52,55 @@ def negatives_loss(
     """The negatives' loss, and the largest logit of a negative that is no hit, both [B].
 
     Differentiable in input, weight, bias and target_logit. The arguments are those of
-    `reference.negatives.negative_rows`, checked already, but for
+    `reference.negatives.negative_rows`, but for
 
     Args:
         samples: ids and log expected counts, [S] or [B, S], or a key for those of B rows.
         corrected: whether log n is subtracted; a sample masked by +inf stays masked if not.
     """
     scalars = (inv_temperature, softcap, remove_hits, sigmoid)
-    kind = "keyed"
-    counts: tuple[Tensor | None, ...] = ()
-    if isinstance(samples, Samples):
-        kind = "negative" if samples.ids.dim() == 1 else "per_row"
-        counts = (samples.log_expected_count,)
-    if not kernels_take(f"{kind}_rows", input, weight, bias, *counts):
-        parameters = (input, weight, bias, target_logit)
-        return reference_negatives(
-            *parameters, hits, counted, samples, *scalars, sparse_grad, corrected
-        )
+    kind = _kind(samples)
     source: tuple[_Value, ...]
     if isinstance(samples, KeyedSamples):
-        drawn = (samples.num_samples, int(samples.method), samples.tries, samples.exclude)
-        source = (samples.key, *samples.proposal, *drawn, corrected)
+        source = (*samples.operator_arguments, corrected)
     else:
         source = given_samples(samples, corrected)
     input, weight, bias = as_kernels_take(input, weight, bias)
     rest: tuple[_Value, ...] = (hits, counted, *source, *scalars)
     parameters = (input, weight, bias, target_logit)
     tf32 = (products_in_tf32(weight),) if kind == "negative" else ()
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters)
-    if transforming() or not wanted:
+    if transforming() or not wants_gradient(*parameters):
         return _forward(kind, (*parameters, *rest), tf32)  # type: ignore[no-any-return]
     apply = _in_graph if torch.compiler.is_compiling() else _apply
     return apply(parameters, rest, kind, sparse_grad, tf32)  # type: ignore[no-any-return]
 
 
+def _kind(samples: Samples | KeyedSamples) -> str:
+    """Which family of operators serves these samples."""
+    if isinstance(samples, KeyedSamples):
+        return "keyed"
+    return "negative" if samples.ids.dim() == 1 else "per_row"
+
+
+def negatives_served(p: Problem) -> bool:
+    """Whether kernels compute the negatives' share of this problem."""
+    count = p.samples.log_expected_count if isinstance(p.samples, Samples) else None
+    rows = f"{_kind(p.samples)}_rows"
+    if p.options.cosine:  # unit rows come in one dtype, whatever the parameters have
+        return kernels_take(rows, p.input, p.input, None, count)
+    return kernels_take(rows, p.input, p.weight, p.bias, count)
+
+
+def composed(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
+    """A route for any options: the negatives by kernels, all else in plain PyTorch."""
+    operands, step = prepare(p, unit_rows)
+    loss, *details = composed_rows(operands, step, negatives_loss)
+    return p.reduce(loss, step.counted), details
+
+
 def given_samples(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | None]:
     """Ids and log expected counts [S] or [B, S]; those that only mask if not corrected."""
-    ids, count, _ = samples
+    ids, count = samples.ids, samples.log_expected_count
     if ids.dim() > 2:
         ids = ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1])
     if count is None:
@@ -138,19 +153,11 @@ def _backward(
         return result
     arguments = (*parameters, *rest, row_scale, sparse_grad, *tf32)
     grad_input, grad_weight, grad_bias, rows = _call(kind, "grads", arguments)
-    coalesced = on_cpu(rows)
-    if wanted[0]:
-        result[0] = grad_input
-    if wanted[1]:
-        result[1] = grad_weight
-        if sparse_grad:
-            result[1] = sparse_rows(rows, grad_weight, weight, coalesced)
-    if wanted[2] and bias is not None:
-        result[2] = grad_bias
-        if sparse_grad:
-            result[2] = sparse_rows(rows, grad_bias, bias, coalesced)
-    if sparse_grad and coalesced:
-        mark_coalesced_when_done((weight, bias), rows)
+    grads = (grad_input, grad_weight, grad_bias, rows)
+    coalesced = host_rules(rows)
+    result[:3] = parameter_grads(
+        wanted, weight, bias, grads, sparse_grad=sparse_grad, coalesced=coalesced
+    )
     return result
 
 
@@ -219,7 +226,7 @@ _in_graph = torch.compiler.allow_in_graph(_apply)  # type: ignore[no-untyped-cal
 # --- what PyTorch needs to know of the operators --------------------------------------------------
 
 
-def _fake_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def fake_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     row = input.new_empty(input.shape[0], dtype=compute_dtype(input))
     return row, torch.empty_like(row)
 
@@ -233,7 +240,7 @@ def _empty_grads(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`most_rows`: of a sparse gradient, which on a GPU has as many."""
     size: int | torch.SymInt = weight.shape[0]
-    if sparse_grad and on_cpu(input):
+    if sparse_grad and host_rules(input):
         size = torch.library.get_ctx().new_dynamic_size()
     elif sparse_grad:
         size = most_rows
@@ -280,20 +287,6 @@ def _fake_keyed_grads(
     return _empty_grads(input, weight, bias, rest[-1], most)
 
 
-def _fake_loss_and_grads(
-    input: Tensor, weight: Tensor, bias: Tensor | None, *_: Any
-) -> tuple[Tensor, ...]:
-    dtype = compute_dtype(input)
-    size = torch.library.get_ctx().new_dynamic_size()
-    return (
-        *_fake_rows(input),
-        input.new_empty(input.shape, dtype=dtype),
-        input.new_empty(size, input.shape[1], dtype=dtype),
-        input.new_empty(0 if bias is None else size, dtype=dtype),
-        input.new_empty(1, size, dtype=torch.int64),
-    )
-
-
 def _setup(kind: str) -> Any:
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         end = len(inputs) - (kind == "negative")
@@ -318,10 +311,9 @@ def _op_backward(kind: str) -> Any:
 
 
 def _register() -> None:
-    torch.library.register_fake("sampled_softmax::negative_loss_and_grads", _fake_loss_and_grads)
     for kind in _KINDS:
         rows = f"sampled_softmax::{kind}_rows"
-        torch.library.register_fake(rows, _fake_rows)
+        torch.library.register_fake(rows, fake_rows)
         fake_grads = _fake_keyed_grads if kind == "keyed" else _fake_grads
         torch.library.register_fake(f"sampled_softmax::{kind}_grads", fake_grads)
         register_autograd(f"{kind}_rows", _op_backward(kind), _setup(kind))

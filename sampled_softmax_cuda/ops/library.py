@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch._subclasses import FakeTensor
 
-LIBRARY = Path(__file__).with_name("_C.abi3.so")
-CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
+from .._rules import host_has
+
+LIBRARY = Path(__file__).parents[1] / "_C.abi3.so"
+CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"
 
 _BACKENDS = ("auto", "native", "reference")
 
@@ -81,7 +81,6 @@ _loaded, _reason = _load_library()
 _cuda_loaded, _cuda_reason = _load_cuda_library(_loaded)
 _cuda_ops = _cuda_operators(_cuda_loaded)
 _backend = _backend_from_environment()
-_stand_ins: frozenset[str] | None = None
 if _backend == "native" and not _loaded:
     raise ImportError(f"SSC_BACKEND=native, but the compiled library is {_reason}")
 
@@ -106,30 +105,8 @@ def native_for(device: torch.device, operator: str) -> bool:
     if not _loaded or _backend == "reference":
         return False
     if device.type == "cpu":
-        return _stand_ins is None or operator in _stand_ins
+        return host_has(operator)
     return device.type == "cuda" and operator in _cuda_ops
-
-
-def on_cpu(tensor: Tensor) -> bool:
-    """True if the CPU's rules hold for this tensor, False if a GPU's do.
-
-    The CPU's kernels take mixed dtypes, refuse ids out of range and say which rows they touched,
-    and values of the CPU may be looked at; on a GPU that would mean to wait for it. Whatever
-    depends on the difference asks here.
-    """
-    return tensor.is_cpu and _stand_ins is None
-
-
-def has_values(tensor: Tensor) -> bool:
-    """False while a graph is traced, whose tensors have none to look at, and on the meta device."""
-    if torch.compiler.is_compiling() or tensor.is_meta:
-        return False
-    return not isinstance(tensor, FakeTensor)
-
-
-def may_look(tensor: Tensor) -> bool:
-    """True if looking at values waits for nothing: those of the CPU, outside of a traced graph."""
-    return has_values(tensor) and on_cpu(tensor)
 
 
 def native_reason() -> str:
@@ -159,18 +136,3 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _backend = previous
-
-
-@contextmanager
-def as_on_a_gpu(operators: frozenset[str]) -> Iterator[None]:
-    """Inside, a GPU's rules hold for tensors of the CPU, and `operators` have kernels for them.
-
-    For tests on machines without a GPU. Who calls this has put the kernels, which obey those rules
-    too, in the place of the CPU's.
-    """
-    global _stand_ins
-    previous, _stand_ins = _stand_ins, operators
-    try:
-        yield
-    finally:
-        _stand_ins = previous

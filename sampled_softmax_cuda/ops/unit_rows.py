@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import refuse_double_backward
-from ._dispatch import kernels_take
-from ._load import on_cpu
-from ._sparse import mark_coalesced_when_done, sparse_rows
-from .reference.composed import reference_unit_rows
+from .._rules import host_rules
+from ..losses import gather
+from ..losses.gradients import mark_coalesced_when_done, sparse_rows
+from ..losses.rows import compute_dtype
+from .autograd import refuse_double_backward
+from .dispatch import kernels_take
+from .library import library_loaded
 
 
 class _UnitRows(torch.autograd.Function):
@@ -45,8 +47,26 @@ def unit_rows(table: Tensor, classes: Tensor, dtype: torch.dtype, sparse: bool) 
         dtype: float64 for a float64 table, else float32.
         sparse: a row-sparse gradient.
     """
-    eager = on_cpu(table) and not torch.compiler.is_compiling()
+    eager = host_rules(table) and not torch.compiler.is_compiling()
     if not eager or not kernels_take("unit_rows", table, table, None):
-        return reference_unit_rows(table, classes, dtype, sparse)
+        return gather.unit_rows(table, classes, dtype, sparse)
     table = table if table.stride(1) == 1 else table.contiguous()
     return _UnitRows.apply(table, classes, sparse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+# --- what PyTorch needs to know of the operators --------------------------------------------------
+
+
+def _fake_unit_rows(weight: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(weight)
+    shape = (classes.shape[0], weight.shape[1])
+    return weight.new_empty(shape, dtype=dtype), weight.new_empty(shape[:1], dtype=dtype)
+
+
+def _fake_unit_rows_grad(grad: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(grad)
+
+
+if library_loaded():
+    torch.library.register_fake("sampled_softmax::unit_rows", _fake_unit_rows)
+    torch.library.register_fake("sampled_softmax::unit_rows_grad", _fake_unit_rows_grad)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._load import on_cpu
-from ._parallel import in_process_group
+from .._parallel import in_process_group
+from .._rules import host_rules
 
 
 def sparse_rows(rows: Tensor, values: Tensor, parameter: Tensor, coalesced: bool = True) -> Tensor:
@@ -47,6 +47,61 @@ def mark_coalesced_when_done(parameters: Sequence[Tensor | None], rows: Tensor) 
     queue(partial(queue, mark) if in_process_group() else mark)
 
 
+def parameter_grads(
+    wanted: Sequence[bool],
+    weight: Tensor,
+    bias: Tensor | None,
+    grads: Sequence[Tensor],
+    *,
+    sparse_grad: bool,
+    coalesced: bool,
+) -> list[Tensor | None]:
+    """Gradients of input, weight and bias, None for those that nobody asked for.
+
+    Args:
+        wanted: whether each of the three is asked for.
+        grads: of input, of weight and bias over all classes or, with sparse_grad, in the classes
+            that the last tensor [1, N] names.
+        coalesced: these are sorted and distinct.
+    """
+    grad_input, grad_weight, grad_bias, rows = grads
+    result: list[Tensor | None] = [
+        grad_input if wanted[0] else None,
+        grad_weight if wanted[1] else None,
+        grad_bias if wanted[2] and bias is not None else None,
+    ]
+    if sparse_grad:
+        if wanted[1]:
+            result[1] = sparse_rows(rows, grad_weight, weight, coalesced)
+        if wanted[2] and bias is not None:
+            result[2] = sparse_rows(rows, grad_bias, bias, coalesced)
+        if coalesced:
+            mark_coalesced_when_done((weight, bias), rows)
+    return result
+
+
+def as_parameters(
+    grads: Sequence[Tensor],
+    input_dtype: torch.dtype,
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse_grad: bool,
+) -> list[Tensor]:
+    """Gradients in the parameters' dtypes, and over all classes unless they are to be sparse.
+
+    `grads` are in the dtype of the sums: of the input, of the weight and the bias in the classes
+    [1, N], and these classes.
+    """
+    grad_input, grad_weight, grad_bias, classes = grads
+    result = [grad_input.to(input_dtype)]
+    for grad, parameter in ((grad_weight, weight), (grad_bias, bias)):
+        cast = grad if parameter is None else grad.to(parameter.dtype)
+        if parameter is not None and not sparse_grad and len(cast) < len(parameter):
+            cast = cast.new_zeros(parameter.shape).index_copy_(0, classes[0], cast)
+        result.append(cast)
+    return [*result, classes]
+
+
 class _Fork(torch.autograd.Function):
     """The autograd of `fork`."""
 
@@ -64,7 +119,7 @@ class _Fork(torch.autograd.Function):
         table = ctx.table
         rows = torch.cat([part._indices() for part in parts], dim=1)
         values = torch.cat([part._values() for part in parts])
-        if not on_cpu(table):
+        if not host_rules(table):
             return sparse_rows(rows, values, table, coalesced=False), None
         distinct, place = torch.unique(rows[0], return_inverse=True)
         wide = torch.promote_types(values.dtype, torch.float32)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .reference.loss import compute_dtype
+from ..losses.rows import compute_dtype
 
 
 @torch.library.custom_op("sampled_softmax::loss_and_padded_grads", mutates_args=())

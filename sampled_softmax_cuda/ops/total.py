@@ -1,58 +1,70 @@
 """A reduced loss of any options in one sweep, gradients included, on the CPU.
 
-`reference.composed` makes such a loss of differentiable parts: logits of the targets, the
+`losses.composed` makes such a loss of differentiable parts: logits of the targets, the
 negatives' sum, and two row-sparse gradients of the weight that have to be added up. The reduction
 fixes what the backward pass will ask for up to one factor, so here everything is done at once, as
-for the plain softmax (`_autograd`): the targets' terms keep a small graph of their own, of [B, T]
+for the plain softmax (`ops.loss`): the targets' terms keep a small graph of their own, of [B, T]
 values; the negatives' operator gives losses and gradients in one sweep; the derivatives by the
 targets' products are taken; and an operator adds the targets' rows to the same gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._autograd import (
-    Sweep,
-    as_parameters,
-    ordered_sum,
-    refuse_double_backward,
-    scaled_grads,
-    wanted_grads,
-)
-from ._dispatch import as_kernels_take, kernels_take
-from ._load import on_cpu
-from ._negatives import given_samples
-from .reference.composed import (
+from .._rules import host_rules
+from ..losses.composed import smoothing_shares
+from ..losses.gradients import as_parameters, parameter_grads
+from ..losses.problem import Problem
+from ..losses.rows import compute_dtype, matmul, ordered_sum, row_scale
+from ..losses.targets import (
     Operands,
     Step,
     finish_rows,
+    label_smoothing,
     mean_of_targets,
-    smoothing_shares,
+    prepare,
     target_terms,
 )
-from .reference.loss import matmul
-from .samplers.samples import Samples
+from ..samples import Samples
+from .autograd import refuse_double_backward
+from .dispatch import as_kernels_take, kernels_take
+from .library import library_loaded
+from .loss import gradients_now, scaled_grads
+from .negatives import fake_rows, given_samples
+from .unit_rows import unit_rows
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def takes_total(operands: Operands, step: Step) -> bool:
-    """Whether `composed_total` serves this step.
+def takes_total(p: Problem) -> bool:
+    """Whether `total` serves this problem.
 
-    Not per-row samples, which have no operator for it; not under torch.compile, where Functions
-    have no graphs inside.
+    Not per-row samples, which have no operator for it; not a z-loss, whose factor of a row depends
+    on the sweep; not under torch.compile, where Functions have no graphs inside.
     """
     return (
-        isinstance(step.samples, Samples)
-        and step.samples.shared
+        p.options.z_loss == 0.0
+        and isinstance(p.samples, Samples)
+        and p.samples.shared
+        and host_rules(p.input)
         and not torch.compiler.is_compiling()
-        and on_cpu(operands.input)
-        and kernels_take("negative_loss_and_grads", *operands)
+        and gradients_now(p)
+        and kernels_take("negative_loss_and_grads", p.input, p.weight, p.bias)
     )
+
+
+def total(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
+    """A route: the reduced loss of any options with its gradients in one sweep, and lse, target
+    logit and error [B]."""
+    operands, step = prepare(p, unit_rows)
+    scale = row_scale(step.counted, p.row_weight, p.reduction, compute_dtype(p.input))
+    result, _, *details = _ComposedTotal.apply(*as_kernels_take(*operands), step, scale)  # type: ignore[no-untyped-call]
+    return result, details
 
 
 def _sweep(operands: Operands, s: Step, scale: Tensor) -> tuple[Rows, list[Tensor]]:
@@ -70,12 +82,12 @@ def _sweep(operands: Operands, s: Step, scale: Tensor) -> tuple[Rows, list[Tenso
     with torch.enable_grad():
         terms = target_terms(leaves[0], None if bias is None else leaves[1], s)
         outputs = [] if terms.own is None else [torch.where(s.counted, terms.own, 0)]
-        if s.options.label_smoothing > 0.0:
+        if label_smoothing(s.options) > 0.0:
             mean = torch.where(s.counted, mean_of_targets(terms.z, s), 0)
-            outputs.append(s.options.label_smoothing * mean)
+            outputs.append(label_smoothing(s.options) * mean)
     upstream = [scale] * len(outputs)
     share = scale if terms.share == 1.0 else scale * terms.share
-    sigmoid = s.options.loss != "softmax"
+    sigmoid = s.options.objective.sigmoid
     loss, peak, *grads, classes = operators.negative_loss_and_grads(
         input,
         weight,
@@ -105,7 +117,7 @@ def _sweep(operands: Operands, s: Step, scale: Tensor) -> tuple[Rows, list[Tenso
         of_bias[0].contiguous() if of_bias else None,
     )
     smoothed = None
-    if s.options.label_smoothing > 0.0:
+    if label_smoothing(s.options) > 0.0:
         smoothed = _mean_logit(operands, s, scale, grads, classes)
     return finish_rows(terms, loss, peak, s, smoothed), [*grads, classes]
 
@@ -121,7 +133,7 @@ def _mean_logit(
     o, ids = s.options, s.samples.materialize().ids
     share, mean_log_count = smoothing_shares(s, scale.dtype)
     h = torch.where(s.counted[:, None], input, 0).to(scale.dtype)
-    coefficient = share[None] * (-o.label_smoothing / o.temperature)
+    coefficient = share[None] * (-label_smoothing(o) / o.temperature)
     of_input = h.new_zeros(1, h.shape[1])
     torch.ops.sampled_softmax.add_target_grads(
         of_input,
@@ -134,7 +146,7 @@ def _mean_logit(
         None if bias is None else coefficient * scale.sum(),
     )
     grads[0].addr_(scale, of_input[0])
-    mean = matmul(h, of_input[0]) / -o.label_smoothing - mean_log_count
+    mean = matmul(h, of_input[0]) / -label_smoothing(o) - mean_log_count
     if bias is None:
         return mean
     return mean + matmul(share, bias.detach()[ids].to(share.dtype)) / o.temperature
@@ -144,7 +156,7 @@ class _ComposedTotal(torch.autograd.Function):
     """The total of the losses, and loss, lse, target logit and error of the rows.
 
     The first backward pass hands out the gradients of the forward pass, a later one computes them
-    again, as in `_autograd`.
+    again, as in `ops.loss`.
     """
 
     @staticmethod
@@ -154,7 +166,9 @@ class _ComposedTotal(torch.autograd.Function):
         rows, ctx.grads = _sweep(Operands(input, weight, bias), s, scale)
         # The step's samples are the caller's, and saved so that autograd sees a change of them.
         assert isinstance(s.samples, Samples)
-        ctx.save_for_backward(input, weight, bias, scale, *s.samples)
+        given = s.samples
+        counts = (given.log_expected_count, given.target_log_expected_count)
+        ctx.save_for_backward(input, weight, bias, scale, given.ids, *counts)
         ctx.step, ctx.input_dtype = s, input.dtype
         ctx.parameters = weight, bias
         ctx.set_materialize_grads(False)
@@ -175,17 +189,42 @@ class _ComposedTotal(torch.autograd.Function):
         sparse_grad = ctx.step.sparse_grad
         weight, bias = ctx.parameters
         grads = as_parameters(grads, ctx.input_dtype, weight, bias, sparse_grad)
-        sweep = Sweep(sparse_grad, False, False)
-        return (*wanted_grads(ctx, weight, bias, grads, sweep), None, None)
+        wanted = ctx.needs_input_grad[:3]
+        grads = parameter_grads(
+            wanted, weight, bias, grads, sparse_grad=sparse_grad, coalesced=True
+        )
+        return (*grads, None, None)
 
 
-def composed_total(
-    operands: Operands, step: Step, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """sum_i scale_i loss_i, a differentiable scalar, and loss, lse, target logit and error [B].
+# --- what PyTorch needs to know of the operators --------------------------------------------------
 
-    Args:
-        operands, step: as `reference.composed.prepare` gives them.
-        scale: [B], in the dtype of the sums, without a gradient; 0 in rows that do not count.
-    """
-    return _ComposedTotal.apply(*as_kernels_take(*operands), step, scale)  # type: ignore[no-untyped-call, no-any-return]
+
+def _fake_loss_and_grads(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(input)
+    size = torch.library.get_ctx().new_dynamic_size()
+    return (
+        *fake_rows(input),
+        input.new_empty(input.shape, dtype=dtype),
+        input.new_empty(size, input.shape[1], dtype=dtype),
+        input.new_empty(0 if bias is None else size, dtype=dtype),
+        input.new_empty(1, size, dtype=torch.int64),
+    )
+
+
+def _fake_target_products(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return input.new_empty(target.shape, dtype=compute_dtype(input))
+
+
+def _fake_add_target_grads(*_: Any) -> None:
+    return None
+
+
+if library_loaded():
+    for _name, _fake in (
+        ("negative_loss_and_grads", _fake_loss_and_grads),
+        ("target_products", _fake_target_products),
+        ("add_target_grads", _fake_add_target_grads),
+    ):
+        torch.library.register_fake(f"sampled_softmax::{_name}", _fake)

@@ -1,10 +1,10 @@
-"""Autograd of the sampled loss over the compiled kernels.
+"""The plain softmax by the compiled kernels: operators, their fakes, their autograd, two routes.
 
 The op `loss_and_grads` gives sum_i row_scale_i * loss_i and its gradients in one sweep. So the
-reduced loss (`total_loss`) has its gradients after the forward pass already, and its backward pass
-only multiplies by what comes from above; losses per row (`rows_loss`) do the sweep in the backward
-pass, when the factors of the rows are known. In both, the overhead beside the kernels is what small
-steps feel: a tensor operation that takes 2 us by itself takes 10 after a sweep has filled the
+reduced loss (`fused`) has its gradients after the forward pass already, and its backward pass
+only multiplies by the upstream gradient; losses per row (`rowwise`) do the sweep in the backward
+pass, when the factors of the rows are known. In both, the overhead beside the kernels is felt by
+small steps: a tensor operation that takes 2 us by itself takes 10 after a sweep has filled the
 caches. Hence few arguments, and no tensor operation that is not needed.
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch._subclasses import FakeTensor
 
-from ._load import on_cpu
-from ._sparse import mark_coalesced_when_done, sparse_rows
-from ._traced import loss_and_padded_grads
-from ._transforms import NO_DOUBLE_BACKWARD, operator, transforming
-from .reference.loss import compute_dtype
-
-# A sum over fewer elements than this is taken by one thread; a larger one is split by us, so that
-# the result does not depend on the number of threads.
-_SERIAL_SUM = 1 << 14
+from .._rules import host_rules
+from .._transforms import transforming
+from ..losses.gradients import as_parameters, parameter_grads
+from ..losses.problem import Problem
+from ..losses.rows import compute_dtype, count_of_samples, ordered_sum, reweighted, row_scale
+from .autograd import operator, refuse_double_backward, register_autograd, wants_gradient
+from .dispatch import as_kernels_take, products_in_tf32
+from .library import library_loaded
+from .padded import empty_results, loss_and_padded_grads
 
 
 class Arguments(NamedTuple):
@@ -54,79 +54,28 @@ class Sweep(NamedTuple):
     wide: bool = False
 
 
-def ordered_sum(rows: Tensor) -> Tensor:
-    """The sum of [B] values in an order that the number of threads does not change."""
-    if not on_cpu(rows) or torch.compiler.is_compiling() or rows.numel() <= _SERIAL_SUM:
-        return rows.sum()
-    return torch.stack([part.sum() for part in torch.split(rows, _SERIAL_SUM)]).sum()
-
-
-def refuse_double_backward() -> None:
-    """RuntimeError if this backward pass is to be differentiated itself."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(NO_DOUBLE_BACKWARD)
-
-
-def wanted_grads(
-    ctx: Any,
-    weight: Tensor,
-    bias: Tensor | None,
-    grads: Sequence[Tensor],
-    sweep: Sweep,
-) -> list[Tensor | None]:
-    """Gradients of input, weight and bias, None for those that nobody asked for.
-
-    `grads` are the last four results of the sweep.
-    """
-    want_input, want_weight, want_bias = ctx.needs_input_grad[:3]
-    grad_input, grad_weight, grad_bias, rows = grads
-    result: list[Tensor | None] = [
-        grad_input if want_input else None,
-        grad_weight if want_weight else None,
-        grad_bias if want_bias and bias is not None else None,
-    ]
-    if sweep.sparse_grad:
-        # Elsewhere than on the CPU there are S + B rows, some of which repeat a class with zeros.
-        coalesced = on_cpu(rows) and not sweep.traced
-        if want_weight:
-            result[1] = sparse_rows(rows, grad_weight, weight, coalesced)
-        if want_bias and bias is not None:
-            result[2] = sparse_rows(rows, grad_bias, bias, coalesced)
-        if coalesced:
-            mark_coalesced_when_done((weight, bias), rows)
-    return result
-
-
-def as_parameters(
-    grads: Sequence[Tensor],
-    input_dtype: torch.dtype,
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse_grad: bool,
-) -> list[Tensor]:
-    """Gradients in the parameters' dtypes, and over all classes unless they are to be sparse.
-
-    `grads` are in the dtype of the sums: of the input, of the weight and the bias in the classes
-    [1, N], and these classes.
-    """
-    grad_input, grad_weight, grad_bias, classes = grads
-    result = [grad_input.to(input_dtype)]
-    for grad, parameter in ((grad_weight, weight), (grad_bias, bias)):
-        cast = grad if parameter is None else grad.to(parameter.dtype)
-        if parameter is not None and not sparse_grad and len(cast) < len(parameter):
-            cast = cast.new_zeros(parameter.shape).index_copy_(0, classes[0], cast)
-        result.append(cast)
-    return [*result, classes]
-
-
 def run_sweep(arguments: Any, sweep: Sweep) -> Any:
     """The op loss_and_grads, or its variant whose gradients wait for their last factor, or the one
     whose results have a size that a graph can know."""
     if sweep.wide:
         return torch.ops.sampled_softmax.loss_and_wide_grads(*arguments)
-    if sweep.sparse_grad and sweep.traced and on_cpu(arguments[0]):
+    if sweep.sparse_grad and sweep.traced and host_rules(arguments[0]):
         return loss_and_padded_grads(*arguments)
     return torch.ops.sampled_softmax.loss_and_grads(*arguments, sweep.sparse_grad, sweep.tf32)
+
+
+def _wanted_grads(
+    ctx: Any, weight: Tensor, bias: Tensor | None, grads: Sequence[Tensor], sweep: Sweep
+) -> list[Tensor | None]:
+    """Elsewhere than on the CPU there are S + B rows, some of which repeat a class with zeros."""
+    return parameter_grads(
+        ctx.needs_input_grad[:3],
+        weight,
+        bias,
+        grads,
+        sparse_grad=sweep.sparse_grad,
+        coalesced=host_rules(weight) and not sweep.traced,
+    )
 
 
 def rows_backward(
@@ -136,7 +85,7 @@ def rows_backward(
     refuse_double_backward()
     row_scale = grad_loss.to(compute_dtype(tensors[0])).contiguous()
     grads = run_sweep((*tensors, *scalars, row_scale, False), sweep)[2:]
-    return wanted_grads(ctx, tensors[1], tensors[2], grads, sweep)
+    return _wanted_grads(ctx, tensors[1], tensors[2], grads, sweep)
 
 
 class _RowsLoss(torch.autograd.Function):
@@ -169,7 +118,7 @@ class _RowsLoss(torch.autograd.Function):
 
 def _known_to_be_one(factor: Tensor) -> bool:
     """Whether a scalar is 1, as far as that can be seen without waiting for a device."""
-    return on_cpu(factor) and not isinstance(factor, FakeTensor) and factor.item() == 1.0
+    return host_rules(factor) and not isinstance(factor, FakeTensor) and factor.item() == 1.0
 
 
 def scaled_grads(grads: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
@@ -224,7 +173,7 @@ class _TotalLoss(torch.autograd.Function):
         if ctx.sweep.traced:
             weight, bias, *grads, rows = ctx.saved_tensors
             scaled = [grad * factor.to(grad.dtype) for grad in grads]
-            return (*wanted_grads(ctx, weight, bias, (*scaled, rows), ctx.sweep), None, None, None)
+            return (*_wanted_grads(ctx, weight, bias, (*scaled, rows), ctx.sweep), None, None, None)
         refuse_double_backward()
         grads, ctx.grads = ctx.grads, None
         if grads is None:
@@ -235,7 +184,7 @@ class _TotalLoss(torch.autograd.Function):
         weight, bias = ctx.parameters
         if ctx.sweep.wide:
             grads = as_parameters(grads, ctx.input_dtype, weight, bias, ctx.sweep.sparse_grad)
-        return (*wanted_grads(ctx, weight, bias, grads, ctx.sweep), None, None, None)
+        return (*_wanted_grads(ctx, weight, bias, grads, ctx.sweep), None, None, None)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -247,13 +196,6 @@ def _in_graph(total: bool, *args: Any) -> Any:
     kind = _TotalLoss if total else _RowsLoss
     *rest, sparse_grad, tf32 = args
     return kind.apply(*rest, Sweep(sparse_grad, True, tf32))  # type: ignore[no-untyped-call]
-
-
-def wants_gradient(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and (
-        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    )
 
 
 def has_float16(*tensors: Tensor | None) -> bool:
@@ -299,3 +241,141 @@ def total_loss(
         return (result,)
     total, rows = result
     return (total, *rows.unbind())
+
+
+# --- the routes -----------------------------------------------------------------------------------
+
+
+def gradients_now(p: Problem) -> bool:
+    """Whether the gradients are computed in the forward pass, before the upstream gradient.
+
+    Not if nobody wants them or torch.func does, and not if the weights of the rows want a gradient
+    too. In float16 they have to be scaled by the upstream gradient (a GradScaler's, say) before
+    they are rounded, which the CPU's kernels leave to the backward pass, outside of traced graphs.
+    """
+    if p.reduction == "none" or not wants_gradient(p.input, p.weight, p.bias) or transforming():
+        return False
+    if p.row_weight is not None and p.row_weight.requires_grad:
+        return False
+    if has_float16(p.input, p.weight, p.bias):
+        return host_rules(p.input) and not torch.compiler.is_compiling()
+    return True
+
+
+def fused(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
+    """The reduced loss with its gradients in one sweep; if the problem wants details, also lse,
+    target logit and error [B]."""
+    arguments, tf32 = _arguments(p), products_in_tf32(p.weight)
+    scale = None if p.row_weight is None else _row_scale(p, arguments)
+    reweigh = p.options.reweighted
+    mean = p.reduction == "mean"
+    result, *rows = total_loss(
+        arguments, scale, mean, p.want_details or reweigh, p.sparse_grad, tf32
+    )
+    if reweigh:
+        if scale is None:
+            scale = _row_scale(p, arguments)
+        result = result + ordered_sum((reweighted(rows[0]) - rows[0]) * scale)
+    return result, rows[1:]
+
+
+def rowwise(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
+    """The loss, reduced or of rows [B], and lse, target logit and error [B]; gradients later."""
+    arguments = _arguments(p)
+    loss, *details = rows_loss(arguments, p.sparse_grad, products_in_tf32(p.weight))
+    if p.options.reweighted:
+        loss = reweighted(loss)
+    return p.reduce(loss, arguments.target != arguments.ignore_index), details
+
+
+def _arguments(p: Problem) -> Arguments:
+    o, samples = p.options, p.samples.materialize()
+    return Arguments(
+        *as_kernels_take(p.input, p.weight, p.bias),
+        p.target if p.target.dim() == 1 else p.target.reshape(-1),
+        samples.ids,
+        _log_count(count_of_samples(samples.log_expected_count, o.corrects_samples)),
+        _log_count(samples.target_log_expected_count) if o.corrects_targets else None,
+        1.0 / o.temperature,
+        o.remove_accidental_hits,
+        o.ignore_index,
+    )
+
+
+def _log_count(log_count: Tensor | None) -> Tensor | None:
+    """Log expected counts as the kernels take them: flat, float32 or float64."""
+    if log_count is None:
+        return None
+    if log_count.dim() != 1:
+        log_count = log_count.reshape(-1)
+    if log_count.dtype not in (torch.float32, torch.float64):
+        log_count = log_count.to(torch.float32)
+    return log_count.detach() if log_count.requires_grad else log_count
+
+
+def _row_scale(p: Problem, arguments: Arguments) -> Tensor:
+    """The factor of each row's loss."""
+    counted = arguments.target != arguments.ignore_index
+    return row_scale(counted, p.row_weight, p.reduction, compute_dtype(arguments.input))
+
+
+# --- what PyTorch needs to know of the operators --------------------------------------------------
+
+
+def fake_loss_rows(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def row() -> Tensor:
+        return input.new_empty(input.shape[0], dtype=compute_dtype(input))
+
+    return row(), row(), row(), row()
+
+
+def _fake_loss_and_grads(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    sparse_grad = rest[7]
+    if not sparse_grad:
+        return empty_results(input, weight, bias, target, 0, weight.shape[0])
+    touched: int | torch.SymInt = ids.shape[0] + target.shape[0]
+    if host_rules(input):
+        touched = torch.library.get_ctx().new_dynamic_size()
+    return empty_results(input, weight, bias, target, touched, touched)
+
+
+def _fake_loss_and_wide_grads(*arguments: Any) -> tuple[Tensor, ...]:
+    results = _fake_loss_and_grads(*arguments, True)
+    return tuple(
+        x if x.dtype == torch.int64 else x.to(compute_dtype(arguments[0])) for x in results
+    )
+
+
+def dense_sweep(tf32: bool) -> Sweep:
+    return Sweep(sparse_grad=False, traced=False, tf32=tf32)
+
+
+def _setup_rows(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:7])
+    *ctx.scalars, ctx.tf32 = inputs[7:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _rows_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    if grads[0] is None:
+        return (None,) * 11
+    result = rows_backward(ctx, ctx.saved_tensors, ctx.scalars, grads[0], dense_sweep(ctx.tf32))
+    return (*result, *(None,) * 8)
+
+
+if library_loaded():
+    for _name, _fake in (
+        ("loss_rows", fake_loss_rows),
+        ("loss_and_grads", _fake_loss_and_grads),
+        ("loss_and_wide_grads", _fake_loss_and_wide_grads),
+    ):
+        torch.library.register_fake(f"sampled_softmax::{_name}", _fake)
+    register_autograd("loss_rows", _rows_backward, _setup_rows)
