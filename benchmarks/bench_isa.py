@@ -36,7 +36,6 @@ from peers import Problem, make_problem
 from roof import ARITHMETIC, load_roof
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda.exact import exact_cross_entropy, logits
 
 FEW_ROWS = 4
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -78,15 +77,15 @@ def forward_only(problem: Problem, rows: int) -> dict[str, Run]:
     count = min(problem.num_samples, problem.num_classes)
     input, weight, bias = problem.input[:rows], problem.weight[:count], problem.bias[:count]
     target = problem.target[:rows] % count
-    samples = ssc.Samples(torch.arange(count), None, None)
+    samples = ssc.Samples(torch.arange(count))
 
     def without_gradient(run: Run) -> Run:
         return lambda: torch.no_grad()(run)()
 
     runs: dict[str, Run] = {
         "forward": lambda: ssc.sampled_softmax_loss(input, weight, target, samples, bias=bias),
-        "exact": lambda: exact_cross_entropy(input, weight, target, bias=bias),
-        "logits": lambda: logits(input, weight, bias=bias),
+        "exact": lambda: ssc.exact_cross_entropy(input, weight, target, bias=bias),
+        "logits": lambda: ssc.logits(input, weight, bias=bias),
     }
     return {name: without_gradient(run) for name, run in runs.items()}
 
@@ -103,7 +102,7 @@ def operators(problem: Problem) -> Iterator[tuple[str, Run]]:
         yield f"{name}, {few} rows", run
     yield "step, 4 targets", loss_step(problem, rows, target=several)
     yield "step, softcap", loss_step(problem, rows, softcap=30.0)
-    yield "step, cosine", loss_step(problem, rows, cosine=True, margin=0.2, temperature=0.05)
+    yield "step, cosine", loss_step(problem, rows, cosine=True, objective=ssc.Softmax(margin=0.2), temperature=0.05)
     yield "step, per row", loss_step(problem, rows, per_row=max(1, problem.num_samples // 64))
 
 

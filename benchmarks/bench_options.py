@@ -59,14 +59,14 @@ OPTIONS = {
     PLAIN: Option(tensorflow="sampled_softmax_loss"),
     "4 targets": Option(targets=4, tensorflow="sampled_softmax_loss"),
     "20 excluded": Option(excluded=20),
-    "nce": Option({"loss": "nce"}, tensorflow="nce_loss"),
-    "nce, 4 targets": Option({"loss": "nce"}, targets=4, tensorflow="nce_loss"),
-    "negative sampling": Option({"loss": "negative_sampling"}),
-    "gbce": Option({"loss": "gbce"}),
+    "nce": Option({"objective": "nce"}, tensorflow="nce_loss"),
+    "nce, 4 targets": Option({"objective": "nce"}, targets=4, tensorflow="nce_loss"),
+    "negative sampling": Option({"objective": "negative_sampling"}),
+    "gbce": Option({"objective": "gbce"}),
     "softcap": Option({"softcap": 30.0}),
-    "label smoothing": Option({"label_smoothing": 0.1}),
+    "label smoothing": Option({"objective": ssc.Softmax(label_smoothing=0.1)}),
     "CosFace": Option({"cosine": True, "margin": 0.35, "temperature": 1 / 64}),
-    "ArcFace": Option({"cosine": True, "angular_margin": 0.5, "temperature": 1 / 64}),
+    "ArcFace": Option({"cosine": True, "objective": ssc.Softmax(angular_margin=0.5), "temperature": 1 / 64}),
 }
 
 

@@ -29,8 +29,7 @@ from harness import Case, Row, environment, measure, parser, print_rows, rows_fr
 from roof import Roof, load_roof
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda._negatives import negatives_loss
-from sampled_softmax_cuda.samplers.keyed import KeyedSamples
+from sampled_softmax_cuda.ops.negatives import negatives_loss
 
 DISTANCES = (16, 32)  # rows that the bare gather prefetches ahead
 WORKSPACE_BYTES = 16 << 20  # the bound that is claimed
@@ -38,7 +37,7 @@ TABLE = ("case", "sampler", "threads", "median_ms", "p10_ms", "ratio", "share", 
 MEMORY = ("batch", "width", "samples", "classes", "threads", "extra_mib", "bound_mib")
 MEMORY += ("within_bound", "one_array_mib", "gradients_mib")
 
-Samples = ssc.Samples | KeyedSamples
+Samples = ssc.Samples | ssc.KeyedSamples
 
 
 class Problem:

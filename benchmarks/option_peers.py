@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from peers import Problem, Step, draw
 
+import sampled_softmax_cuda as ssc
+
 
 def _logits(x: torch.Tensor, offsets: torch.Tensor, temperature: float, softcap: float | None):
     z = (x + offsets).float() / temperature
@@ -36,15 +38,13 @@ def composed_option_loss(
     target: torch.Tensor,
     exclude: torch.Tensor | None,
     *,
-    loss: str = "softmax",
+    objective: str | ssc.Objective = "softmax",
     temperature: float = 1.0,
     softcap: float | None = None,
     cosine: bool = False,
-    margin: float = 0.0,
-    angular_margin: float = 0.0,
-    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """The mean loss with target [B, T] and, where given, exclude [B, E]."""
+    softmax = objective if isinstance(objective, ssc.Softmax) else ssc.Softmax()
     ids, log_count, target_log_count = draw(problem, target)
     samples, (batch, num_targets) = ids.shape[0], target.shape
     touched = torch.cat([ids, target.flatten()])
@@ -54,22 +54,22 @@ def composed_option_loss(
         input, rows = F.normalize(input, dim=1), F.normalize(rows, dim=1)
     own = rows[samples:].view(batch, num_targets, -1)
     true = (input[:, None] * own).sum(2)
-    if angular_margin:
-        true = torch.cos(torch.acos(true.clamp(-1 + 1e-6, 1 - 1e-6)) + angular_margin)
+    if softmax.angular_margin:
+        true = torch.cos(torch.acos(true.clamp(-1 + 1e-6, 1 - 1e-6)) + softmax.angular_margin)
     own_offsets = offsets[samples:].view(batch, num_targets)
-    z_true = _logits(true - margin, own_offsets, temperature, softcap)
+    z_true = _logits(true - softmax.margin, own_offsets, temperature, softcap)
     z = _logits(input @ rows[:samples].t(), offsets[:samples], temperature, softcap)
-    if loss in ("softmax", "nce"):
+    if objective not in ("negative_sampling", "gbce"):
         z_true, z = z_true - target_log_count, z - log_count
-    mean = z @ (-log_count).softmax(0) if label_smoothing else None
+    mean = z @ (-log_count).softmax(0) if softmax.label_smoothing else None
     for left_out in (target, exclude):
         for column in () if left_out is None else left_out.unbind(1):
             z = z.masked_fill(ids[None, :] == column[:, None], -math.inf)
-    if loss != "softmax":
-        return _sigmoid_loss(z_true, z, samples, problem.num_classes, loss).mean()
+    if isinstance(objective, str) and objective != "softmax":
+        return _sigmoid_loss(z_true, z, samples, problem.num_classes, objective).mean()
     value = torch.cat([z_true, z], 1).logsumexp(1) - z_true.mean(1)
     if mean is not None:
-        value = value + label_smoothing * (z_true.mean(1) - mean)
+        value = value + softmax.label_smoothing * (z_true.mean(1) - mean)
     return value.mean()
 
 

@@ -74,14 +74,15 @@ class Proposal:
         target = torch.tensor([OWN_TARGET])
         if self.in_batch:
             target = torch.cat((target, targets(self.batch - 1)))
-        ids, log_n, _ = self.sampler.sample(
+        drawn = self.sampler.sample(
             target,
             self.batch if self.in_batch else SAMPLES,
             replacement=self.replacement,
             generator=generator,
         )
-        terms = mass[ids] / log_n.double().exp()
-        return float(terms[ids != OWN_TARGET].sum() / (mass.sum() - mass[OWN_TARGET]))
+        assert drawn.log_expected_count is not None
+        terms = mass[drawn.ids] / drawn.log_expected_count.double().exp()
+        return float(terms[drawn.ids != OWN_TARGET].sum() / (mass.sum() - mass[OWN_TARGET]))
 
 
 def proposals(f: torch.Tensor) -> list[Proposal]:

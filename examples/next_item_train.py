@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda.exact import topk
 
 WARM_UP_STEPS = 20  # Adagrad's first steps are as long as its rate, whatever the gradient
 FURTHEST = 100  # the largest k of recall@k
@@ -62,7 +61,7 @@ def in_batch(items: Items) -> ssc.Sampler:
 WAYS = (
     Way("in-batch, no correction", lambda items: ssc.InBatchSampler(), {"correction": "none"}),
     Way("in-batch, logQ", in_batch),
-    Way("in-batch, reweighted logQ", in_batch, {"correction": "reweighted"}),
+    Way("in-batch, reweighted logQ", in_batch, {"objective": ssc.Softmax(reweighted=True)}),
     Way(
         "in-batch + uniform, logQ",
         lambda items: ssc.MixedSampler([in_batch(items), ssc.UniformSampler(items.num_items)]),
@@ -75,7 +74,7 @@ WAYS = (
     Way(
         "uniform, gBCE",
         lambda items: ssc.UniformSampler(items.num_items),
-        {"loss": "gbce", "correction": "none"},
+        {"objective": "gbce", "correction": "none"},
         lowered=True,
     ),
 )
@@ -184,7 +183,7 @@ class Trainer:
     @torch.no_grad()
     def best(self, history: Tensor) -> Tensor:
         """The FURTHEST items with the largest logits, exactly: int64 [B, at most FURTHEST]."""
-        return topk(self.model(history), self.rows, min(FURTHEST, len(self.rows))).indices
+        return ssc.topk(self.model(history), self.rows, min(FURTHEST, len(self.rows))).indices
 
 
 def train(ways: tuple[Way, ...], items: Items, settings: Settings) -> list[Result]:

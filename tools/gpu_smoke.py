@@ -25,7 +25,7 @@ TOLERANCE = {
 }
 # Each way through the kernels of general negatives.
 OPTIONS: tuple[dict[str, Any], ...] = (
-    {"loss": "nce"},
+    {"objective": "nce"},
     {"softcap": 5.0, "remove_accidental_hits": False},
 )
 
