@@ -102,7 +102,10 @@ def operators(problem: Problem) -> Iterator[tuple[str, Run]]:
         yield f"{name}, {few} rows", run
     yield "step, 4 targets", loss_step(problem, rows, target=several)
     yield "step, softcap", loss_step(problem, rows, softcap=30.0)
-    yield "step, cosine", loss_step(problem, rows, cosine=True, objective=ssc.Softmax(margin=0.2), temperature=0.05)
+    yield (
+        "step, cosine",
+        loss_step(problem, rows, cosine=True, objective=ssc.Softmax(margin=0.2), temperature=0.05),
+    )
     yield "step, per row", loss_step(problem, rows, per_row=max(1, problem.num_samples // 64))
 
 

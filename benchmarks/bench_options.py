@@ -66,7 +66,9 @@ OPTIONS = {
     "softcap": Option({"softcap": 30.0}),
     "label smoothing": Option({"objective": ssc.Softmax(label_smoothing=0.1)}),
     "CosFace": Option({"cosine": True, "margin": 0.35, "temperature": 1 / 64}),
-    "ArcFace": Option({"cosine": True, "objective": ssc.Softmax(angular_margin=0.5), "temperature": 1 / 64}),
+    "ArcFace": Option(
+        {"cosine": True, "objective": ssc.Softmax(angular_margin=0.5), "temperature": 1 / 64}
+    ),
 }
 
 

@@ -27,6 +27,7 @@ from ._advice import advise as _advice
 from ._advice import percent
 from .functional import sampled_softmax_loss
 from .losses.rows import CHUNK_ELEMENTS, chunk_classes
+from .objectives import SOFTMAX
 from .ops.exact import chunk_logits, loss_rows
 from .options import Inclusion, Options
 from .samplers import LogUniformSampler, Sampler, Samples
@@ -284,7 +285,7 @@ class _Draw(NamedTuple):
 def _exact_rows(batch: _Batch) -> tuple[Tensor, Tensor]:
     """The exact loss and logsumexp [B], float64."""
     h, weight, bias, target, temperature = batch
-    options = Options(temperature=temperature, ignore_index=exact.IGNORE_NOTHING)
+    options = Options(SOFTMAX, temperature=temperature, ignore_index=exact.IGNORE_NOTHING)
     loss, (lse,) = loss_rows(h, weight, bias, target, options)
     return loss.double(), lse.double()
 

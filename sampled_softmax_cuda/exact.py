@@ -24,6 +24,7 @@ from .losses.rows import (
     reduce_rows,
     result_dtype,
 )
+from .objectives import SOFTMAX
 from .ops.exact import chunk_logits, loss_rows
 from .options import REDUCTIONS, Options, Reduction, check_softcap, check_z_loss
 
@@ -159,6 +160,7 @@ def exact_cross_entropy(
         of_class = weight_of_targets(class_weight, rows)
         row_weight = of_class if row_weight is None else row_weight * of_class
     options = Options(
+        SOFTMAX,
         temperature=given.temperature,
         ignore_index=ignore_index,
         softcap=given.softcap,
@@ -250,7 +252,10 @@ def log_prob(
     if columns.shape[1] == 0:
         return h.new_zeros(ids.shape, dtype=compute_dtype(input))
     options = Options(
-        temperature=given.temperature, softcap=given.softcap, ignore_index=IGNORE_NOTHING
+        SOFTMAX,
+        temperature=given.temperature,
+        softcap=given.softcap,
+        ignore_index=IGNORE_NOTHING,
     )
     first = columns[:, 0].contiguous()
     padding = given.padding_idx

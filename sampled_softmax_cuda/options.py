@@ -28,7 +28,7 @@ REDUCTIONS = ("none", "mean", "sum")
 class Options:
     """The options that change what is computed for a row, checked; `checked_options` makes them."""
 
-    objective: Objective = SOFTMAX
+    objective: Objective
     temperature: float = 1.0
     correction: Correction = "both"
     remove_accidental_hits: bool = True

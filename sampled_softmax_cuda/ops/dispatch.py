@@ -15,13 +15,21 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 
 def kernels_take(
-    operator: str, input: Tensor, weight: Tensor, bias: Tensor | None, *log_counts: Tensor | None
+    operator: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *log_counts: Tensor | None,
+    converted: bool = False,
 ) -> bool:
     """True if `operator` has a kernel for the device, the dtypes and the derivatives of these.
 
     Those of the CPU take every mixture that passed the checks. Those of CUDA take one dtype, the
     weight's, so input and bias must have it or fit into it without rounding; and log expected
     counts in float32, which would spoil a float64 loss if they were float64.
+
+    Args:
+        converted: all three come in one dtype by then, whatever they have now.
     """
     if not native_for(input.device, operator):
         return False
@@ -32,6 +40,8 @@ def kernels_take(
     counts_fit = input.dtype != torch.float64 or all(
         count is None or count.dtype != torch.float64 for count in log_counts
     )
+    if converted:
+        return counts_fit
     return counts_fit and _fits(input, weight.dtype) and _fits(bias, weight.dtype)
 
 

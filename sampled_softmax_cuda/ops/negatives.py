@@ -86,9 +86,8 @@ def negatives_served(p: Problem) -> bool:
     """Whether kernels compute the negatives' share of this problem."""
     count = p.samples.log_expected_count if isinstance(p.samples, Samples) else None
     rows = f"{_kind(p.samples)}_rows"
-    if p.options.cosine:  # unit rows come in one dtype, whatever the parameters have
-        return kernels_take(rows, p.input, p.input, None, count)
-    return kernels_take(rows, p.input, p.weight, p.bias, count)
+    unit_rows = p.options.cosine  # in float32, or all in float64
+    return kernels_take(rows, p.input, p.weight, p.bias, count, converted=unit_rows)
 
 
 def composed(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,14 +93,19 @@ def test_reference(sparse_grad: bool) -> None:
 # First one option of each way through the kernels; the others differ from these above them.
 OPTIONS: dict[str, dict[str, Any]] = {
     "softmax": {"num_targets": 3},
-    "nce": {"num_targets": 2, "loss": "nce", "num_excluded": 2},
+    "nce": {"num_targets": 2, "objective": "nce", "num_excluded": 2},
     "per row": {"num_targets": None, "per_row": True},
-    "nce, counts that differ": {"num_targets": None, "loss": "nce", "even": False},
-    "gbce": {"num_targets": None, "loss": "gbce"},
-    "softcap": {"num_targets": 1, "softcap": 2.0, "correction": "reweighted"},
-    "arcface": {"num_targets": None, "cosine": True, "angular_margin": 0.3, "num_excluded": 1},
-    "label smoothing": {"num_targets": None, "label_smoothing": 0.1},
-    "nce per row": {"num_targets": 2, "per_row": True, "loss": "nce", "num_excluded": 2},
+    "nce, counts that differ": {"num_targets": None, "objective": "nce", "even": False},
+    "gbce": {"num_targets": None, "objective": "gbce"},
+    "softcap": {"num_targets": 1, "softcap": 2.0, "objective": ssc.Softmax(reweighted=True)},
+    "arcface": {
+        "num_targets": None,
+        "cosine": True,
+        "objective": ssc.Softmax(angular_margin=0.3),
+        "num_excluded": 1,
+    },
+    "label smoothing": {"num_targets": None, "objective": ssc.Softmax(label_smoothing=0.1)},
+    "nce per row": {"num_targets": 2, "per_row": True, "objective": "nce", "num_excluded": 2},
 }
 
 
@@ -283,7 +289,7 @@ def test_ids_out_of_range(either: str, options: str) -> None:
     p = make_option_problem(5, 4, 60, 6, **OPTIONS[options])
 
     def loss(target: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        samples = p.samples._replace(ids=ids)
+        samples = replace(p.samples, ids=ids)
         value: torch.Tensor = ssc.sampled_softmax_loss(
             p.input, p.weight, target, samples, bias=p.bias, **p.options
         )
@@ -307,7 +313,7 @@ def test_ids_out_of_range_of_the_plain_loss(native: None, name: str, message: st
     p = make_problem(5, 4, 60, 6)
 
     def loss(target: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        samples = p.samples._replace(ids=ids)
+        samples = replace(p.samples, ids=ids)
         return ssc.sampled_softmax_loss(p.input, p.weight, target, samples)
 
     given = {"target": p.target.clone(), "ids": p.samples.ids.clone()}
@@ -322,7 +328,7 @@ def test_ids_out_of_range_with_inductor(native: None) -> None:
     p = make_problem(5, 4, 60, 6)
 
     def loss(target: torch.Tensor) -> torch.Tensor:
-        return ssc.sampled_softmax_loss(p.input, p.weight, target, p.samples, loss="nce")
+        return ssc.sampled_softmax_loss(p.input, p.weight, target, p.samples, objective="nce")
 
     compiled = torch.compile(loss, fullgraph=True)
     target = p.target.clone()
@@ -346,7 +352,7 @@ def test_ids_out_of_range_of_the_exact_loss(either: str, options: dict[str, Any]
 
 
 def test_a_target_out_of_range_is_nan_on_a_gpu(simt: str) -> None:
-    p = make_option_problem(5, 4, 60, 6, None, loss="nce", padding=False)
+    p = make_option_problem(5, 4, 60, 6, None, objective="nce", padding=False)
     target = p.target.clone()
     target[2] = 60
 

@@ -14,19 +14,20 @@ from torch.nn import functional as F
 import sampled_softmax_cuda as ssc
 from helpers.problem import OptionProblem, make_option_problem
 from helpers.truth import option_truth
-from sampled_softmax_cuda import exact
+from sampled_softmax_cuda import exact, functional
+from sampled_softmax_cuda.reference import exact as reference_exact
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"num_targets": None},
-    "reweighted": {"num_targets": None, "correction": "reweighted"},
+    "reweighted": {"num_targets": None, "objective": ssc.Softmax(reweighted=True)},
     "several targets": {"num_targets": 3},
-    "nce": {"num_targets": 2, "loss": "nce", "num_excluded": 2},
-    "gbce": {"num_targets": None, "loss": "gbce"},
+    "nce": {"num_targets": 2, "objective": "nce", "num_excluded": 2},
+    "gbce": {"num_targets": None, "objective": "gbce"},
     "softcap": {"num_targets": 1, "softcap": 2.0},
-    "arcface": {"num_targets": None, "cosine": True, "angular_margin": 0.3},
-    "label smoothing": {"num_targets": None, "label_smoothing": 0.1},
+    "arcface": {"num_targets": None, "cosine": True, "objective": ssc.Softmax(angular_margin=0.3)},
+    "label smoothing": {"num_targets": None, "objective": ssc.Softmax(label_smoothing=0.1)},
     "per row": {"num_targets": None, "per_row": True},
-    "nce per row": {"num_targets": 2, "per_row": True, "loss": "nce", "num_excluded": 2},
+    "nce per row": {"num_targets": 2, "per_row": True, "objective": "nce", "num_excluded": 2},
 }
 
 Leaves = tuple[Tensor, ...]
@@ -112,7 +113,7 @@ def test_one_tangent_of_three(device: str, problem: OptionProblem, place: int) -
 
 
 def test_second_derivatives(device: str, problem: OptionProblem) -> None:
-    if problem.options.get("correction") == "reweighted":
+    if getattr(problem.options.get("objective"), "reweighted", False):
         pytest.skip("has a gradient that is no derivative of its value, so no second one")
     leaves = values(problem)
     truth = torch.autograd.functional.hessian(lambda *x: truth_of(problem)(*x).sum(), leaves)
@@ -234,8 +235,8 @@ def test_kernels_serve_one_level_of_reverse_mode(
 ) -> None:
     """The reference would store logits [B, S]; here its functions are not there."""
     p = make_option_problem(5, 4, 11, 7, None)
-    monkeypatch.setattr(ssc.reference, "sampled_softmax_loss", None)
-    monkeypatch.setattr(ssc.reference, "exact_loss_rows", None)
+    monkeypatch.setattr(functional, "reference", None)
+    monkeypatch.setattr(reference_exact, "exact_loss_rows", None)
     func.grad(loss_of(p))(*values(p))
     func.grad(exact_losses()["cross entropy"][0])(*values(p))
     with pytest.raises(TypeError):
@@ -288,9 +289,7 @@ def test_ids_out_of_range_in_a_batch(either: str) -> None:
         batch[1, 3] = value
 
         def loss(ids: Tensor) -> Any:
-            return ssc.sampled_softmax_loss(
-                p.input, p.weight, p.target, ssc.Samples(ids, None, None)
-            )
+            return ssc.sampled_softmax_loss(p.input, p.weight, p.target, ssc.Samples(ids))
 
         with pytest.raises(IndexError, match=rf"samples.ids must be .* got {value} at \[1, 3\]"):
             torch.vmap(loss)(batch)

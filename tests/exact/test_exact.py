@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from helpers.problem import make_problem
 from helpers.truth import assert_close_to_truth
-from sampled_softmax_cuda import _ops, exact
-from sampled_softmax_cuda.reference import exact as reference_exact
+from sampled_softmax_cuda import exact
+from sampled_softmax_cuda.losses import rows as losses_rows
+from sampled_softmax_cuda.ops import exact as ops
 
 TOLERANCE = {
     torch.float64: 1e-10,
@@ -29,7 +30,7 @@ SHAPES = [
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of classes in small tests."""
-    monkeypatch.setattr(reference_exact, "CHUNK_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(losses_rows, "CHUNK_ELEMENTS", 1 << 10)
 
 
 def problem_and_logits(shape: tuple[int, int, int], dtype: torch.dtype) -> Any:
@@ -150,7 +151,7 @@ def test_leading_shapes(device: str, leading: tuple[int, ...]) -> None:
 def test_never_all_logits_at_once(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """2^33 classes that are one row in memory cannot be evaluated, but a chunk of them can; here
     the largest tensor made is watched instead."""
-    monkeypatch.setattr(reference_exact, "CHUNK_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(losses_rows, "CHUNK_ELEMENTS", 1 << 10)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -177,7 +178,7 @@ def test_gradients_of_rows_with_small_factors(
 ) -> None:
     """In several chunks of classes; 16-bit types hold P and the factors all the same. An ignored
     row may be NaN."""
-    monkeypatch.setattr(_ops, "chunk_classes", lambda rows, classes: 17)
+    monkeypatch.setattr(ops, "chunk_classes", lambda rows, classes: 17)
     h, weight, bias = torch.randn(9, 12), torch.randn(50, 12), torch.randn(50)
     target = torch.randint(50, (9,))
     target[3] = -100

@@ -17,9 +17,9 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda import _autograd, _load
-from sampled_softmax_cuda.reference.sample import Method
-from sampled_softmax_cuda.samplers import _ops
+from sampled_softmax_cuda.ops import library, loss
+from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.proposals import Method
 
 B, D, C, S = 6, 8, 100, 20
 OPERATORS = {"loss_rows", "loss_and_grads", "logits", "sample_uniform", "log_count_uniform"}
@@ -51,9 +51,9 @@ def record(native: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
         recorder.calls.append(("reference", arguments))
         return torch.empty((), dtype=arguments[0].dtype) if options else arguments[1]
 
-    monkeypatch.setattr(_load, "_cuda_ops", frozenset(OPERATORS))
+    monkeypatch.setattr(library, "_cuda_ops", frozenset(OPERATORS))
     monkeypatch.setattr(ssc.reference, "sampled_softmax_loss", reference)
-    monkeypatch.setattr(_ops.reference, "sample", reference)
+    monkeypatch.setattr(ops.reference, "sample", reference)
     with FakeTensorMode(), recorder:
         yield recorder
 
@@ -89,7 +89,7 @@ def test_a_draw(record: Recorder, replacement: bool) -> None:
         assert drawn.ids.is_cuda
     else:
         key = torch.empty(2, dtype=torch.int64, device="cuda")
-        _ops.sample(sampler._proposal(), key, target(), S, Method.DISTINCT, None)
+        ops.sample(sampler._proposal(), key, target(), S, Method.DISTINCT, None)
     sampler.log_expected_count(target(), S)
     assert record.names == ["sample_uniform", "log_count_uniform"]
 
@@ -182,15 +182,15 @@ def test_a_step_of_the_total(record: Recorder, sparse_grad: bool, traced: bool) 
     h, weight, bias = parameters()
     drawn = samples()
     rest = (target(), drawn.ids, drawn.log_expected_count, None, 1.0, True, -100, None, True)
-    sweep = _autograd.Sweep(sparse_grad, traced, tf32=False)
+    sweep = loss.Sweep(sparse_grad, traced, tf32=False)
     ctx = Context()
     with torch.no_grad():
-        total, rows = _autograd._TotalLoss.forward(ctx, h, weight, bias, rest, True, sweep)
+        total, rows = loss._TotalLoss.forward(ctx, h, weight, bias, rest, True, sweep)
         assert total.shape == ()
         assert rows.shape == (4, B)
         for _ in range(2):
             upstream = torch.empty((), device="cuda")
-            grads = _autograd._TotalLoss.backward(ctx, upstream)[:3]
+            grads = loss._TotalLoss.backward(ctx, upstream)[:3]
             check_gradients(grads, (h, weight, bias), sparse_grad)
     assert record.names == ["loss_and_grads"] * (1 if traced else 2)
 
@@ -200,11 +200,11 @@ def test_a_step_of_losses_per_row(record: Recorder, sparse_grad: bool) -> None:
     h, weight, bias = parameters()
     drawn = samples()
     rest = (target(), drawn.ids, None, None, 1.0, True, -100)
-    sweep = _autograd.Sweep(sparse_grad, False, tf32=True)
+    sweep = loss.Sweep(sparse_grad, False, tf32=True)
     ctx = Context()
     with torch.no_grad():
-        _autograd._RowsLoss.forward(ctx, h, weight, bias, rest, sweep)
-        grads = _autograd._RowsLoss.backward(ctx, torch.empty(B, device="cuda"))[:3]
+        loss._RowsLoss.forward(ctx, h, weight, bias, rest, sweep)
+        grads = loss._RowsLoss.backward(ctx, torch.empty(B, device="cuda"))[:3]
     check_gradients(grads, (h, weight, bias), sparse_grad)
     assert record.names == ["loss_rows", "loss_and_grads"]
     assert [arguments[-1] for _, arguments in record.calls] == [True, True]

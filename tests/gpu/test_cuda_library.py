@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from helpers import ROOT
-from sampled_softmax_cuda import _load
+from sampled_softmax_cuda.ops import library
 
 BUILD = ROOT / "build/cuda"
 LIBRARY = BUILD / "out/_C_cuda.so"
@@ -64,10 +64,10 @@ def output_of(*command: object, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def registered() -> tuple[set[str], set[str], str]:
     """Operators with a CPU kernel, those with a CUDA kernel, and what it was compiled for."""
-    if not _load.library_loaded():
-        pytest.skip(_load.native_reason())
+    if not library.library_loaded():
+        pytest.skip(library.native_reason())
     lines = output_of(
-        *(sys.executable, "-c", REGISTRATIONS, _load.LIBRARY, LIBRARY),
+        *(sys.executable, "-c", REGISTRATIONS, library.LIBRARY, LIBRARY),
         LD_LIBRARY_PATH=str(BUILD / "stub"),
     ).splitlines()
     return set(lines[0].split()), set(lines[1].split()), lines[2]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from helpers.backends import use_backend
 from helpers.samplers import KINDS, key, make_sampler
-from sampled_softmax_cuda.reference.sample import Method
-from sampled_softmax_cuda.samplers import _ops, _rows
+from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.proposals import Method
 
 C, S = 700, 40
 TARGET = torch.tensor([0, 3, 699, -100, 700, 3])
@@ -33,9 +33,9 @@ def number(value: float | None) -> Tensor | None:
 def test_log_counts(kind: str, tries: float | None) -> None:
     proposal = make_sampler(kind, C)._proposal()
     ids = torch.cat((torch.arange(C), torch.tensor([-1, C, -(2**63)])))
-    got = _ops.log_counts(proposal, ids, S, number(tries))
+    got = ops.log_counts(proposal, ids, S, number(tries))
     with use_backend("reference"):
-        want = _ops.log_counts(proposal, ids, S, number(tries))
+        want = ops.log_counts(proposal, ids, S, number(tries))
     assert torch.equal(got, want)
 
 
@@ -44,9 +44,9 @@ def test_log_counts(kind: str, tries: float | None) -> None:
 @pytest.mark.parametrize("tries", [None, 55.25])  # None: the draws that it took
 def test_draws_without_replacement(kind: str, method: Method, tries: float | None) -> None:
     proposal = make_sampler(kind, C)._proposal()
-    got = _ops.sample(proposal, key(7, 3), TARGET, S, method, number(tries))
+    got = ops.sample(proposal, key(7, 3), TARGET, S, method, number(tries))
     with use_backend("reference"):
-        want = _ops.sample(proposal, key(7, 3), TARGET, S, method, number(tries))
+        want = ops.sample(proposal, key(7, 3), TARGET, S, method, number(tries))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert got[2].isfinite().all() and (got[2] < 0).all(), "log n of distinct classes"
 
@@ -56,11 +56,11 @@ def test_draws_without_replacement(kind: str, method: Method, tries: float | Non
 @pytest.mark.parametrize("tries", [None, 55.25])
 def test_draws_of_rows(kind: str, method: Method, tries: float | None) -> None:
     sampler = make_sampler(kind, C)
-    arguments = _rows.proposal_arguments(sampler._proposal(), C)
+    arguments = sampler._proposal()
     exclude = torch.tensor([[1, 2], [0, -1], [C, 5]])
     rest = (key(7, 3), TARGET.view(3, 2), S, method, number(tries), exclude)
-    got = _rows.sample_rows(arguments, *rest)
+    got = ops.sample_rows(arguments, *rest)
     with use_backend("reference"):
-        want = _rows.sample_rows(arguments, *rest)
+        want = ops.sample_rows(arguments, *rest)
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b) if a.dtype == torch.int64 else torch.allclose(a, b, atol=1e-6)

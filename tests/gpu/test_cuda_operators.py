@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.problem import make_problem
-from helpers.samplers import key
+from helpers.samplers import key, parts
 
 B, D, C, S = 9, 20, 50, 33
 
@@ -21,7 +21,7 @@ ops = torch.ops.sampled_softmax
 def arguments() -> list[Any]:
     """Of loss_rows."""
     p = make_problem(B, D, C, S)
-    return [*(leaf.detach() for leaf in p.leaves), p.target, *p.samples, 0.7, True, -100]
+    return [*(leaf.detach() for leaf in p.leaves), p.target, *parts(p.samples), 0.7, True, -100]
 
 
 def test_arguments_that_would_read_elsewhere_are_refused() -> None:

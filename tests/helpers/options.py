@@ -18,24 +18,30 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "none": {"correction": "none"},
     "hits kept": {"remove_accidental_hits": False},
     "softcap": {"softcap": 1.5, "temperature": 0.5},
-    "nce": {"loss": "nce"},
-    "nce without hits": {"loss": "nce", "remove_accidental_hits": False, "temperature": 0.5},
-    "nce softcap": {"loss": "nce", "softcap": 2.0},
-    "negative sampling": {"loss": "negative_sampling"},
-    "margin": {"margin": 0.4, "temperature": 0.2},
+    "nce": {"objective": "nce"},
+    "nce without hits": {"objective": "nce", "remove_accidental_hits": False, "temperature": 0.5},
+    "nce softcap": {"objective": "nce", "softcap": 2.0},
+    "negative sampling": {"objective": "negative_sampling"},
+    "margin": {"objective": ssc.Softmax(margin=0.4), "temperature": 0.2},
     "cosine": {"cosine": True, "temperature": 0.1},
-    "cosface": {"cosine": True, "temperature": 0.05, "margin": 0.35},
-    "arcface": {"cosine": True, "temperature": 0.1, "angular_margin": 0.5},
-    "beyond pi": {"cosine": True, "temperature": 0.2, "angular_margin": 2.8},
-    "label smoothing": {"label_smoothing": 0.2},
-    "smoothing, hits kept": {"label_smoothing": 0.1, "remove_accidental_hits": False},
-    "smoothing, no correction": {"label_smoothing": 0.1, "correction": "none"},
+    "cosface": {"cosine": True, "temperature": 0.05, "objective": ssc.Softmax(margin=0.35)},
+    "arcface": {"cosine": True, "temperature": 0.1, "objective": ssc.Softmax(angular_margin=0.5)},
+    "beyond pi": {"cosine": True, "temperature": 0.2, "objective": ssc.Softmax(angular_margin=2.8)},
+    "label smoothing": {"objective": ssc.Softmax(label_smoothing=0.2)},
+    "smoothing, hits kept": {
+        "objective": ssc.Softmax(label_smoothing=0.1),
+        "remove_accidental_hits": False,
+    },
+    "smoothing, no correction": {
+        "objective": ssc.Softmax(label_smoothing=0.1),
+        "correction": "none",
+    },
 }
 SINGLE: dict[str, dict[str, Any]] = {
-    "gbce": {"loss": "gbce"},
-    "gbce, calibrated": {"loss": "gbce", "calibration": 1.0},
-    "reweighted": {"correction": "reweighted"},
-    "reweighted softcap": {"correction": "reweighted", "softcap": 2.0},
+    "gbce": {"objective": "gbce"},
+    "gbce, calibrated": {"objective": ssc.GBCE(calibration=1.0)},
+    "reweighted": {"objective": ssc.Softmax(reweighted=True)},
+    "reweighted softcap": {"objective": ssc.Softmax(reweighted=True), "softcap": 2.0},
 }
 
 
@@ -50,7 +56,7 @@ def check_options(p: OptionProblem, dtype: torch.dtype, sparse_grad: bool = Fals
     expected, expected_details = option_truth(double)
     scale = 4 / ours.options.get("temperature", 1.0)
     assert_close_to_truth(loss, same_loss, expected, "loss", slack=8, scale=scale)
-    sigmoid = p.options.get("loss", "softmax") != "softmax"
+    sigmoid = p.options.get("objective") in ("nce", "negative_sampling", "gbce")
     for name in ("target_logit",) if sigmoid else ("lse", "target_logit"):
         row, same_row = getattr(details, name), getattr(same_details, name)
         assert_close_to_truth(row, same_row, expected_details[name], name, slack=8, scale=scale)

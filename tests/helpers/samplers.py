@@ -15,6 +15,11 @@ import sampled_softmax_cuda as ssc
 KINDS = ("uniform", "log_uniform", "weighted")
 
 
+def parts(samples: ssc.Samples) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """ids, log n of them and of the targets."""
+    return samples.ids, samples.log_expected_count, samples.target_log_expected_count
+
+
 def zipf(num_classes: int, power: float = 1.0) -> Tensor:
     """Weights 1 / (k + 1)^power, float64 [C]."""
     return torch.arange(1, num_classes + 1, dtype=torch.float64) ** -power

@@ -114,7 +114,7 @@ def _dtensor(argument: str, full: bool = False) -> dict[str, Any]:
     if sharded.is_floating_point():
         sharded.requires_grad_()
     given[argument] = sharded.full_tensor() if full else sharded
-    samples = ssc.Samples(given.pop("samples.ids"), None, None)
+    samples = ssc.Samples(given.pop("samples.ids"))
     ssc.sampled_softmax_loss(**given, samples=samples).backward()
     return {"grad": type(sharded.grad).__name__}
 

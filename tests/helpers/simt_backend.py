@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from sampled_softmax_cuda import _load
+from sampled_softmax_cuda._rules import device_rules
+from sampled_softmax_cuda.ops.library import use_backend
 
 from .simt_bench import module_path, require, use_executor
 
@@ -27,24 +28,24 @@ def operators_of(executor: str) -> dict[str, Any]:
     with use_executor(executor):
         require("ops")
         torch.ops.load_library(str(module_path("ops")))
-    library = f"sampled_softmax_{executor}"
-    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith(f"{library}::")]
+    namespace = f"sampled_softmax_{executor}"
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith(f"{namespace}::")]
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     short = [name.partition("::")[2] for name in names if has_kernel(name, "CPU")]
-    return {name: getattr(getattr(torch.ops, library), name).default for name in short}
+    return {name: getattr(getattr(torch.ops, namespace), name).default for name in short}
 
 
 @contextmanager
 def use_simt(executor: str = "simt") -> Iterator[None]:
     """Inside, the package computes on tensors of the CPU as it does on those of a GPU."""
     operators = operators_of(executor)
-    library = torch.library.Library("sampled_softmax", "IMPL")
+    stand_ins = torch.library.Library("sampled_softmax", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the CPU's kernels are covered is the point
         for name, operator in operators.items():
-            library.impl(name, operator, "CPU")
+            stand_ins.impl(name, operator, "CPU")
     try:
-        with _load.use_backend("native"), _load.as_on_a_gpu(frozenset(operators)):
+        with use_backend("native"), device_rules(frozenset(operators)):
             yield
     finally:
-        library._destroy()
+        stand_ins._destroy()

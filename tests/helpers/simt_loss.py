@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sampled_softmax_cuda._autograd import Arguments
+from sampled_softmax_cuda.ops.loss import Arguments
 
 from .simt_bench import Bench
 

@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 import sampled_softmax_cuda as ssc
+from helpers.samplers import parts
 
 
 def zipf_stream(num_classes: int, seed: int) -> Any:
@@ -40,7 +41,9 @@ def learn_and_merge(rank: int, folder: Path) -> None:
     before = copy.deepcopy(interval.state_dict())
     interval.sync()  # nothing new: nothing changes
     again = interval.state_dict()
-    ids, log_n, _ = counts.sample(torch.tensor([0]), 20, generator=torch.Generator().manual_seed(1))
+    ids, log_n, _ = parts(
+        counts.sample(torch.tensor([0]), 20, generator=torch.Generator().manual_seed(1))
+    )
     # A process that joins from a checkpoint must know what has been merged already.
     joined = ssc.StreamingSampler(60)
     joined.load_state_dict(counts.state_dict())

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda.objectives import as_objective
+
 from .problem import OptionProblem, Problem
 
 EPSILON = {
@@ -119,9 +122,13 @@ def option_truth(p: OptionProblem, **more: Any) -> tuple[Tensor, dict[str, Tenso
     A log count of -inf, of a class that is never drawn, corrects nothing.
     """
     o = {**p.options, **more}
-    kind, correction = o.get("loss", "softmax"), o.get("correction", "both")
-    if kind in ("negative_sampling", "gbce"):
+    objective = as_objective("truth", o.get("objective", "softmax"))
+    softmax = objective if isinstance(objective, ssc.Softmax) else ssc.Softmax()
+    correction = o.get("correction", "both")
+    if isinstance(objective, (ssc.NegativeSampling, ssc.GBCE)):
         correction = "none"
+    if softmax.reweighted:
+        correction = "negatives"
     ignore = o.get("ignore_index", -100)
     temperature, softcap = o.get("temperature", 1.0), o.get("softcap")
     num_classes = p.weight.shape[0]
@@ -137,11 +144,11 @@ def option_truth(p: OptionProblem, **more: Any) -> tuple[Tensor, dict[str, Tenso
 
     def true_logit(i: int, t: int, log_count: float) -> Tensor:
         x = product[i, t]
-        angle = o.get("angular_margin", 0.0)
+        angle = softmax.angular_margin
         if angle:
             theta = torch.acos(x)
             x = torch.cos(theta + angle) if theta + angle < math.pi else x - angle * math.sin(angle)
-        z = capped(x - o.get("margin", 0.0) + bias[t])
+        z = capped(x - softmax.margin + bias[t])
         return z - log_count if correction == "both" and log_count > -math.inf else z
 
     losses, details = [], {"lse": [], "target_logit": [], "error": []}
@@ -181,19 +188,20 @@ def option_truth(p: OptionProblem, **more: Any) -> tuple[Tensor, dict[str, Tenso
         rivals = [s for s in kept if ids[s] not in true]
         best = max(z.detach()[rivals].tolist(), default=-math.inf)
         lse = torch.cat((z_true, z_kept)).logsumexp(dim=0)
-        if kind == "softmax":
+        if isinstance(objective, ssc.Softmax):
             loss = lse - z_true.mean()
-            epsilon = o.get("label_smoothing", 0.0)
+            epsilon = softmax.label_smoothing
             if epsilon:
                 share = (-counts).softmax(dim=0) if corrected else torch.full_like(z, 1 / len(ids))
                 loss = lse - (1 - epsilon) * z_true.mean() - epsilon * (share * z).sum()
-            if correction == "reweighted":
+            loss = loss + o.get("z_loss", 0.0) * lse.square()
+            if softmax.reweighted:
                 n = z_kept.logsumexp(dim=0)
                 p_true = (z_true[0] - lse).exp().detach()
                 loss = (1 - p_true) * (n - z_true[0])
-        elif kind == "gbce":
+        elif isinstance(objective, ssc.GBCE):
             alpha = min(len(ids) / (num_classes - 1), 1)
-            t = o.get("calibration", 0.75)
+            t = objective.calibration
             beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)  # as the paper writes it
             positive = F.binary_cross_entropy_with_logits(
                 _gamma(z_true[0], beta), torch.ones((), dtype=torch.float64)

@@ -9,8 +9,8 @@ from torch import Tensor
 import sampled_softmax_cuda as ssc
 from helpers.samplers import KINDS, key, make_sampler, zipf
 from helpers.simt_bench import SCHEDULES, Bench, proposal_arguments, require, sorted_arrivals
-from sampled_softmax_cuda.reference.sample import Method
-from sampled_softmax_cuda.samplers import _ops
+from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.proposals import Method
 
 pytestmark = pytest.mark.usefixtures("executor", "native")
 
@@ -35,7 +35,7 @@ def assert_as_on_the_cpu(
     bench: Bench, kind: str, sampler: ssc.Sampler, a_key: Tensor, n: int
 ) -> int:
     """Returns the number of draws."""
-    ids, num_draws, _, _ = _ops.sample(
+    ids, num_draws, _, _ = ops.sample(
         sampler._proposal(), a_key, a_key[:0], n, Method.DISTINCT, None
     )
     got_ids, got_draws = distinct(bench, kind, sampler, a_key, n)
@@ -149,7 +149,7 @@ def test_the_race(variant: str, kind: str) -> None:
         for seed in range(3):
             a_key = key(seed, 2**62 + seed)
             bench = Bench(variant, schedule=SCHEDULES[seed])
-            ids, draws, _, _ = _ops.sample(
+            ids, draws, _, _ = ops.sample(
                 sampler._proposal(), a_key, a_key[:0], n, Method.RACE, None
             )
             got_ids, got_draws = race(bench, kind, sampler, a_key, n)
@@ -164,9 +164,7 @@ def test_the_race_with_weights_of_zero() -> None:
     weights[::3] = 0.0
     sampler = ssc.WeightedSampler(weights)
     for n in (200, sampler.num_drawable, sampler.num_drawable + 1):
-        ids, draws, _, _ = _ops.sample(
-            sampler._proposal(), key(n), key(0)[:0], n, Method.RACE, None
-        )
+        ids, draws, _, _ = ops.sample(sampler._proposal(), key(n), key(0)[:0], n, Method.RACE, None)
         got_ids, got_draws = race(Bench("plain"), "weighted", sampler, key(n), n)
         assert torch.equal(got_ids, ids)
         assert torch.equal(got_draws, draws)

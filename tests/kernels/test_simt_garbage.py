@@ -17,7 +17,7 @@ from helpers.garbage import BITS, LARGEST, OUTSIDE, TABLES, C
 from helpers.samplers import key
 from helpers.simt_bench import Bench, require, sorted_arrivals
 from helpers.simt_per_row import Problem, run
-from sampled_softmax_cuda.reference.sample import Method
+from sampled_softmax_cuda.proposals import Method
 
 pytestmark = pytest.mark.usefixtures("native")
 VARIANTS = os.environ.get("SSC_SIMT_VARIANTS", "plain,checked").split(",")

@@ -10,8 +10,8 @@ from helpers.backends import use_backend
 from helpers.samplers import key
 from helpers.simt_bench import SCHEDULES, Bench, require, sorted_arrivals
 from helpers.simt_per_row import Problem, run
-from sampled_softmax_cuda.reference.sample import Method
-from sampled_softmax_cuda.samplers import _rows
+from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.proposals import Method
 
 pytestmark = pytest.mark.usefixtures("executor")
 
@@ -77,10 +77,10 @@ def test_ids_of_rows_are_those_of_the_cpu() -> None:
     bench.call("draw_rows_log_uniform", classes, k, first, rows, samples, ids, count)
 
     sampler = ssc.LogUniformSampler(classes)
-    arguments = _rows.proposal_arguments(sampler._proposal(), classes)
+    arguments = sampler._proposal()
     target = torch.zeros(first + rows, 0, dtype=torch.int64)
     with use_backend("reference"):
-        want, _, log_count, _ = _rows.sample_rows(
+        want, _, log_count, _ = ops.sample_rows(
             arguments, k, target, samples, Method.WITH_REPLACEMENT, None, None
         )
     assert torch.equal(ids, want[first:])
@@ -101,10 +101,10 @@ def test_filtered_draws_are_the_same_in_any_order(method: Method) -> None:
         lists = torch.cat((lists, torch.arange(10).expand(rows, 10) + 290), dim=1)
         lists[:2, -1] = -1
     sampler = ssc.LogUniformSampler(classes)
-    arguments = _rows.proposal_arguments(sampler._proposal(), classes)
+    arguments = sampler._proposal()
     target = torch.zeros(2, 0, dtype=torch.int64)
     with use_backend("reference"):
-        want = _rows.sample_rows(arguments, key(9, 4), target, samples, method, None, lists[:2])
+        want = ops.sample_rows(arguments, key(9, 4), target, samples, method, None, lists[:2])
     for schedule in SCHEDULES:
         bench, k = Bench("checked", schedule=schedule, seed=3), key(9, 4)
         size = torch.zeros(1, dtype=torch.int64)

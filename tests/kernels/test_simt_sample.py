@@ -10,7 +10,7 @@ import sampled_softmax_cuda as ssc
 from helpers.backends import use_backend
 from helpers.samplers import KINDS, key, make_sampler
 from helpers.simt_bench import SCHEDULES, Bench, proposal_arguments, require
-from sampled_softmax_cuda.samplers import _ops
+from sampled_softmax_cuda.ops import sample as ops
 
 pytestmark = pytest.mark.usefixtures("executor")
 
@@ -61,7 +61,7 @@ def test_log_counts_are_the_cpus(native: None, kind: str, distinct: bool) -> Non
     # Ids that are no class correct nothing.
     ids = torch.cat((torch.arange(700), torch.tensor([-1, -100, 700, 2**40, -(2**63)])))
     tries = torch.tensor(321.5, dtype=torch.float64) if distinct else None
-    want = _ops.log_counts(sampler._proposal(), ids, 64, tries)
+    want = ops.log_counts(sampler._proposal(), ids, 64, tries)
     got = bench.buffer("log_counts", torch.full(ids.shape, torch.nan), "out")
     bench.call(
         f"log_counts_{kind}",

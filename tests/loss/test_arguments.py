@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
+from helpers.samplers import parts
 from sampled_softmax_cuda import exact
 
 B, D, C, S = 4, 8, 40, 12
@@ -98,8 +99,10 @@ def seeded(seed: Any) -> Any:
 def values_of(result: Any) -> list[Any]:
     if isinstance(result, torch.nn.Module):
         return [repr(result), *(x.tolist() for x in result.state_dict().values())]
-    parts = result if isinstance(result, tuple) else (result,)
-    return [x.tolist() if isinstance(x, Tensor) else x for x in parts]
+    if isinstance(result, ssc.Samples):
+        result = parts(result)
+    values = result if isinstance(result, tuple) else (result,)
+    return [x.tolist() if isinstance(x, Tensor) else x for x in values]
 
 
 @pytest.mark.parametrize("name", INTEGER_ARGUMENTS)
@@ -136,10 +139,12 @@ def loss(**options: Any) -> Tensor:
 NUMBER_ARGUMENTS: dict[str, tuple[Callable[[Any], Any], float]] = {
     "temperature": (lambda x: loss(temperature=x), 0.5),
     "softcap": (lambda x: loss(softcap=x), 2.5),
-    "margin": (lambda x: loss(margin=x), 0.25),
-    "angular_margin": (lambda x: loss(angular_margin=x, cosine=True), 0.25),
-    "label_smoothing": (lambda x: loss(label_smoothing=x), 0.25),
-    "calibration": (lambda x: loss(calibration=x, loss="gbce"), 0.5),
+    "margin": (lambda x: loss(objective=ssc.Softmax(margin=x)), 0.25),
+    "angular_margin": (lambda x: loss(objective=ssc.Softmax(angular_margin=x), cosine=True), 0.25),
+    "label_smoothing": (lambda x: loss(objective=ssc.Softmax(label_smoothing=x)), 0.25),
+    "calibration": (lambda x: loss(objective=ssc.GBCE(x)), 0.5),
+    "z_loss": (lambda x: loss(z_loss=x), 0.25),
+    "exact z_loss": (lambda x: exact.exact_cross_entropy(h, W, t, z_loss=x), 0.25),
     "exact temperature": (lambda x: exact.exact_cross_entropy(h, W, t, temperature=x), 0.5),
     "exact softcap": (lambda x: exact.logits(h, W, softcap=x), 2.5),
     "log_prob": (lambda x: exact.log_prob(h, W, t, temperature=x), 0.5),
@@ -196,10 +201,10 @@ def test_divisors_that_leave_float32(function: Any, name: str) -> None:
 
 def test_all_of_the_label_smoothed(backend: str) -> None:
     """As in F.cross_entropy: with every class sampled once, equal to it in float64."""
-    every = ssc.Samples(torch.arange(C), None, None)
+    every = ssc.Samples(torch.arange(C))
     x, w = torch.randn(B, D, requires_grad=True), torch.randn(C, D, requires_grad=True)
     target = torch.tensor([3, 1, 39, 0])
-    got = ssc.sampled_softmax_loss(x, w, target, every, label_smoothing=1.0)
+    got = ssc.sampled_softmax_loss(x, w, target, every, objective=ssc.Softmax(label_smoothing=1.0))
     x64, w64 = x.detach().double().requires_grad_(), w.detach().double().requires_grad_()
     truth = F.cross_entropy(x64 @ w64.T, target, label_smoothing=1.0)
     torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-6)
@@ -209,7 +214,7 @@ def test_all_of_the_label_smoothed(backend: str) -> None:
     torch.testing.assert_close(w.grad.double(), w64.grad, rtol=1e-4, atol=1e-6)
 
 
-samples = ssc.Samples(torch.arange(S), None, None)
+samples = ssc.Samples(torch.arange(S))
 ADVICE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "ids of int32": (
         lambda: ssc.sampled_softmax_loss(h, W, t.int(), samples),
@@ -263,7 +268,7 @@ ADVICE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "target must be a Tensor, got list: pass torch.as_tensor(target)",
     ),
     "a list as ids": (
-        lambda: ssc.sampled_softmax_loss(h, W, t, ssc.Samples([1, 2], None, None)),
+        lambda: ssc.sampled_softmax_loss(h, W, t, ssc.Samples([1, 2])),
         TypeError,
         "samples.ids must be a Tensor, got list",
     ),

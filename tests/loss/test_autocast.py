@@ -76,7 +76,7 @@ def test_dtype_of_the_loss_outside_autocast(
     loss_dtype: torch.dtype,
 ) -> None:
     h, w = torch.randn(4, 6, dtype=input_dtype), torch.randn(9, 6, dtype=weight_dtype)
-    samples = ssc.Samples(torch.arange(5), None, None)
+    samples = ssc.Samples(torch.arange(5))
     target = torch.randint(9, (4,))
     loss = ssc.sampled_softmax_loss(h, w, target, samples, reduction=reduction)
     assert loss.dtype == loss_dtype
@@ -91,7 +91,7 @@ def test_small_float16_gradients_survive_a_grad_scaler(either: str) -> None:
     rows, scale = 4096, 2.0**14
     h = (1e-2 * torch.randn(rows, 4)).half().requires_grad_()
     w = (1e-2 * torch.randn(50, 4)).half()
-    samples, target = ssc.Samples(torch.arange(50), None, None), torch.randint(50, (rows,))
+    samples, target = ssc.Samples(torch.arange(50)), torch.randint(50, (rows,))
     (ssc.sampled_softmax_loss(h, w, target, samples).float() * scale).backward()
     double = h.detach().double().requires_grad_()
     (ssc.sampled_softmax_loss(double, w.double(), target, samples) * scale).backward()
@@ -102,7 +102,9 @@ def test_small_float16_gradients_survive_a_grad_scaler(either: str) -> None:
 @pytest.mark.parametrize("classes", [50, 12])  # the first 12 are touched
 @pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize("bias_dtype", [None, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"softcap": 2.0}, {"objective": ssc.Softmax(label_smoothing=0.1)}], ids=str
+)
 def test_scaled_float16_gradients(
     device: str,
     options: dict[str, Any],
@@ -149,7 +151,7 @@ def test_float16_takes_three_matmuls(native: None, options: dict[str, Any]) -> N
             return func(*args, **(kwargs or {}))
 
     h, w = (torch.randn(n, 4).half().requires_grad_() for n in (6, 20))
-    samples, target = ssc.Samples(torch.arange(9), None, None), torch.randint(20, (6,))
+    samples, target = ssc.Samples(torch.arange(9)), torch.randint(20, (6,))
     with Watch():
         ssc.sampled_softmax_loss(h, w, target, samples, sparse_grad=True, **options).backward()
     sweeps = [name for name in called if name.startswith(("loss_", "negative_"))]
@@ -160,9 +162,9 @@ def test_float16_takes_three_matmuls(native: None, options: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "options",
     [
-        {"label_smoothing": 0.1},
-        {"loss": "nce"},
-        {"cosine": True, "margin": 0.2},
+        {"objective": ssc.Softmax(label_smoothing=0.1)},
+        {"objective": "nce"},
+        {"cosine": True, "objective": ssc.Softmax(margin=0.2)},
         {"num_targets": 2, "softcap": 2.0},
         {"per_row": True},
     ],

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
 from helpers.problem import SHAPES, make_problem
+from helpers.samplers import parts
 from helpers.truth import check_grads, truth
 
 NAMES = ("input", "weight", "bias")
@@ -86,7 +87,7 @@ def test_every_class_once_is_cross_entropy(
 ) -> None:
     num_rows, width, num_classes = shape
     problem = make_problem(num_rows, width, num_classes, 1, dtype=dtype, counts=False)
-    all_classes = ssc.Samples(torch.randperm(num_classes), None, None)
+    all_classes = ssc.Samples(torch.randperm(num_classes))
     loss = ssc.sampled_softmax_loss(
         problem.input, problem.weight, problem.target, all_classes, bias=problem.bias
     )
@@ -278,9 +279,7 @@ def test_a_sparse_step_costs_nothing_that_grows_with_the_classes(backend: str) -
     h = torch.randn(2, 4, requires_grad=True)
     ids = torch.tensor([5, 2**31 + 5, 2**32 + 5, num_classes - 1])
     target = torch.tensor([2**32 + 5, 7])
-    loss = ssc.sampled_softmax_loss(
-        h, weight, target, ssc.Samples(ids, None, None), sparse_grad=True
-    )
+    loss = ssc.sampled_softmax_loss(h, weight, target, ssc.Samples(ids), sparse_grad=True)
     grad = nonzero_rows(torch.autograd.grad(loss, [weight])[0])
     assert torch.equal(grad.indices()[0], torch.tensor([5, 7, 2**31 + 5, 2**32 + 5, 2**33 - 1]))
     # Equal logits: each of four entries has probability 1/4 in the first row, 1/5 in the second.
@@ -294,7 +293,7 @@ def test_a_sparse_step_costs_nothing_that_grows_with_the_classes(backend: str) -
 def op_arguments(dtype: torch.dtype, requires_grad: bool) -> tuple[Any, ...]:
     p = make_problem(6, 5, 12, 8, dtype=dtype, ignored=1)
     leaves = [leaf.detach().requires_grad_(requires_grad) for leaf in p.leaves]
-    return (*leaves, p.target, *p.samples, 0.5, True, -100)
+    return (*leaves, p.target, *parts(p.samples), 0.5, True, -100)
 
 
 OPCHECKS: dict[str, Callable[[], tuple[Any, ...]]] = {
@@ -313,7 +312,7 @@ def part_arguments() -> dict[str, tuple[Any, ...]]:
     h, w, b = (leaf.detach() for leaf in p.leaves)
     hits = target = p.target[:, None]
     row, counted = torch.rand(6), torch.ones(6, dtype=torch.bool)
-    samples = (*p.samples[:2], 0.5, 0.0, True, True)
+    samples = (*parts(p.samples)[:2], 0.5, 0.0, True, True)
     classes = torch.arange(12)[None]
     grads = (torch.rand(6, 5), torch.rand(12, 5), torch.rand(12), classes)
     return {

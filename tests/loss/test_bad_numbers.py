@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,22 +11,23 @@ from torch import Tensor
 
 import sampled_softmax_cuda as ssc
 from helpers.problem import Problem, make_problem
+from helpers.samplers import parts
 from sampled_softmax_cuda.exact import exact_cross_entropy
 
 BAD = [torch.nan, torch.inf, -torch.inf]
 LOSSES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "reweighted": {"correction": "reweighted"},
-    "nce": {"loss": "nce"},
-    "negative sampling": {"loss": "negative_sampling"},
-    "gbce": {"loss": "gbce"},
+    "reweighted": {"objective": ssc.Softmax(reweighted=True)},
+    "nce": {"objective": "nce"},
+    "negative sampling": {"objective": "negative_sampling"},
+    "gbce": {"objective": "gbce"},
     "softcap": {"softcap": 5.0},
-    "nce softcap": {"loss": "nce", "softcap": 5.0},
+    "nce softcap": {"objective": "nce", "softcap": 5.0},
     "cosine": {"cosine": True},
-    "margins": {"cosine": True, "margin": 0.2, "angular_margin": 0.1},
-    "smoothing": {"label_smoothing": 0.1},
+    "margins": {"cosine": True, "objective": ssc.Softmax(margin=0.2, angular_margin=0.1)},
+    "smoothing": {"objective": ssc.Softmax(label_smoothing=0.1)},
 }
-OF_ROWS = [name for name, o in LOSSES.items() if not {"cosine", "label_smoothing"} & set(o)]
+OF_ROWS = [name for name, o in LOSSES.items() if "cosine" not in o and name != "smoothing"]
 SIGMOIDS = ["nce", "negative sampling", "gbce"]
 
 
@@ -158,7 +159,7 @@ def test_infinite_biases_of_a_sample(backend: str, name: str, per_row: bool) -> 
     # Switched off: as if it had not been sampled.
     step.bias[39] = -torch.inf
     got = step.run()
-    ids, log_count, target_log_count = step.samples
+    ids, log_count, target_log_count = parts(step.samples)
     log_count = log_count.masked_fill(ids == 39, torch.inf)
     step.samples = ssc.Samples(ids, log_count, target_log_count)
     step.bias[39] = 0
@@ -188,7 +189,7 @@ def test_bad_numbers_stay_in_their_row_of_the_exact_loss(
 def test_masked_samples_may_hold_anything_under_a_link(backend: str, loss: str) -> None:
     """A count of +inf leaves a sample out, infinite logit or not."""
     step = Step("nce" if loss == "nce" else "softcap", False)
-    ids, log_count, target_log_count = step.samples
+    ids, log_count, target_log_count = parts(step.samples)
     step.samples = ssc.Samples(ids, log_count.masked_fill(ids == 39, torch.inf), target_log_count)
     clean = step.run().loss
     step.bias[39] = torch.inf
@@ -207,7 +208,7 @@ def test_bad_numbers_in_ignored_rows_reach_nothing(backend: str, padding: float)
         problem.weight,
         problem.bias,
         problem.target,
-        problem.samples._replace(target_log_expected_count=counts),
+        replace(problem.samples, target_log_expected_count=counts),
     )
     loss = bad.loss()
     assert loss.isfinite()
@@ -226,7 +227,7 @@ def test_bad_numbers_of_a_class_that_stands_for_ignored(
     target = torch.tensor([3, 7, 3, 5, 1, 2])
     kept = target != 3
     h[~kept], w[3], b[3] = padding, padding, padding
-    samples = ssc.Samples(torch.tensor([0, 4, 5, 9]), None, None)
+    samples = ssc.Samples(torch.tensor([0, 4, 5, 9]))
 
     def grads(rows: torch.Tensor) -> list[torch.Tensor]:
         leaves = [x.clone().requires_grad_() for x in (h[rows], w, b)]
@@ -250,7 +251,7 @@ def test_large_logits_neither_overflow_nor_vanish(backend: str) -> None:
     """A sample far above the target, and one far below: both beyond exp's range in float32."""
     h = torch.tensor([[1.0], [-1.0]], requires_grad=True)
     w = torch.tensor([[0.0], [300.0]])
-    samples = ssc.Samples(torch.tensor([1]), None, None)
+    samples = ssc.Samples(torch.tensor([1]))
     loss = ssc.sampled_softmax_loss(h, w, torch.tensor([0, 0]), samples, reduction="none")
     assert loss.tolist() == [300.0, 0.0]
     loss.sum().backward()
@@ -261,8 +262,8 @@ def test_a_class_switched_off_by_its_bias(backend: str) -> None:
     h, w = torch.randn(3, 4), torch.randn(5, 4)
     bias = torch.tensor([0.0, -torch.inf, 0.0, 0.0, 0.0])
     target = torch.tensor([0, 2, 3])
-    with_it = ssc.Samples(torch.tensor([1, 4]), None, None)
-    without = ssc.Samples(torch.tensor([4]), None, None)
+    with_it = ssc.Samples(torch.tensor([1, 4]))
+    without = ssc.Samples(torch.tensor([4]))
     torch.testing.assert_close(
         ssc.sampled_softmax_loss(h, w, target, with_it, bias=bias),
         ssc.sampled_softmax_loss(h, w, target, without, bias=bias),
@@ -276,7 +277,7 @@ def test_a_target_switched_off_among_low_logits(backend: str, level: float) -> N
     bias = torch.full((6,), level)
     bias[0] = -torch.inf
     bias.requires_grad_()
-    samples = ssc.Samples(torch.tensor([0, 3, 1, 2]), None, None)
+    samples = ssc.Samples(torch.tensor([0, 3, 1, 2]))
     loss = ssc.sampled_softmax_loss(
         h, w, torch.zeros(3, dtype=torch.int64), samples, bias=bias, reduction="none"
     )
@@ -324,7 +325,7 @@ def test_cosines_of_extreme_norms(
     rows[0] *= norm / rows[0].norm()
     h.requires_grad_()
     weight.requires_grad_()
-    samples = ssc.Samples(torch.arange(20), None, None)
+    samples = ssc.Samples(torch.arange(20))
     target = torch.tensor([1, 2, 3])
     cosine = torch.nn.functional.normalize(h.detach().double(), dim=-1, eps=0)
     cosine = cosine @ torch.nn.functional.normalize(weight.detach().double(), dim=-1, eps=0).T

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
-from sampled_softmax_cuda import _checks, _load, exact
+from sampled_softmax_cuda import _checks, _rules, exact
 
 B, D, C, S = 32, 768, 1000, 16
 
@@ -25,7 +27,7 @@ def good() -> dict[str, Any]:
 
 
 def samples(**changes: Any) -> ssc.Samples:
-    return ssc.Samples(torch.arange(S), torch.zeros(S), torch.zeros(B))._replace(**changes)
+    return replace(ssc.Samples(torch.arange(S), torch.zeros(S), torch.zeros(B)), **changes)
 
 
 def with_value(size: int, index: int, value: int) -> torch.Tensor:
@@ -115,7 +117,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"samples.ids must be \[S\], shared by all rows, or \[32, 'S'\].*got \[31, 16\]",
     ),
     "no ids": (
-        {"samples": ssc.Samples(torch.arange(0), None, None)},
+        {"samples": ssc.Samples(torch.arange(0))},
         ValueError,
         r"samples.ids must be \[S\] with S >= 1, got \[0\]",
     ),
@@ -152,13 +154,20 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "correction": (
         {"correction": True},
         ValueError,
-        r"correction must be one of 'both', 'negatives', 'none', 'reweighted', got True",
+        r"correction must be one of 'both', 'negatives', 'none', got True",
     ),
-    "loss": (
-        {"loss": "hinge"},
+    "objective": (
+        {"objective": "hinge"},
         ValueError,
-        r"loss must be one of 'softmax', 'nce', 'negative_sampling', 'gbce', got 'hinge'",
+        r"objective must be one of 'softmax', 'nce', 'negative_sampling', 'gbce' or an Objective,"
+        r" got 'hinge'",
     ),
+    "objective class": (
+        {"objective": ssc.NCE},
+        TypeError,
+        r"objective must be one of .* got the class NCE: pass NCE\(\)",
+    ),
+    "objective number": ({"objective": 3}, TypeError, r"objective must be one of .* got int"),
     "softcap zero": ({"softcap": 0.0}, ValueError, r"softcap must be positive, or None"),
     "softcap negative": (
         {"softcap": -1.0},
@@ -166,46 +175,70 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"softcap must be positive, or None for no cap, got -1.0",
     ),
     "softcap text": ({"softcap": "30"}, TypeError, r"softcap must be a float, got str"),
-    "margin nan": ({"margin": float("nan")}, ValueError, r"margin must be in \[0, inf\), got nan"),
     "angle without cosine": (
-        {"angular_margin": 0.5},
+        {"objective": ssc.Softmax(angular_margin=0.5)},
         ValueError,
         r"angular_margin does not go with cosine=False: there is no angle",
     ),
-    "more than the label smoothed": (
-        {"label_smoothing": 1.1},
-        ValueError,
-        r"label_smoothing must be in \[0, 1\], got 1.1",
-    ),
-    "smoothing of nce": (
-        {"label_smoothing": 0.1, "loss": "nce"},
-        ValueError,
-        r"label_smoothing does not go with loss='nce'",
-    ),
     "smoothing of capped logits": (
-        {"label_smoothing": 0.1, "softcap": 30.0},
+        {"objective": ssc.Softmax(label_smoothing=0.1), "softcap": 30.0},
         ValueError,
         r"label_smoothing does not go with softcap",
     ),
-    "calibration": ({"calibration": 1.5, "loss": "gbce"}, ValueError, r"calibration must be in"),
     "corrected negative sampling": (
-        {"loss": "negative_sampling", "correction": "negatives"},
+        {"objective": "negative_sampling", "correction": "negatives"},
         ValueError,
-        r"correction='negatives' does not go with loss='negative_sampling'.*loss='nce'",
+        r"correction='negatives' does not go with objective=NegativeSampling\(\).*NCE\(\)",
     ),
-    "reweighted nce": (
-        {"loss": "nce", "correction": "reweighted"},
+    "reweighted and uncorrected": (
+        {"objective": ssc.Softmax(reweighted=True), "correction": "none"},
         ValueError,
-        r"correction='reweighted' does not go with loss='nce'",
+        r"correction='none' does not go with reweighted=True",
     ),
+    "z-loss of sigmoids": (
+        {"objective": "nce", "z_loss": 1e-4},
+        ValueError,
+        r"z_loss does not go with objective=NCE\(\): sigmoids have no normaliser",
+    ),
+    "z-loss negative": ({"z_loss": -1.0}, ValueError, r"z_loss must be in \[0, inf\), got -1.0"),
     "gbce of several targets": (
         {
-            "loss": "gbce",
+            "objective": "gbce",
             "target": torch.zeros(B, 2, dtype=torch.int64),
             "samples": samples(target_log_expected_count=None),
         },
         ValueError,
-        r"a target \[\*, T\] does not go with loss='gbce'",
+        r"a target \[\*, T\] does not go with objective=GBCE\(\)",
+    ),
+    "padding_idx": (
+        {"padding_idx": C},
+        ValueError,
+        rf"padding_idx must be in \[-C, C\) with C={C}, or None, got {C}",
+    ),
+    "padding_idx float": ({"padding_idx": 0.5}, TypeError, r"padding_idx must be an int"),
+    "class_weight shape": (
+        {"class_weight": torch.ones(C + 1)},
+        ValueError,
+        rf"class_weight must be \[C={C}\] to match weight .* got \[{C + 1}\]",
+    ),
+    "class_weight dtype": (
+        {"class_weight": torch.ones(C, dtype=torch.int64)},
+        TypeError,
+        r"class_weight must be float32, .* got torch.int64",
+    ),
+    "class_weight of several targets": (
+        {
+            "class_weight": torch.ones(C),
+            "target": torch.zeros(B, 2, dtype=torch.int64),
+            "samples": samples(target_log_expected_count=None),
+        },
+        ValueError,
+        r"class_weight does not go with a target \[\*, T\].*pass sample_weight",
+    ),
+    "class_weight and smoothing": (
+        {"class_weight": torch.ones(C), "objective": ssc.Softmax(label_smoothing=0.1)},
+        ValueError,
+        r"class_weight does not go with label_smoothing",
     ),
     "exclude shape": (
         {"exclude": torch.zeros(B, dtype=torch.int64)},
@@ -219,14 +252,17 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"exclude does not go with remove_accidental_hits=False",
     ),
     "exclude and smoothing": (
-        {"exclude": torch.zeros(B, 1, dtype=torch.int64), "label_smoothing": 0.1},
+        {
+            "exclude": torch.zeros(B, 1, dtype=torch.int64),
+            "objective": ssc.Softmax(label_smoothing=0.1),
+        },
         ValueError,
         r"label_smoothing does not go with exclude",
     ),
     "cosine of samples per row": (
         {
             "cosine": True,
-            "samples": ssc.Samples(torch.zeros(B, S, dtype=torch.int64), None, None),
+            "samples": ssc.Samples(torch.zeros(B, S, dtype=torch.int64)),
         },
         ValueError,
         r"cosine does not go with samples per row",
@@ -275,13 +311,13 @@ def test_positions_are_named_in_any_shape(either: str, name: str) -> None:
             torch.randn(2, 3, D),
             torch.randn(C, D),
             target,
-            ssc.Samples(torch.arange(3), None, None),
+            ssc.Samples(torch.arange(3)),
         )
 
 
 def test_values_on_a_gpu_are_looked_at_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     target = with_value(B, 4, C)
-    with _load.as_on_a_gpu(frozenset()):
+    with _rules.device_rules(frozenset()):
         for value in ("0", ""):
             monkeypatch.setenv("SSC_CHECK_TARGETS", value)
             _checks.check_id_range("f", "target", target, C, -100)
@@ -321,7 +357,7 @@ def test_the_operators_protect_memory(native: None) -> None:
         ),
         ({"per_row": True, "cosine": True}, ValueError, "cosine does not go with samples per row"),
         ({"softcap": -1.0}, ValueError, "softcap must be positive"),
-        ({"loss": "hinge"}, ValueError, "loss must be one of"),
+        ({"objective": "hinge"}, ValueError, "objective must be one of"),
         ({"sampler": "zipf"}, ValueError, "sampler must be 'uniform', 'log_uniform'.*got 'zipf'"),
         ({"sampler": 3}, TypeError, "sampler must be a str, a Sampler or a Tensor, got int"),
         (
@@ -346,6 +382,42 @@ def test_module(changes: dict[str, Any], kind: type[Exception], message: str) ->
     arguments = {"in_features": 4, "num_classes": 50, "num_samples": 10, **changes}
     with pytest.raises(kind, match=rf"SampledSoftmaxLoss: {message}"):
         ssc.SampledSoftmaxLoss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (
+            lambda: ssc.Softmax(margin=float("nan")),
+            ValueError,
+            r"margin must be in \[0, inf\), got",
+        ),
+        (
+            lambda: ssc.Softmax(angular_margin=4.0),
+            ValueError,
+            r"angular_margin must be in \[0, 3.14",
+        ),
+        (
+            lambda: ssc.Softmax(label_smoothing=1.1),
+            ValueError,
+            r"label_smoothing must be in \[0, 1\]",
+        ),
+        (lambda: ssc.Softmax(label_smoothing="1"), TypeError, "label_smoothing must be a float"),
+        (
+            lambda: ssc.Softmax(label_smoothing=0.1, reweighted=True),
+            ValueError,
+            "label_smoothing does not go with reweighted=True",
+        ),
+        (
+            lambda: ssc.GBCE(calibration=1.5),
+            ValueError,
+            r"calibration must be in \[0, 1\], got 1.5",
+        ),
+    ],
+)
+def test_objectives(make: Callable[[], object], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=rf"(Softmax|GBCE): {message}"):
+        make()
 
 
 def test_exact(either: str) -> None:

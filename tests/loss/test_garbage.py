@@ -16,23 +16,24 @@ from torch import Tensor
 import sampled_softmax_cuda as ssc
 from helpers.garbage import BITS, OUTSIDE, TABLES, C
 from helpers.samplers import key
-from sampled_softmax_cuda.reference.sample import Method, Weighted
-from sampled_softmax_cuda.samplers import _ops, _rows
-from sampled_softmax_cuda.samplers.keyed import KeyedSamples
+from sampled_softmax_cuda import proposals
+from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.proposals import Method, Proposal
+from sampled_softmax_cuda.samples import KeyedSamples
 
 B, D, S = 7, 20, 20
 BY_CUDA_OPERATORS = ("simt", "ptx")  # no error, as on a GPU
 
 
-def weighted(table: str = "random") -> Weighted:
+def weighted(table: str = "random") -> Proposal:
     """The probabilities of a good sampler beside a table that is none."""
     entries = TABLES[table](torch.empty(C, dtype=torch.int64))
     q = torch.arange(1.0, C + 1, dtype=torch.float64)
-    return Weighted(entries, (q / q.sum()).view(torch.int64))
+    return proposals.weighted(entries, (q / q.sum()).view(torch.int64), C)
 
 
 def draw(
-    proposal: Weighted,
+    proposal: Proposal,
     target: Tensor,
     method: Method,
     *,
@@ -42,11 +43,10 @@ def draw(
 ) -> ssc.Samples:
     """What samplers ask of the operators, or of the reference."""
     if not per_row:
-        ids, _, *counts = _ops.sample(proposal, key(5), target, num_samples, method, None)
+        ids, _, *counts = ops.sample(proposal, key(5), target, num_samples, method, None)
         return ssc.Samples(ids, *counts)
-    rows = _rows.proposal_arguments(proposal, C)
     rest = (num_samples, method, None, exclude)
-    ids, _, log_count, target_count = _rows.sample_rows(rows, key(5), target[:, None], *rest)
+    ids, _, log_count, target_count = ops.sample_rows(proposal, key(5), target[:, None], *rest)
     return ssc.Samples(ids, log_count, target_count[:, 0])
 
 
@@ -121,10 +121,10 @@ def test_keyed_rows_of_a_table_that_is_none(
     method, _, excluding = HOW[how]
     keyed = KeyedSamples(
         key(5),
-        _rows.proposal_arguments(weighted(), C),
+        weighted(),
         *(S, method, None, exclude_lists(target) if excluding else None, (B,), None),
     )
-    options = {"loss": loss, "sparse_grad": sparse_grad}
+    options = {"objective": loss, "sparse_grad": sparse_grad}
     if backend in BY_CUDA_OPERATORS or method == Method.RACE:
         assert_harmless(keyed, **options)
         return
@@ -135,7 +135,7 @@ def test_keyed_rows_of_a_table_that_is_none(
 def test_gradients_of_a_table_that_is_none(compiled: str) -> None:
     """The operators for gradients, which draw anew."""
     h, w, b, target = (t.detach() for t in problem())
-    proposal = _rows.proposal_arguments(weighted(), C)
+    proposal = weighted()
     hits, ones = target[:, None].contiguous(), torch.ones(B)
     for method in Method:
         rest = (S, int(method), None, None, True, 1.0, 0.0, True, False, ones, True)
@@ -162,7 +162,9 @@ def test_probabilities_that_are_none(backend: str, how: str, value: str) -> None
     bits.view(torch.float64)[::3] = BITS[value]
     target = problem()[3]
     exclude = torch.tensor([[1, 4, -1]]).expand(B, 3).contiguous() if excluding else None
-    samples = draw(Weighted(good.table, bits), target, method, per_row=per_row, exclude=exclude)
+    samples = draw(
+        proposals.weighted(good.table, bits, C), target, method, per_row=per_row, exclude=exclude
+    )
     assert ((samples.ids >= 0) & (samples.ids < C)).all()
     for ids, count in (
         (samples.ids, samples.log_expected_count),
@@ -182,7 +184,7 @@ def test_excluded_probabilities_that_are_none(backend: str, value: str) -> None:
     target = problem()[3]
     try:
         samples = draw(
-            Weighted(good.table, bits),
+            proposals.weighted(good.table, bits, C),
             target,
             Method.WITH_REPLACEMENT,
             per_row=True,
@@ -199,7 +201,8 @@ def test_excluded_probabilities_that_are_none(backend: str, value: str) -> None:
 def test_a_table_that_gives_one_class_ends(backend: str, method: Method) -> None:
     """Each row excludes the only class that ever comes, or wants others too."""
     bits = ssc.WeightedSampler(torch.ones(C))._proposal().probability_bits
-    proposal = Weighted(torch.zeros(C, dtype=torch.int64), bits)  # class 0 for every bucket
+    zeros = torch.zeros(C, dtype=torch.int64)  # class 0 for every bucket
+    proposal = proposals.weighted(zeros, bits, C)
     target = torch.zeros(2, dtype=torch.int64)
     exclude = target[:, None].contiguous() if method == Method.WITH_REPLACEMENT else None
     options = {"per_row": True, "exclude": exclude, "num_samples": 3}
@@ -217,10 +220,10 @@ def test_a_table_that_gives_one_class_ends(backend: str, method: Method) -> None
 
 LOSSES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "nce": {"loss": "nce"},
+    "nce": {"objective": "nce"},
     "softcap": {"softcap": 5.0},
     "cosine": {"cosine": True},
-    "smoothing": {"label_smoothing": 0.1},
+    "smoothing": {"objective": ssc.Softmax(label_smoothing=0.1)},
 }
 
 
@@ -246,7 +249,7 @@ def test_ids_outside(device: str, bad: int, loss: str, per_row: bool) -> None:
 def test_targets_and_exclusions_outside(device: str, bad: int, loss: str) -> None:
     """A class that a row must not have may be any number."""
     h, w, b, target = problem()
-    samples = ssc.Samples(torch.arange(S), None, None)
+    samples = ssc.Samples(torch.arange(S))
     options = {"bias": b, "reduction": "none", **LOSSES[loss]}
     if loss != "smoothing":
         lists = (torch.full((B, 2), value) for value in (bad, -1))
@@ -325,9 +328,9 @@ def test_the_reference_checks_for_itself(bad: int, per_row: bool) -> None:
     h, w, b, target = problem()
     ids = torch.full((B, S) if per_row else (S,), 2)
     ids[..., 1] = bad
-    samples = ssc.Samples(ids, None, None)
-    for options in LOSSES.values():
-        if per_row and ("cosine" in options or "label_smoothing" in options):
+    samples = ssc.Samples(ids)
+    for name, options in LOSSES.items():
+        if per_row and ("cosine" in options or name == "smoothing"):
             continue
         with pytest.raises(IndexError, match=rf"\[0, C=33\), got {bad}"):
             ssc.reference.sampled_softmax_loss(h, w, target, samples, bias=b, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 import sampled_softmax_cuda as ssc
 from helpers.problem import SHAPES, Problem, make_problem
+from helpers.samplers import parts
 from helpers.truth import assert_close_to_truth, truth
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -118,8 +120,8 @@ def test_every_duplicate_of_a_hit_is_removed(backend: str) -> None:
     """TensorFlow masks the last one only; a removed hit must not add exp(0) either."""
     problem = make_problem(1, 4, 6, 1, counts=False)
     target = torch.tensor([2])
-    without = ssc.Samples(torch.tensor([0, 5]), None, None)
-    with_hits = ssc.Samples(torch.tensor([2, 0, 2, 5, 2]), None, None)
+    without = ssc.Samples(torch.tensor([0, 5]))
+    with_hits = ssc.Samples(torch.tensor([2, 0, 2, 5, 2]))
     losses = [
         ssc.sampled_softmax_loss(problem.input, problem.weight, target, samples)
         for samples in (without, with_hits)
@@ -134,7 +136,7 @@ def test_kept_hit_counts_as_any_sample(backend: str) -> None:
         problem.input,
         problem.weight,
         target,
-        ssc.Samples(torch.tensor([2]), None, None),
+        ssc.Samples(torch.tensor([2])),
         remove_accidental_hits=False,
     )
     torch.testing.assert_close(loss, torch.tensor(2.0).log())
@@ -159,7 +161,7 @@ def test_sign_and_sides_of_the_correction(device: str) -> None:
 def test_details_say_whether_a_sample_beats_the_target(backend: str) -> None:
     h, w = torch.eye(3), torch.diag(torch.tensor([1.0, 2.0, 3.0]))
     w = torch.cat((w, torch.full((1, 3), 2.5)))
-    samples = ssc.Samples(torch.tensor([3, 0]), None, None)
+    samples = ssc.Samples(torch.tensor([3, 0]))
     _, details = ssc.sampled_softmax_loss(
         h, w, torch.tensor([0, 1, 2]), samples, return_details=True
     )
@@ -171,7 +173,7 @@ def test_details_say_whether_a_sample_beats_the_target(backend: str) -> None:
 def test_details_ignore_multiplicity(backend: str) -> None:
     """Many copies of a weaker class add up in the loss, but none of them beats the target."""
     h, w = torch.ones(1, 1), torch.tensor([[1.0], [0.5]])
-    samples = ssc.Samples(torch.ones(50, dtype=torch.int64), None, None)
+    samples = ssc.Samples(torch.ones(50, dtype=torch.int64))
     loss, details = ssc.sampled_softmax_loss(h, w, torch.tensor([0]), samples, return_details=True)
     assert details.error.item() == 0
     torch.testing.assert_close(loss, torch.tensor(1 + 50 * 2.718281828459045**-0.5).log())
@@ -192,7 +194,7 @@ def test_leading_shapes(device: str, leading: tuple[int, ...], reduction: str) -
         h.reshape(-1, 6),
         weight,
         target.reshape(-1),
-        sample._replace(target_log_expected_count=sample.target_log_expected_count.reshape(-1)),
+        replace(sample, target_log_expected_count=sample.target_log_expected_count.reshape(-1)),
         bias=bias,
         reduction=reduction,
     )
@@ -227,7 +229,7 @@ def test_non_contiguous_arguments(backend: str) -> None:
     target = torch.stack((problem.target, problem.target), 1)[:, 1]
     n = problem.samples.log_expected_count
     n = torch.stack((n, n), 1)[:, 0]
-    samples = problem.samples._replace(ids=ids, log_expected_count=n)
+    samples = replace(problem.samples, ids=ids, log_expected_count=n)
     expected = problem.loss(reduction="none").detach()
     for weight in (w, wide[:, :16]):
         loss = ssc.sampled_softmax_loss(h, weight, target, samples, bias=b, reduction="none")
@@ -251,7 +253,7 @@ def test_ids_beyond_32_bits(backend: str) -> None:
             h,
             weight,
             target,
-            ssc.Samples(ids, None, None),
+            ssc.Samples(ids),
             bias=bias,
             reduction="none",
             return_details=True,
@@ -289,14 +291,14 @@ def test_shapes_without_numbers(either: str, reduction: str) -> None:
     meta = Problem(
         *(t.detach().to("meta").requires_grad_() for t in problem.leaves),
         problem.target.to("meta"),
-        ssc.Samples(*(t.to("meta") for t in problem.samples)),
+        ssc.Samples(*(t.to("meta") for t in parts(problem.samples))),
     )
     assert meta.loss(reduction=reduction).shape == shape
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = Problem(
             *(mode.from_tensor(t) for t in problem.leaves),
             mode.from_tensor(problem.target),
-            ssc.Samples(*(mode.from_tensor(t) for t in problem.samples)),
+            ssc.Samples(*(mode.from_tensor(t) for t in parts(problem.samples))),
         )
         loss = fake.loss(reduction=reduction)
         assert loss.shape == shape

@@ -195,7 +195,7 @@ def test_it_learns(device: str, sparse_grad: bool) -> None:
 )
 def test_exact_loss_of_capped_logits_and_cosines(device: str, options: dict[str, Any]) -> None:
     """Everything that eval mode gives, from logits over all classes."""
-    module = make(dtype=torch.float64, loss="softmax", **options).eval()
+    module = make(dtype=torch.float64, objective="softmax", **options).eval()
     h, target = torch.randn(6, D, dtype=torch.float64, requires_grad=True), torch.randint(C, (6,))
     w = module.weight
     if "cosine" in options:
@@ -220,7 +220,7 @@ def test_exact_loss_of_capped_logits_and_cosines(device: str, options: dict[str,
 @pytest.mark.parametrize("replacement", [True, False])
 def test_rows_with_negatives_of_their_own(device: str, replacement: bool) -> None:
     """The function on the sampler's own draws, with several targets and seen classes."""
-    module = make(per_row=True, replacement=replacement, loss="nce", sparse_grad=True)
+    module = make(per_row=True, replacement=replacement, objective="nce", sparse_grad=True)
     h, target = torch.randn(3, 2, D, requires_grad=True), torch.randint(C, (3, 2, 4))
     exclude = torch.randint(-1, C, (3, 2, 5))
     torch.manual_seed(1)
@@ -232,7 +232,7 @@ def test_rows_with_negatives_of_their_own(device: str, replacement: bool) -> Non
     assert samples.ids.shape == (3, 2, 40)
     assert not (samples.ids[..., None] == exclude[:, :, None]).any()
     expected = ssc.sampled_softmax_loss(
-        h, module.weight, target, samples, bias=module.bias, loss="nce"
+        h, module.weight, target, samples, bias=module.bias, objective="nce"
     )
     torch.testing.assert_close(loss, expected)
     loss.backward()

@@ -15,6 +15,7 @@ from torch import Tensor
 import sampled_softmax_cuda as ssc
 from helpers.options import OPTIONS, SINGLE, check_options
 from helpers.problem import OptionProblem, make_option_problem
+from helpers.samplers import parts
 from helpers.truth import option_truth
 
 C = 40
@@ -38,7 +39,7 @@ SOME = [
 
 def with_zeros(p: OptionProblem) -> OptionProblem:
     """Some classes of samples and targets have n = 0."""
-    ids, log_count, target_log_count = p.samples
+    ids, log_count, target_log_count = parts(p.samples)
     assert log_count is not None
     assert target_log_count is not None
     log_count = log_count.masked_fill(ids % 5 == 2, -torch.inf)
@@ -144,11 +145,11 @@ def test_a_step_with_such_targets(device: str, kind: str, how: str, loss: str) -
         samples = sampler.sample_keyed(target, 12)
     else:
         samples = sampler.sample(target, 12, per_row=how == "per row")
-    options = {"loss": loss, "reduction": "sum"}
+    options = {"objective": loss, "reduction": "sum"}
     leaves = [x.requires_grad_() for x in (h, w, b)]
     ours = ssc.sampled_softmax_loss(h, w, target, samples, bias=b, **options)
     ours.backward()
-    p = OptionProblem(h, w, b, target, samples.materialize(), {"loss": loss}).to(torch.float64)
+    p = OptionProblem(h, w, b, target, samples.materialize(), {"objective": loss}).to(torch.float64)
     # By the probabilities alone.
     counts = p.samples.target_log_expected_count
     assert torch.equal(counts == 0, torch.isin(target, torch.tensor(NEVER)))

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import sampled_softmax_cuda as ssc
 from helpers.options import OPTIONS, SINGLE, check_options
 from helpers.problem import OptionProblem, make_option_problem
+from helpers.samplers import parts
 from helpers.truth import option_truth
-from sampled_softmax_cuda.reference.composed import gbce_beta
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -51,7 +51,7 @@ def test_copies_with_counts_of_their_own(backend: str, options: str, sparse_grad
 
 
 def test_copies_in_a_batch_of_ignored_rows(backend: str) -> None:
-    p = make_option_problem(5, 6, 9, 40, None, even=False, loss="nce")
+    p = make_option_problem(5, 6, 9, 40, None, even=False, objective="nce")
     p.target.fill_(-100)
     p.loss(sparse_grad=True).backward()
     assert not any(leaf.grad.to_dense().any() for leaf in p.leaves)
@@ -65,7 +65,7 @@ def test_copies_in_a_batch_of_ignored_rows(backend: str) -> None:
 @pytest.mark.parametrize("kind", ["softmax", "nce"])
 def test_shapes(backend: str, kind: str, shape: tuple[int, ...]) -> None:
     """One of everything; more samples than classes, all of them hits for some rows; tails."""
-    p = make_option_problem(*shape, padding=shape[0] > 2, loss=kind)
+    p = make_option_problem(*shape, padding=shape[0] > 2, objective=kind)
     check_options(p, torch.float64)
     check_options(p, torch.float32, sparse_grad=True)
 
@@ -78,18 +78,22 @@ def test_any_combination(either: str, data: st.DataObject) -> None:
     """Every option on and off, in all combinations that are not refused."""
     draw = data.draw
     kind = draw(st.sampled_from(["softmax", "nce", "negative_sampling", "gbce"]))
-    options: dict[str, Any] = {"loss": kind, "temperature": draw(st.sampled_from([0.25, 1.0]))}
+    options: dict[str, Any] = {"temperature": draw(st.sampled_from([0.25, 1.0]))}
     corrections = ["both", "none"] + (["negatives"] if kind in ("softmax", "nce") else [])
     options["correction"] = draw(st.sampled_from(corrections))
     options["softcap"] = draw(st.sampled_from([None, 3.0]))
     options["cosine"] = draw(st.booleans())
-    options["margin"] = draw(st.sampled_from([0.0, 0.3]))
-    if options["cosine"]:
-        options["angular_margin"] = draw(st.sampled_from([0.0, 0.4]))
     excluded = draw(st.integers(0, 3))
     options["remove_accidental_hits"] = excluded > 0 or draw(st.booleans())
-    if kind == "softmax" and options["softcap"] is None and not excluded:
-        options["label_smoothing"] = draw(st.sampled_from([0.0, 0.15]))
+    options["objective"] = kind
+    if kind == "softmax":
+        smoothed = options["softcap"] is None and not excluded
+        options["objective"] = ssc.Softmax(
+            margin=draw(st.sampled_from([0.0, 0.3])),
+            angular_margin=draw(st.sampled_from([0.0, 0.4])) if options["cosine"] else 0.0,
+            label_smoothing=draw(st.sampled_from([0.0, 0.15])) if smoothed else 0.0,
+        )
+        options["z_loss"] = draw(st.sampled_from([0.0, 0.01]))
     targets = None if kind == "gbce" else draw(st.sampled_from([None, 1, 2, 4]))
     # D = 1 has no angle with a slope, C = 1 no sampling rate.
     sizes = [draw(st.integers(*ends)) for ends in ((1, 9), (2, 20), (2, 30), (1, 40))]
@@ -121,7 +125,7 @@ def test_reductions_count_rows_with_a_target(either: str, reduction: str) -> Non
 def test_several_targets_alike_are_one(either: str) -> None:
     """T copies of a class that share its label, and whose hits are removed together."""
     p = make_option_problem(8, 5, 20, 15, 1, counts=False)
-    one = p.loss(loss="nce")
+    one = p.loss(objective="nce")
     # Softmax: T copies of the target add log T to what one gives where no sample is left.
     copies = OptionProblem(*p.leaves, p.target.expand(8, 3).clone(), p.samples, {})
     rows, detail = copies.loss(reduction="none", return_details=True)
@@ -136,19 +140,24 @@ def test_several_targets_alike_are_one(either: str) -> None:
 def test_everything_sampled_is_cross_entropy_with_smoothing(either: str) -> None:
     h, w = torch.randn(6, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
     target = torch.randint(9, (6,))
-    every = ssc.Samples(torch.arange(9), None, None)
-    ours = ssc.sampled_softmax_loss(h, w, target, every, label_smoothing=0.3)
+    every = ssc.Samples(torch.arange(9))
+    ours = ssc.sampled_softmax_loss(h, w, target, every, objective=ssc.Softmax(label_smoothing=0.3))
     torch.testing.assert_close(ours, F.cross_entropy(h @ w.T, target, label_smoothing=0.3))
 
 
 def test_infinite_count_leaves_a_sample_out(either: str) -> None:
     """With any correction, and for the fused loss as well as for the others."""
     p = make_option_problem(6, 5, 30, 12, None, padding=False)
-    ids, log_count, _ = p.samples
+    ids, log_count, _ = parts(p.samples)
     masked = ssc.Samples(ids, log_count.index_fill(0, torch.tensor([0, 7]), torch.inf), None)
     keep = torch.tensor([s for s in range(12) if s not in (0, 7)])
     fewer = ssc.Samples(ids[keep], log_count[keep], None)
-    for options in ({}, {"correction": "none"}, {"loss": "nce"}, {"loss": "negative_sampling"}):
+    for options in (
+        {},
+        {"correction": "none"},
+        {"objective": "nce"},
+        {"objective": "negative_sampling"},
+    ):
         a = OptionProblem(*p.leaves, p.target, masked, options).loss()
         b = OptionProblem(*p.leaves, p.target, fewer, options).loss()
         torch.testing.assert_close(a, b)
@@ -156,7 +165,7 @@ def test_infinite_count_leaves_a_sample_out(either: str) -> None:
 
 def test_reweighted_has_the_gradient_of_negatives(either: str) -> None:
     p = make_option_problem(9, 6, 40, 20, None)
-    a = torch.autograd.grad(p.loss(correction="reweighted"), p.leaves)
+    a = torch.autograd.grad(p.loss(objective=ssc.Softmax(reweighted=True)), p.leaves)
     b = torch.autograd.grad(p.loss(correction="negatives"), p.leaves)
     for ours, theirs in zip(a, b, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
@@ -166,12 +175,14 @@ def test_gbce_beta() -> None:
     """The numbers of the paper's definition: alpha (t (1 - 1 / alpha) + 1 / alpha)."""
     for s, c, t in ((1, 3, 0.0), (256, 10_001, 0.75), (5, 6, 0.9)):
         alpha = s / (c - 1)
-        assert gbce_beta(s, c, t) == pytest.approx(alpha * (t * (1 - 1 / alpha) + 1 / alpha))
+        assert ssc.GBCE(calibration=t).beta(s, c) == pytest.approx(
+            alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+        )
 
 
 def test_ignored_rows_may_hold_anything(backend: str) -> None:
     for kind in ("softmax", "nce"):
-        p = make_option_problem(8, 5, 20, 15, 2, loss=kind)
+        p = make_option_problem(8, 5, 20, 15, 2, objective=kind)
         clean = torch.autograd.grad(p.loss(), p.leaves)
         q = p.to(torch.float64)
         with torch.no_grad():
@@ -184,7 +195,7 @@ def test_bad_numbers_stay_in_their_row(backend: str) -> None:
     """Of several targets too; test_bad_numbers.py has one of every loss."""
     for kind in ("softmax", "nce"):
         for bad in (torch.nan, torch.inf):
-            p = make_option_problem(8, 5, 20, 15, 2, padding=False, loss=kind)
+            p = make_option_problem(8, 5, 20, 15, 2, padding=False, objective=kind)
             clean = p.loss(reduction="none")
             with torch.no_grad():
                 p.input[3] = bad
@@ -197,7 +208,7 @@ def test_bad_numbers_stay_in_their_row(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_sparse_gradients_are_one_tensor(either: str, dtype: torch.dtype) -> None:
     """Rows of targets, samples and of the mean of all logits, added up and each there once."""
-    p = make_option_problem(13, 19, 60, 37, 3, label_smoothing=0.1).to(dtype)
+    p = make_option_problem(13, 19, 60, 37, 3, objective=ssc.Softmax(label_smoothing=0.1)).to(dtype)
     dense = torch.autograd.grad(p.loss(), p.leaves)
     p.loss(sparse_grad=True).backward()
     for leaf, expected in zip(p.leaves[1:], dense[1:], strict=True):
@@ -209,7 +220,7 @@ def test_sparse_gradients_are_one_tensor(either: str, dtype: torch.dtype) -> Non
 
 def test_empty_batch(backend: str) -> None:
     for kind in ("softmax", "nce"):
-        p = make_option_problem(0, 5, 20, 15, 2, padding=False, loss=kind)
+        p = make_option_problem(0, 5, 20, 15, 2, padding=False, objective=kind)
         loss = p.loss()
         loss.backward()
         assert float(loss.detach()) == 0.0
@@ -219,7 +230,7 @@ def test_empty_batch(backend: str) -> None:
 # --- what autograd asks of a loss that has its gradients already ----------------------------------
 
 REDUCED: dict[str, dict[str, Any]] = {
-    "nce": {"loss": "nce", "num_excluded": 2},
+    "nce": {"objective": "nce", "num_excluded": 2},
     "softmax of three": {"num_targets": 3},
     "arcface": OPTIONS["arcface"],
     "label smoothing": OPTIONS["label smoothing"],

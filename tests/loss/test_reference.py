@@ -10,13 +10,19 @@ from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
 from helpers.problem import make_problem
-from sampled_softmax_cuda.reference.loss import gather_rows
+from sampled_softmax_cuda.losses.gather import gather_rows
+from sampled_softmax_cuda.losses.problem import make_problem as make_problem_of
+from sampled_softmax_cuda.reference.exact import exact_loss_rows
+from sampled_softmax_cuda.reference.loss import loss_rows
 
 
-def test_same_signature() -> None:
+def test_same_arguments() -> None:
+    """The function and the problem that it makes, which the reference takes, agree in every name
+    and every default."""
     ours = inspect.signature(ssc.sampled_softmax_loss).parameters
-    reference = inspect.signature(ssc.reference.sampled_softmax_loss).parameters
-    assert list(ours.values()) == list(reference.values())
+    problem = inspect.signature(make_problem_of).parameters
+    defaults = {name: argument.default for name, argument in problem.items() if name != "fn"}
+    assert defaults == {name: argument.default for name, argument in ours.items()}
 
 
 def test_agrees_with_the_compiled_path(native: None) -> None:
@@ -31,7 +37,7 @@ def test_agrees_with_the_compiled_path(native: None) -> None:
 
 def test_all_classes_give_cross_entropy() -> None:
     problem = make_problem(9, 6, 40, 1, dtype=torch.float64, counts=False)
-    samples = ssc.Samples(torch.arange(40), None, None)
+    samples = ssc.Samples(torch.arange(40))
     loss = ssc.reference.sampled_softmax_loss(
         problem.input, problem.weight, problem.target, samples, bias=problem.bias
     )
@@ -44,13 +50,14 @@ def test_targets_out_of_range_give_nan_in_their_row() -> None:
     problem = make_problem(4, 6, 10, 5)
     target = problem.target.clone()
     target[1], target[2] = 10, -7
-    loss = ssc.reference.sampled_softmax_loss(
-        problem.input, problem.weight, target, problem.samples, reduction="none"
+    count, target_count = (
+        problem.samples.log_expected_count,
+        problem.samples.target_log_expected_count,
     )
+    rest = (problem.samples.ids, count, target_count, 1.0, True, -100)
+    loss = loss_rows(problem.input, problem.weight, problem.bias, target, *rest)[0]
     assert loss.isnan().tolist() == [False, True, True, False]
-    loss, _ = ssc.reference.exact_loss_rows(
-        problem.input, problem.weight, problem.bias, target, 1.0, -100
-    )
+    loss, _ = exact_loss_rows(problem.input, problem.weight, problem.bias, target, 1.0, -100)
     assert loss.isnan().tolist() == [False, True, True, False]
 
 

@@ -58,7 +58,7 @@ def train(
         (counting, {}),
         (counting, {"reduction": "none"}),
         (counting, {"per_row": True}),
-        (counting, {"loss": "nce", "replacement": False}),
+        (counting, {"objective": "nce", "replacement": False}),
         (lambda: ssc.InBatchSampler(counting()), {}),
         (lambda: ssc.QueueSampler(30), {"reduction": "none"}),
         (lambda: ssc.MixedSampler([ssc.QueueSampler(30), ssc.UniformSampler(C)]), {}),

@@ -14,17 +14,18 @@ from torch.nn.utils import parametrizations
 
 import sampled_softmax_cuda as ssc
 from helpers.problem import make_option_problem
+from helpers.samplers import parts
 from sampled_softmax_cuda import exact
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"num_targets": None},
     "none": {"num_targets": None, "reduction": "none"},
     "several targets": {"num_targets": 3},
-    "nce": {"num_targets": None, "loss": "nce", "num_excluded": 2},
-    "nce, none": {"num_targets": None, "loss": "nce", "reduction": "none"},
+    "nce": {"num_targets": None, "objective": "nce", "num_excluded": 2},
+    "nce, none": {"num_targets": None, "objective": "nce", "reduction": "none"},
     "softcap": {"num_targets": 1, "softcap": 2.0},
     "cosine": {"num_targets": None, "cosine": True},
-    "label smoothing": {"num_targets": None, "label_smoothing": 0.1},
+    "label smoothing": {"num_targets": None, "objective": ssc.Softmax(label_smoothing=0.1)},
     "per row": {"num_targets": None, "per_row": True},
 }
 
@@ -56,7 +57,7 @@ def test_changes_between_two_backward_passes(device: str, options: str, sparse_g
         p = make_option_problem(6, 4, 11, 8, **OPTIONS[options])
         row_weight = torch.rand(6)
         loss = p.loss(sparse_grad=sparse_grad, sample_weight=row_weight)
-        given = (*p.leaves, p.target, *p.samples, row_weight, p.options.get("exclude"))
+        given = (*p.leaves, p.target, *parts(p.samples), row_weight, p.options.get("exclude"))
         assert len(given) == count
         if given[place] is not None:
             check_after_a_change(loss.sin().sum(), p.leaves, given[place])
@@ -64,7 +65,7 @@ def test_changes_between_two_backward_passes(device: str, options: str, sparse_g
 
 def test_a_change_of_samples_is_seen(device: str) -> None:
     """Not only harmless by chance: where the ids are needed again, there is an error."""
-    p = make_option_problem(6, 4, 11, 8, None, loss="nce")
+    p = make_option_problem(6, 4, 11, 8, None, objective="nce")
     loss = p.loss()
     torch.autograd.grad(loss, p.leaves, retain_graph=True)
     change(p.samples.ids)
@@ -136,7 +137,7 @@ TAKEN: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def sparse_loss(weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-    samples = ssc.Samples(torch.arange(5), None, None)
+    samples = ssc.Samples(torch.arange(5))
     h, target = torch.ones(3, 4, dtype=weight.dtype), torch.tensor([1, 7, 10])
     loss: Tensor = ssc.sampled_softmax_loss(
         h, weight, target, samples, bias=bias, sparse_grad=True, **options
@@ -144,7 +145,7 @@ def sparse_loss(weight: Tensor, bias: Tensor | None = None, **options: Any) -> T
     return loss
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "nce"}, {"cosine": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"objective": "nce"}, {"cosine": True}], ids=str)
 @pytest.mark.parametrize("kind", REFUSED)
 def test_weights_that_take_no_sparse_gradient(
     device: str, kind: str, options: dict[str, Any]
@@ -164,13 +165,13 @@ def test_a_bias_that_takes_no_sparse_gradient(device: str) -> None:
         sparse_loss(stored(11, 4), stored(12)[1:])
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "nce"}, {"cosine": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"objective": "nce"}, {"cosine": True}], ids=str)
 @pytest.mark.parametrize("kind", TAKEN)
 def test_weights_that_take_one(device: str, kind: str, options: dict[str, Any]) -> None:
     weight = stored(11, 4)
     sparse_loss(TAKEN[kind](weight), **options).backward()
     sparse, weight.grad = weight.grad, None
-    samples = ssc.Samples(torch.arange(5), None, None)
+    samples = ssc.Samples(torch.arange(5))
     h, target = torch.ones(3, 4), torch.tensor([1, 7, 10])
     ssc.sampled_softmax_loss(h, TAKEN[kind](weight), target, samples, **options).backward()
     assert sparse.is_sparse

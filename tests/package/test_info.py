@@ -12,8 +12,8 @@ import torch
 
 import sampled_softmax_cuda as ssc
 from helpers.backends import INSTRUCTION_SETS, unavailable, use_backend
-from sampled_softmax_cuda import _load
 from sampled_softmax_cuda.exact import exact_cross_entropy
+from sampled_softmax_cuda.ops import library
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +33,7 @@ def test_build_info() -> None:
     assert bool(info["cuda_architectures"]) == info["cuda_native"]
     assert info["cuda_native_reason"]
     assert info["devices"][0].startswith("cpu: ")
-    assert info["native"] == _load.library_loaded()
+    assert info["native"] == library.library_loaded()
     assert info["native_reason"]
     for key in ("cpu_isa", "cpu_isa_by_dtype", "cpu_isa_reason"):
         assert (info[key] is not None) == info["native"]
@@ -103,7 +103,7 @@ def test_pairs_of_bfloat16_where_they_are_faster(
     def results(rows: int) -> list[torch.Tensor]:
         """The gradients of a sweep, which pairs round in another way, and the exact loss."""
         h, w = (x.clone().requires_grad_() for x in (input[:rows], weight))
-        samples = ssc.Samples(torch.arange(50), None, None)
+        samples = ssc.Samples(torch.arange(50))
         loss = ssc.sampled_softmax_loss(h, w, target[:rows], samples)
         with torch.no_grad():
             exact = exact_cross_entropy(h, w, target[:rows], reduction="none")
@@ -122,12 +122,12 @@ def test_pairs_of_bfloat16_where_they_are_faster(
 def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSC_BACKEND", "gpu")
     with pytest.raises(ValueError, match=r"SSC_BACKEND must be one of auto.*got 'gpu'"):
-        _load._backend_from_environment()
+        library._backend_from_environment()
 
 
 def test_a_missing_library_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setattr(_load, "LIBRARY", tmp_path / "_C.abi3.so")
-    loaded, reason = _load._load_library()
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "_C.abi3.so")
+    loaded, reason = library._load_library()
     assert not loaded
     assert reason.startswith("not built: _C.abi3.so is missing")
     assert "\n" not in reason
@@ -138,17 +138,17 @@ def test_a_library_that_does_not_load_is_one_clear_line(
 ) -> None:
     broken = tmp_path / "_C.abi3.so"
     broken.write_bytes(b"not a library")
-    monkeypatch.setattr(_load, "LIBRARY", broken)
-    loaded, reason = _load._load_library()
+    monkeypatch.setattr(library, "LIBRARY", broken)
+    loaded, reason = library._load_library()
     assert not loaded
     assert "does not load into torch" in reason
     assert "\n" not in reason
 
 
 def test_without_the_library_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_load, "_loaded", False)
-    assert not _load.has_native()
-    assert not _load.native_for(torch.device("cpu"), "loss_rows")
+    monkeypatch.setattr(library, "_loaded", False)
+    assert not library.has_native()
+    assert not library.native_for(torch.device("cpu"), "loss_rows")
     with pytest.raises(RuntimeError, match="compiled library is"), use_backend("scalar"):
         pass
     module = ssc.SampledSoftmaxLoss(4, 20, 5)
@@ -160,6 +160,6 @@ def test_without_the_library_the_reference_serves(monkeypatch: pytest.MonkeyPatc
 def test_use_backend_refuses_other_names() -> None:
     with (
         pytest.raises(ValueError, match="must be one of auto, native, reference"),
-        _load.use_backend("x"),
+        library.use_backend("x"),
     ):
         pass

@@ -37,8 +37,8 @@ rows = torch.randn(8, 16, requires_grad=True)
 value = loss(rows, torch.arange(8))
 value.backward()
 assert torch.isfinite(value) and rows.grad.abs().sum() > 0 and loss.weight.grad.abs().sum() > 0
-from sampled_softmax_cuda import _load
-print(ssc.__file__, "native" if _load.has_native() else "reference: " + _load.native_reason())
+from sampled_softmax_cuda.ops import library
+print(ssc.__file__, "native" if library.has_native() else "reference: " + library.native_reason())
 """
 
 

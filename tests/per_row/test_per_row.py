@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
 from helpers.problem import SHAPES
-from helpers.samplers import KINDS, make_sampler
+from helpers.samplers import KINDS, make_sampler, parts
 from helpers.truth import assert_close_to_truth
-from sampled_softmax_cuda._negatives import negatives_loss
+from sampled_softmax_cuda.ops.negatives import negatives_loss
+from sampled_softmax_cuda.proposals import Method
 from sampled_softmax_cuda.reference.per_row import per_row_rows as reference_rows
-from sampled_softmax_cuda.reference.sample import Method
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NAMES = ("input", "weight", "bias", "target_logit")
@@ -61,7 +61,7 @@ class Rows:
     def reference(self) -> list[Tensor]:
         p = self.fresh()
         options = (p.inv_temperature, p.softcap, p.remove_hits, p.sigmoid)
-        ids, count, _ = p.samples
+        ids, count, _ = parts(p.samples)
         loss, peak = reference_rows(*p.parameters, p.hits, p.counted, ids, count, *options)
         return p.with_gradients(loss, peak)
 
@@ -69,7 +69,7 @@ class Rows:
         """The same in float64, from logits over all classes, by formulas of its own."""
         p = self.fresh(torch.float64)
         h, w, b, r = p.parameters
-        ids, count, _ = p.samples
+        ids, count, _ = parts(p.samples)
         keep = torch.ones(ids.shape, dtype=torch.bool)
         if p.counted is not None:
             keep &= p.counted[:, None]
@@ -160,7 +160,7 @@ def test_every_option(backend: str, sparse_grad: bool) -> None:
     for softcap, remove_hits, sigmoid, everything in choices:
         rows = replace(base, softcap=softcap, remove_hits=remove_hits, sigmoid=sigmoid)
         if not everything:
-            samples = ssc.Samples(rows.samples.ids, None, None)
+            samples = ssc.Samples(rows.samples.ids)
             rows = replace(rows, parameters=(h, w, None, r), counted=None, samples=samples)
         assert_true(rows, f"softcap={softcap} {remove_hits=} {sigmoid=} {everything=}", slack=64)
 
@@ -257,7 +257,7 @@ def test_a_key_stands_for_the_samples_of_races(backend: str, kind: str) -> None:
     target = torch.arange(7)
     for exclude, samples in ((None, 50), (torch.arange(14).reshape(7, 2), 48)):
         keyed = sampler.sample_keyed(target, samples, replacement=False, exclude=exclude)
-        assert keyed.method == Method.RACE
+        assert keyed._method == Method.RACE
         ours = replace(base, samples=keyed, sparse_grad=True).run()
         given = replace(base, samples=keyed.materialize(), sparse_grad=True).run()
         for name, a, b in zip(base.names, ours, given, strict=True):
@@ -266,7 +266,7 @@ def test_a_key_stands_for_the_samples_of_races(backend: str, kind: str) -> None:
 
 def test_counts_that_correct_nothing_still_mask(backend: str) -> None:
     base = make_rows(7, 8, 40, 12)
-    ids, count, _ = base.samples
+    ids, count, _ = parts(base.samples)
     zero = torch.where(count == torch.inf, count, 0)
     ours = replace(base, corrected=False).run()
     for name, a, b in zip(
@@ -287,7 +287,7 @@ def test_sparse_gradients_are_the_dense_ones(backend: str, num_classes: int) -> 
         ids = base.samples.ids
         assert sparse[3]._indices().shape[1] == min(num_classes, ids.numel())
         return
-    ids, count, _ = base.samples
+    ids, count, _ = parts(base.samples)
     used = ids[(count != torch.inf) & base.counted[:, None]].unique()
     assert torch.equal(sparse[3].coalesce().indices()[0], used)
     assert sparse[3].is_coalesced()
@@ -310,7 +310,7 @@ def test_ids_past_2_to_the_31(native: None) -> None:
     weight = w.requires_grad_()
     r = torch.zeros(2)
     hits = torch.full((2, 0), -1)
-    args = (hits, None, ssc.Samples(ids, None, None), 1.0, 0.0, True, False, True)
+    args = (hits, None, ssc.Samples(ids), 1.0, 0.0, True, False, True)
     loss, _ = negatives_loss(h, weight, None, r, *args)
     torch.testing.assert_close(loss, torch.log1p(2 * torch.tensor([1.5, 1.5]).exp()))
     loss.sum().backward()
@@ -338,7 +338,7 @@ def test_errors(native: None) -> None:
     base = make_rows(3, 4, 9, 5)
     ids = base.samples.ids.clone()
     ids[2, 1] = 9
-    bad = replace(base, counted=None, samples=ssc.Samples(ids, None, None))
+    bad = replace(base, counted=None, samples=ssc.Samples(ids))
     with pytest.raises(RuntimeError, match=r"ids\[2, 1\] is out of range: expected \[0, C=9\)"):
         bad.run()
     keyed = ssc.UniformSampler(10).sample_keyed(torch.tensor([1, 2, 3]), 5)
@@ -389,9 +389,9 @@ def test_compiled(native: None, keyed: bool) -> None:
 def test_opcheck(compiled: str, sparse_grad: bool) -> None:
     ops = torch.ops.sampled_softmax
     base = make_rows(4, 5, 12, 6).fresh()
-    ids, count, _ = base.samples
+    ids, count, _ = parts(base.samples)
     keyed = make_sampler("weighted", 12).sample_keyed(torch.arange(4), 6, replacement=False)
-    drawn = (keyed.key, *keyed.proposal, 6, int(keyed.method), keyed.tries, None, True)
+    drawn = (keyed.key, *keyed._proposal, 6, int(keyed._method), keyed._tries, None, True)
     scalars = (0.5, 3.0, False, sparse_grad)
     for name, source in (("per_row", (ids, count)), ("keyed", drawn)):
         arguments = (*base.parameters, base.hits, base.counted, *source, *scalars)

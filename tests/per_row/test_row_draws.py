@@ -21,17 +21,19 @@ from helpers.samplers import (
     probabilities,
     zipf,
 )
+from sampled_softmax_cuda._philox import philox_bits
+from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.proposals import Method, Proposal
 from sampled_softmax_cuda.reference import sample_rows as reference
-from sampled_softmax_cuda.reference.philox import philox_bits
-from sampled_softmax_cuda.reference.sample import Method
-from sampled_softmax_cuda.samplers import _rows
+from sampled_softmax_cuda.reference.sample import distribution
+from sampled_softmax_cuda.samplers.base import DrawOptions
 
 METHODS = list(Method)
 
 
-def proposal_of(kind: str, num_classes: int) -> _rows.ProposalArguments:
+def proposal_of(kind: str, num_classes: int) -> Proposal:
     sampler = make_sampler(kind, num_classes)
-    return _rows.proposal_arguments(sampler._proposal(), sampler.num_drawable)
+    return sampler._proposal()
 
 
 def exclusions(rows: int, width: int, num_classes: int) -> Tensor:
@@ -46,7 +48,7 @@ def exclusions(rows: int, width: int, num_classes: int) -> Tensor:
 def stream_of(kind: str, num_classes: int, row: int, count: int) -> list[int]:
     """The first draws of a row, one subsequence for each."""
     bits = philox_bits(key(11, 3), 0, count, torch.tensor([row + 1]))
-    ids: list[int] = make_sampler(kind, num_classes)._proposal().ids(bits)[0].tolist()
+    ids: list[int] = distribution(proposal_of(kind, num_classes)).ids(bits)[0].tolist()
     return ids
 
 
@@ -67,7 +69,7 @@ def test_a_row_takes_the_first_draws_of_its_stream_that_will_do(
     lists = exclusions(rows, 5, num_classes) if excluded else None
     target = torch.zeros(rows, 1, dtype=torch.int64)
     arguments = (proposal_of(kind, num_classes), key(11, 3), target, num_samples, method)
-    ids, draws, _, _ = _rows.sample_rows(*arguments, None, lists)
+    ids, draws, _, _ = ops.sample_rows(*arguments, None, lists)
     for row in range(rows):
         banned = set() if lists is None else set(lists[row].tolist())
         wanted: list[int] = []
@@ -90,7 +92,7 @@ def many_draws(kind: str, method: Method, excluded: bool) -> Any:
     num_classes, rows, num_samples = 700, 150, 120
     lists = exclusions(rows, 6, num_classes) if excluded else None
     arguments = (proposal_of(kind, num_classes), key(2**62 + 9, -7), torch.arange(rows)[:, None])
-    return _rows.sample_rows(*arguments, num_samples, method, None, lists)
+    return ops.sample_rows(*arguments, num_samples, method, None, lists)
 
 
 @functools.cache
@@ -145,9 +147,9 @@ def test_counts_are_those_of_the_classes_that_are_left(
     keyed = sampler.sample_keyed(target, num_samples, **options)
 
     q = probabilities(kind, num_classes)
-    plan = None if inclusion is None else sampler._plan(num_samples, False, inclusion)
+    plan = None if inclusion is None else sampler._plan(DrawOptions(num_samples, False, inclusion))
     drawn = reference.draw_rows(
-        sampler._proposal(), keyed.key, torch.arange(3), num_samples, int(keyed.method), lists
+        sampler._proposal(), keyed.key, torch.arange(3), num_samples, int(keyed._method), lists
     )[1]
     for row in range(3):
         banned = [] if lists is None else [k for k in set(lists[row].tolist()) if k >= 0]
@@ -194,11 +196,11 @@ def test_distinct_draws_come_in_the_order_of_draws_without_replacement(
 ) -> None:
     q = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
     sampler = ssc.WeightedSampler(torch.tensor(q))
-    arguments = _rows.proposal_arguments(sampler._proposal(), 6)
+    arguments = sampler._proposal()
     rows = 1500
     lists = torch.tensor([[1]]).expand(rows, 1).contiguous()
     target = torch.zeros(rows, 0, dtype=torch.int64)
-    ids = _rows.sample_rows(arguments, key(3), target, 3, method, None, lists)[0]
+    ids = ops.sample_rows(arguments, key(3), target, 3, method, None, lists)[0]
     left = [0, 2, 3, 4, 5]
     expected = ordered_probabilities(list(q[left] / q[left].sum()), 3)
     names = {tuple(left[k] for k in order): p for order, p in expected.items()}
@@ -285,9 +287,9 @@ def test_the_race_is_chosen_for_what_is_left(either: str) -> None:
     sampler = ssc.WeightedSampler(zipf(40, 2.0))
     target = torch.zeros(2, dtype=torch.int64)
     lists = torch.arange(20).expand(2, 20)
-    assert sampler.sample_keyed(target, 5, replacement=False).method == Method.DISTINCT
+    assert sampler.sample_keyed(target, 5, replacement=False)._method == Method.DISTINCT
     samples = sampler.sample_keyed(target, 20, replacement=False, exclude=lists)
-    assert samples.method == Method.RACE
+    assert samples._method == Method.RACE
     for row in samples.materialize().ids.tolist():
         assert sorted(row) == list(range(20, 40))
 

@@ -19,9 +19,9 @@ from helpers.samplers import (
     probabilities,
     zipf,
 )
-from sampled_softmax_cuda._load import has_native
-from sampled_softmax_cuda.reference.sample import Method
-from sampled_softmax_cuda.samplers import _ops
+from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.ops.library import has_native
+from sampled_softmax_cuda.proposals import Method
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,7 @@ def test_a_class_of_weight_zero_is_never_drawn() -> None:
     sampler = ssc.WeightedSampler(weights)
     for method in Method:
         samples = 100_000 if method == Method.WITH_REPLACEMENT else 600
-        ids = _ops.sample(
+        ids = ops.sample(
             sampler._proposal(), key(1), torch.empty(0, dtype=torch.int64), samples, method, None
         )[0]
         assert bool((weights[ids] > 0).all())
@@ -102,7 +102,7 @@ def ordered_counts(
     counts = dict.fromkeys(ordered_probabilities([1 / 4] * 4, num_samples), 0)
     target = torch.empty(0, dtype=torch.int64)
     for seed in range(repetitions):
-        ids = _ops.sample(sampler._proposal(), key(seed, 3), target, num_samples, method, None)[0]
+        ids = ops.sample(sampler._proposal(), key(seed, 3), target, num_samples, method, None)[0]
         counts[tuple(ids.tolist())] += 1
     return list(counts.values())
 
@@ -154,7 +154,7 @@ def test_the_race_says_how_many_draws_it_stands_for() -> None:
     means = []
     for method in (Method.DISTINCT, Method.RACE):
         draws = [
-            int(_ops.sample(sampler._proposal(), key(seed), target, 30, method, None)[1])
+            int(ops.sample(sampler._proposal(), key(seed), target, 30, method, None)[1])
             for seed in range(repetitions)
         ]
         means.append((np.mean(draws), np.std(draws) / repetitions**0.5))

@@ -22,8 +22,8 @@ from helpers.samplers import (
     ordered_probabilities,
     probabilities,
 )
-from sampled_softmax_cuda.reference.sample import Method
-from sampled_softmax_cuda.samplers import _ops
+from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.proposals import Method
 
 METHODS = pytest.mark.parametrize(
     "method", [Method.DISTINCT, Method.RACE], ids=["rejection", "race"]
@@ -74,7 +74,7 @@ def distinct_draws(
     """Samples of many keys, fewer where a draw takes a millisecond."""
     proposal, target = sampler._proposal(), torch.empty(0, dtype=torch.int64)
     return [
-        tuple(_ops.sample(proposal, key(seed, 9), target, num_samples, method, None)[0].tolist())
+        tuple(ops.sample(proposal, key(seed, 9), target, num_samples, method, None)[0].tolist())
         for seed in range(3000 if backend not in ("reference", "simt", "ptx") else 300)
     ]
 

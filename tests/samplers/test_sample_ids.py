@@ -9,9 +9,9 @@ import torch
 import sampled_softmax_cuda as ssc
 from helpers.backends import use_backend
 from helpers.samplers import KINDS, key, make_sampler, zipf
-from sampled_softmax_cuda.reference import philox
+from sampled_softmax_cuda import _philox as philox
+from sampled_softmax_cuda.ops import sample as ops
 from sampled_softmax_cuda.reference import sample as reference
-from sampled_softmax_cuda.samplers import _ops
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, answer.
 KNOWN_ANSWERS = [
@@ -206,7 +206,7 @@ def test_both_builders_give_the_same_table(native: None, num_classes: int) -> No
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            assert torch.equal(_ops.build_alias_table(q), expected)
+            assert torch.equal(ops.build_alias_table(q), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -229,8 +229,8 @@ def test_a_race_of_many_classes_is_the_reference_s(compiled: str, kind: str) -> 
     """More times of arrival than one block of a GPU sorts: these sorts are kernels of their own."""
     proposal = make_sampler(kind, 20_011)._proposal()
     arguments = (proposal, key(3, 1), key(0)[:0], 300, reference.Method.RACE, None)
-    ids, num_draws, *_ = _ops.sample(*arguments)
+    ids, num_draws, *_ = ops.sample(*arguments)
     with use_backend("reference"):
-        want_ids, want_draws, *_ = _ops.sample(*arguments)
+        want_ids, want_draws, *_ = ops.sample(*arguments)
     assert torch.equal(ids, want_ids)
     assert torch.equal(num_draws, want_draws)

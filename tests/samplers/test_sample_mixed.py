@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
-from helpers.samplers import assert_chi_square, probabilities, zipf
-from sampled_softmax_cuda.samplers.composed import UNLIMITED
+from helpers.samplers import assert_chi_square, parts, probabilities, zipf
+from sampled_softmax_cuda.samplers.base import UNLIMITED
 from sampled_softmax_cuda.samplers.mixed import split_samples
 
 
@@ -50,7 +50,7 @@ def mixture(num_classes: int) -> tuple[ssc.MixedSampler, list[np.ndarray]]:
 def test_the_exact_density_for_every_sample(backend: str) -> None:
     sampler, q = mixture(40)
     target = torch.arange(40).view(4, 10)
-    ids, log_n, target_log_n = sampler.sample(target, 100)
+    ids, log_n, target_log_n = parts(sampler.sample(target, 100))
     n = 25 * q[0] + 50 * q[1] + 25 * q[2]
     assert ids.shape == (100,)
     np.testing.assert_allclose(log_n.double().exp().cpu().numpy(), n[ids.cpu().numpy()], rtol=1e-6)
@@ -104,11 +104,13 @@ def test_the_partition_function_over_all_draws(replacement: bool) -> None:
 def test_distinct_draws_of_the_parts_add_up(either: str, inclusion: str) -> None:
     q = [probabilities("log_uniform", 30), zipf(30).flip(0).numpy()]
     q[1] /= q[1].sum()
-    parts = [ssc.LogUniformSampler(30), ssc.WeightedSampler(torch.from_numpy(q[1]))]
-    sampler = ssc.MixedSampler(parts, [2, 1])
+    components = [ssc.LogUniformSampler(30), ssc.WeightedSampler(torch.from_numpy(q[1]))]
+    sampler = ssc.MixedSampler(components, [2, 1])
     target = torch.arange(30)
     torch.manual_seed(6)
-    ids, log_n, target_log_n = sampler.sample(target, 15, replacement=False, inclusion=inclusion)
+    ids, log_n, target_log_n = parts(
+        sampler.sample(target, 15, replacement=False, inclusion=inclusion)
+    )
     assert len(set(ids[:10].tolist())) == 10
     assert len(set(ids[10:].tolist())) == 5
     n = np.zeros(30)
@@ -126,7 +128,7 @@ def test_a_small_batch_leaves_its_share_to_the_others(either: str) -> None:
     frequencies = ssc.WeightedSampler(zipf(20))
     sampler = ssc.MixedSampler([ssc.InBatchSampler(frequencies), ssc.UniformSampler(20)])
     target = torch.tensor([4, 4, -100, 7])
-    ids, log_n, target_log_n = sampler.sample(target, 12)
+    ids, log_n, target_log_n = parts(sampler.sample(target, 12))
     assert ids[:4].tolist() == [4, 4, 7, 7]
     assert (log_n == torch.inf).tolist() == [False, False, True] + [False] * 9
     q = (zipf(20) / zipf(20).sum()).numpy()
@@ -141,7 +143,7 @@ def test_a_small_batch_leaves_its_share_to_the_others(either: str) -> None:
 
 def test_a_uniform_sample_counts_its_copies_in_the_batch(either: str) -> None:
     sampler = ssc.MixedSampler([ssc.InBatchSampler(), ssc.UniformSampler(3)], [1, 2])
-    ids, log_n, _ = sampler.sample(torch.tensor([1, 1, 0]), 9)
+    ids, log_n, _ = parts(sampler.sample(torch.tensor([1, 1, 0]), 9))
     n = torch.tensor([1.0, 2.0, 0.0]) + 6 / 3
     torch.testing.assert_close(log_n.exp(), n[ids])
 
@@ -152,12 +154,15 @@ def test_a_mixture_of_mixtures() -> None:
     nested = ssc.MixedSampler([a, ssc.MixedSampler([b, c])])
     ids = torch.arange(9)
     torch.testing.assert_close(nested.log_prob(ids), flat.log_prob(ids))
-    torch.testing.assert_close(nested.sample(ids, 16)[2], flat.sample(ids, 16)[2])
+    torch.testing.assert_close(
+        nested.sample(ids, 16).target_log_expected_count,
+        flat.sample(ids, 16).target_log_expected_count,
+    )
 
 
 def test_all_classes_and_no_more_without_replacement() -> None:
     sampler = ssc.MixedSampler([ssc.UniformSampler(4), ssc.WeightedSampler(zipf(4))], [5, 1])
-    ids, log_n, _ = sampler.sample(torch.tensor([0]), 8, replacement=False)
+    ids, log_n, _ = parts(sampler.sample(torch.tensor([0]), 8, replacement=False))
     assert torch.bincount(ids).tolist() == [2, 2, 2, 2]
     torch.testing.assert_close(log_n.exp(), torch.full((8,), 2.0))
     with pytest.raises(ValueError, match="num_samples must be at most 8"):

@@ -1,0 +1,149 @@
+"""Factors of rows: class_weight, sample_weight, z_loss, for sampled and exact losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import sampled_softmax_cuda as ssc
+from helpers.options import OPTIONS, SINGLE
+from helpers.problem import make_option_problem
+from helpers.truth import option_truth
+
+B, D, C, S = 12, 8, 30, 25
+
+
+def problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    h = torch.randn(B, D, requires_grad=True)
+    weight = torch.randn(C, D, requires_grad=True)
+    target = torch.randint(C, (B,))
+    target[3] = -100
+    return h, weight, target, torch.rand(C) + 0.1
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_class_weight_is_that_of_cross_entropy(device: str, reduction: str) -> None:
+    """Every class sampled once, and the exact loss."""
+    h, weight, target, class_weight = problem()
+    want = F.cross_entropy(h @ weight.T, target, class_weight, reduction=reduction)
+    options: dict[str, Any] = {"class_weight": class_weight, "reduction": reduction}
+    every = ssc.Samples(torch.arange(C))
+    for got in (
+        ssc.sampled_softmax_loss(h, weight, target, every, **options),
+        ssc.exact_cross_entropy(h, weight, target, **options),
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(
+            torch.autograd.grad(got.sum(), (h, weight)),
+            torch.autograd.grad(want.sum(), (h, weight), retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["softmax", "nce", "softcap", "arcface", "gbce", "reweighted"])
+def test_class_weight_multiplies_sample_weight(device: str, name: str) -> None:
+    h, weight, target, class_weight = problem()
+    samples = ssc.LogUniformSampler(C).sample(target, S)
+    factors = torch.rand(B)
+    options = {**OPTIONS, **SINGLE}[name]
+    arguments = (h, weight, target, samples)
+    got = ssc.sampled_softmax_loss(
+        *arguments, class_weight=class_weight, sample_weight=factors, **options
+    )
+    both = factors * class_weight[target.clamp_min(0)]
+    want = ssc.sampled_softmax_loss(*arguments, sample_weight=both, **options)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", ["softmax", "negatives", "softcap", "cosface", "label smoothing"])
+@pytest.mark.parametrize("targets", [None, 3])
+def test_z_loss(backend: str, name: str, targets: int | None) -> None:
+    p = make_option_problem(9, 7, 40, 30, targets, z_loss=0.02, **OPTIONS[name]).to(torch.float64)
+    expected, _ = option_truth(p)
+    loss = p.loss(reduction="none")
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+    factors = torch.linspace(-1, 2, loss.numel(), dtype=torch.float64)
+    for reduced in ((loss * factors).sum(), p.loss(reduction="sum", sample_weight=factors)):
+        for ours, theirs in zip(
+            torch.autograd.grad(reduced, p.leaves, retain_graph=True),
+            torch.autograd.grad((expected * factors).sum(), p.leaves, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"cosine": True}], ids=str)
+def test_exact_z_loss(device: str, options: dict[str, Any]) -> None:
+    h, weight, target, _ = problem()
+    got = ssc.exact_cross_entropy(h, weight, target, z_loss=0.1, **options)
+    z = ssc.logits(h, weight, **options)
+    kept = target != -100
+    want = F.cross_entropy(z, target) + 0.1 * z.logsumexp(1)[kept].square().mean()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, (h, weight)), torch.autograd.grad(want, (h, weight)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_exact_without_excluded_classes_and_details(device: str) -> None:
+    h, weight, target, _ = problem()
+    exclude = torch.randint(-1, C, (B, 3))
+    exclude[exclude == target[:, None]] = -1
+    loss, details = ssc.exact_cross_entropy(
+        h, weight, target, exclude=exclude, reduction="none", return_details=True
+    )
+    z = h @ weight.T
+    left_out = (torch.arange(C)[None, :, None] == exclude[:, None, :]).any(2)
+    z = z.masked_fill(left_out, -torch.inf)
+    kept = target != -100
+    want = F.cross_entropy(z, target, reduction="none")
+    torch.testing.assert_close(loss, want, rtol=1e-5, atol=1e-5)
+    lse = torch.where(kept, z.logsumexp(1), 0)
+    torch.testing.assert_close(details.lse, lse.detach(), rtol=1e-5, atol=1e-5)
+    top = z.argmax(1) == target
+    assert torch.equal(details.error, (kept & ~top).float())
+    for ours, theirs in zip(
+        torch.autograd.grad(loss.sum(), (h, weight)),
+        torch.autograd.grad(want.sum(), (h, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_has_all_of_it(either: str) -> None:
+    h, _, target, class_weight = problem()
+    options: dict[str, Any] = {"class_weight": class_weight, "z_loss": 0.01}
+    head = ssc.SampledSoftmaxLoss(
+        D, C, S, "uniform", replacement=False, inclusion="estimated", **options
+    )
+    assert "class_weight" not in head.state_dict()
+    factors, g = torch.rand(B), torch.Generator().manual_seed(3)
+    got, details = head(h, target, sample_weight=factors, return_details=True, generator=g)
+    samples = head.sampler.sample(
+        target,
+        S,
+        replacement=False,
+        inclusion="estimated",
+        generator=torch.Generator().manual_seed(3),
+    )
+    want = ssc.sampled_softmax_loss(
+        h, head.weight, target, samples, bias=head.bias, sample_weight=factors, **options
+    )
+    torch.testing.assert_close(got, want)
+    assert details.lse.shape == target.shape
+    head.eval()
+    exclude = torch.full((B, 1), int(target[0] + 1) % C)
+    got = head(h, target, exclude, sample_weight=factors)
+    z = head.logits(h)
+    plain = ssc.exact_cross_entropy(
+        h, head.weight, target, bias=head.bias, sample_weight=factors, exclude=exclude, **options
+    )
+    torch.testing.assert_close(got, plain)
+    assert head.bias is not None
+    assert not torch.allclose(got, F.cross_entropy(z, target))
