@@ -26,10 +26,13 @@ def _cpu_isa() -> dict[str, Any]:
     keys = ("cpu_isa", "cpu_isa_by_dtype", "cpu_isa_reason")
     if not library.library_loaded():
         return dict.fromkeys(keys)
-    operators = torch.ops.sampled_softmax
     try:
-        by_dtype = dict(line.split() for line in operators.cpu_isa_by_dtype().splitlines())
-        values: tuple[Any, ...] = (operators.cpu_isa(), by_dtype, operators.cpu_isa_reason())
+        chosen, by_dtype, reason = library.cpu_isa()
+        values: tuple[Any, ...] = (
+            chosen,
+            dict(line.split() for line in by_dtype.splitlines()),
+            reason,
+        )
     except RuntimeError as error:  # SSC_CPU_ISA names one that this CPU does not run
         values = (f"none: {str(error).splitlines()[0]}", None, None)
     return dict(zip(keys, values, strict=True))
@@ -38,7 +41,7 @@ def _cpu_isa() -> dict[str, Any]:
 def _cuda_architectures() -> list[str]:
     if not library.cuda_loaded():
         return []
-    return str(torch.ops.sampled_softmax.cuda_architectures()).split()
+    return library.cuda_architectures().split()
 
 
 def _devices() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .ops import library
@@ -29,5 +28,5 @@ def prefer_huge_pages(tensor: Tensor) -> Tensor:
         torch.Size([100000, 64])
     """
     if tensor.device.type == "cpu" and library.library_loaded():
-        torch.ops.sampled_softmax.advise_huge_pages(tensor.detach())
+        library.advise_huge_pages(tensor.detach())
     return tensor

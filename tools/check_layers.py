@@ -10,8 +10,9 @@
   symbol, compiled for AVX-512 in one object and for the baseline in another, is merged by the
   linker, and an older CPU could then run the wrong one (tools/check_isa_symbols.py looks for them
   in the objects).
-- Python: the imports between the modules of the package at import time form no cycle, and the
-  reference knows nothing of the compiled operators.
+- Python: the imports between the modules of the package at import time form no cycle; the
+  reference and the parts of losses know nothing of the operators; `torch.ops` is named in
+  sampled_softmax_cuda/ops alone; and few modules import the reference.
 - Length: a file has at most 420 lines.
 
 Prints one line per offence as path:line: message, and exits with 1 if there is any.
@@ -64,6 +65,9 @@ TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
 PYTHON = re.compile(r"^Python\.h$|^pybind11/")
 CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 STABLE_TORCH = re.compile(r"^torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/")
+BELOW_OPERATORS = ("reference", "losses")
+ABOVE_REFERENCE = ("ops", "functional", "exact", "modules", "samplers", "cntk", "tf", "diagnose")
+USE_REFERENCE = ("ops", "functional", PACKAGE)
 STANDARD_IN_KERNELS = {
     "cfloat", "climits", "cmath", "cstddef", "cstdint", "cstring", "immintrin.h", "limits",
     "type_traits", "utility",
@@ -184,11 +188,19 @@ def module_path(module: str) -> Path:
 
 def check_python() -> Iterator[Offence]:
     graph = python_imports()
-    compiled = {f"{PACKAGE}.{name}" for name in ("_ops", "functional", "modules", "cntk")}
     for module, targets in graph.items():
+        folder = module.removeprefix(f"{PACKAGE}.").split(".")[0]
         for target, line in targets.items():
-            if module.startswith(f"{PACKAGE}.reference") and target in compiled:
-                yield module_path(module), line, f"the reference may not import {target}"
+            floor = target.removeprefix(f"{PACKAGE}.").split(".")[0]
+            if folder in BELOW_OPERATORS and floor in ABOVE_REFERENCE:
+                yield module_path(module), line, f"{folder} may not import {target}"
+            if floor == "reference" and folder not in ("reference", *USE_REFERENCE):
+                yield module_path(module), line, "only the routes and ops/ import the reference"
+        if folder != "ops":
+            text = module_path(module).read_text(encoding="utf-8")
+            for line, words in enumerate(text.splitlines(), 1):
+                if "torch.ops." in words and not words.lstrip().startswith(("#", '"', "`")):
+                    yield module_path(module), line, "torch.ops is for sampled_softmax_cuda/ops"
     done: set[str] = set()
 
     def visit(module: str, trail: list[str]) -> Iterator[Offence]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .._rules import host_has
 
@@ -117,6 +118,26 @@ def native_reason() -> str:
 def cuda_reason() -> str:
     """One line: that the library of CUDA kernels is loaded, or why it is not."""
     return _cuda_reason
+
+
+def cpu_isa() -> tuple[str, str, str]:
+    """The instruction set of the CPU's kernels, that of each dtype a line, and why.
+
+    Raises:
+        RuntimeError: SSC_CPU_ISA names one that this CPU does not run.
+    """
+    operators = torch.ops.sampled_softmax
+    return operators.cpu_isa(), operators.cpu_isa_by_dtype(), operators.cpu_isa_reason()
+
+
+def cuda_architectures() -> str:
+    """What the CUDA kernels were compiled for, separated by spaces."""
+    return str(torch.ops.sampled_softmax.cuda_architectures())
+
+
+def advise_huge_pages(tensor: Tensor) -> None:
+    """Ask for 2 MiB pages under the tensor's memory."""
+    torch.ops.sampled_softmax.advise_huge_pages(tensor)
 
 
 @contextmanager

@@ -11,12 +11,23 @@ from .._rules import may_look
 from ..proposals import Kind, Method, Proposal
 from ..reference import sample as reference
 from ..reference import sample_rows as reference_rows
-from ..reference.sample import sample_distinct as sample_distinct
-from ..reference.sample import sample_race as sample_race
-from ..reference.sample_rows import LEAST_LEFT as LEAST_LEFT
-from ..reference.sample_rows import LEAST_LEFT_DISTINCT as LEAST_LEFT_DISTINCT
-from ..reference.sample_rows import excluded_mass as excluded_mass
+from ..reference.sample import sample_distinct, sample_race
+from ..reference.sample_rows import LEAST_LEFT, LEAST_LEFT_DISTINCT, excluded_mass
 from .library import has_native, library_loaded, native_for
+
+__all__ = [
+    "LEAST_LEFT",
+    "LEAST_LEFT_DISTINCT",
+    "build_alias_table",
+    "check_table",
+    "excluded_mass",
+    "log_counts",
+    "new_key",
+    "sample",
+    "sample_distinct",
+    "sample_race",
+    "sample_rows",
+]
 
 Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
 """ids, numbers of draws, log n of the ids and of the targets."""
