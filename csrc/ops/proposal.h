@@ -22,7 +22,7 @@ inline void check_draw(const Tensor& key, const Tensor& target, int64_t num_samp
                   "num_samples must not exceed the number of classes");
 }
 
-// The kinds of proposals; the numbers are those of Kind in sampled_softmax_cuda/samplers/_rows.py.
+// The kinds of proposals; the numbers are those of Kind in sampled_softmax_cuda/proposals.py.
 enum Kind : int64_t { kUniform = 0, kLogUniform = 1, kWeighted = 2 };
 
 inline void check_kind(int64_t kind, const std::optional<Tensor>& table,

@@ -88,7 +88,7 @@ def test_shares_and_sizes_of_a_draw(native: None) -> None:
     p = model(h, w, t, b)
     exact = p @ w.double().numpy()
     exact -= (p.sum(1)[:, None]) * w.double().numpy()[t]
-    for ids, log_n, _ in draws:
+    for ids, log_n, _ in map(parts, draws):
         hits = ids == t[:, None]
         weights = torch.where(hits, 0.0, (z[:, ids] - log_n.double()).exp()).numpy()
         hit.append(hits.any(1).double().mean())

@@ -115,7 +115,7 @@ def test_distinct_draws_of_the_parts_add_up(either: str, inclusion: str) -> None
     assert len(set(ids[10:].tolist())) == 5
     n = np.zeros(30)
     torch.manual_seed(6)
-    for part, share, p in zip(parts, (10, 5), q, strict=True):
+    for part, share, p in zip(components, (10, 5), q, strict=True):
         single = part.sample(target, share, replacement=False, inclusion=inclusion)
         assert single.target_log_expected_count is not None
         tries = np.log1p(-float(single.target_log_expected_count[3].double().exp()))
