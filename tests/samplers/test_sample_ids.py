@@ -8,7 +8,7 @@ import torch
 
 import sampled_softmax_cuda as ssc
 from helpers.backends import use_backend
-from helpers.samplers import KINDS, key, make_sampler, zipf
+from helpers.samplers import KINDS, key, make_sampler, parts, zipf
 from sampled_softmax_cuda import _philox as philox
 from sampled_softmax_cuda.ops import sample as ops
 from sampled_softmax_cuda.reference import sample as reference
