@@ -94,7 +94,7 @@ def test_tutorial_runs(tmp_path):
     """Its outputs come from its code, and the sampled run is the better one."""
     stored = nbformat.read(TUTORIAL, as_version=4)
     fresh = copy.deepcopy(stored)
-    check = "assert sampled[-1][1] < full[-1][1] and recall(ranked) > 0.05"
+    check = "assert sampled[-1][1] < full[-1][1] and recall(ranked) > 0.25"
     fresh.cells.append(nbformat.v4.new_code_cell(check))
     nbclient.NotebookClient(
         fresh,
