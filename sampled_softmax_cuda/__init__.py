@@ -3,7 +3,7 @@
     samples = ssc.LogUniformSampler(num_classes).sample(target, 4096)
     loss = ssc.sampled_softmax_loss(hidden, weight, target, samples, bias=bias, sparse_grad=True)
 
-or `ssc.SampledSoftmaxLoss`, a module that owns the class weights, samples in training and computes
+or `ssc.SampledSoftmaxLoss`, a module that owns the class matrix, samples in training and computes
 the exact cross entropy in eval mode. `ssc.cntk` and `ssc.tf` have CNTK's and TensorFlow's functions
 under their own names, `ssc.reference` has everything in plain PyTorch, and `ssc.build_info()` says
 what runs here.

@@ -1,4 +1,4 @@
-"""What follows from the figures of `diagnose`, in words."""
+"""Advice in words, from the figures of `diagnose`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .diagnose import Diagnosis
 
-# What the advice aims at: a relative deviation of the partition function, or more than that.
+# Relative deviations of the partition function: the one to aim at, and one that is poor.
 _GOOD_DEVIATION = 0.1
 _POOR_DEVIATION = 0.3
 _POOR_BIAS = 0.1  # a batch whose own targets are the samples is off by some per cent, by chance
@@ -20,7 +20,7 @@ def percent(share: float) -> str:
 
 
 def advise(d: Diagnosis, frequencies_known: bool = True) -> tuple[str, ...]:
-    """What follows from the figures, the most important first.
+    """Advice from the figures, the most important first.
 
     Args:
         frequencies_known: whether a pool has a log_q.
@@ -81,7 +81,7 @@ def advise(d: Diagnosis, frequencies_known: bool = True) -> tuple[str, ...]:
 
 
 def _remedies(d: Diagnosis) -> Iterator[str]:
-    """What would lower a poor deviation."""
+    """Ways to lower a poor deviation."""
     best = d.deviations["the best proposal"]
     name, other = min(
         (item for item in d.deviations.items() if item[0] != "the best proposal"),

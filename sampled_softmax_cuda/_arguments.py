@@ -1,7 +1,7 @@
 """Numbers and ids as users pass them: numbers are Python's or NumPy's, ids are int64 tensors.
 
 Every function's first two arguments are the name of the public function and of the argument, which
-open the message. What is returned is a Python number, whatever came.
+open the message. They return a Python number, whatever came.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._parallel import refuse_dtensor
 
 
 def describe(value: object) -> str:
-    """What was passed, in a few words."""
+    """The value that was passed, in a few words."""
     if isinstance(value, Tensor):
         return f"a Tensor {list(value.shape)} of {value.dtype}"
     if _is_array(value):

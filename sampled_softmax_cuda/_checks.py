@@ -166,7 +166,7 @@ def _check_class_ids(fn: str, target: Any, input: Tensor, num_classes: int) -> N
 
 
 def _squeezed(target: Tensor, expected: torch.Size) -> str:
-    """What to do about a target [*, 1]."""
+    """Advice on a target [*, 1]."""
     return ": pass target.squeeze(-1)" if target.shape == (*expected, 1) else ""
 
 

@@ -1,4 +1,4 @@
-"""What this installation is and which code it runs."""
+"""Facts of this installation, and the code that it runs."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """CNTK's sampled softmax under its own names, for people who move here.
 
 CNTK 2.7 has the operators `random_sample` and `random_sample_inclusion_frequency`, and its
-tutorials build `cross_entropy_with_sampled_softmax_and_embedding` from them. What is kept: one set
+tutorials build `cross_entropy_with_sampled_softmax_and_embedding` from them. Kept are one set
 of samples per minibatch, the correction on target and samples, accidental hits counted (a sampled
 target counts twice), unnormalised weights, the estimates of inclusion frequencies, glorot-uniform
-weights [C, D] and biases [C, 1] of zero, and the three results. What differs: samples are class ids
+weights [C, D] and biases [C, 1] of zero, and the three results. But samples are class ids
 and not one-hot rows, parameters belong to a module or to the caller, and without duplicates
 num_samples may equal the number of classes with positive weight.
 """
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class SampledSoftmaxResult(NamedTuple):
-    """What `cross_entropy_with_sampled_softmax_and_embedding` returns."""
+    """The results of `cross_entropy_with_sampled_softmax_and_embedding`."""
 
     z: Tensor
     """[B, num_classes] logits over all classes, uncorrected."""
@@ -155,7 +155,7 @@ def _class_ids(fn: str, target: Any, hidden: Tensor, num_classes: int) -> Tensor
     """Class ids [*] from ids, or from one-hot rows [*, C] that are dense, sparse COO or CSR.
 
     On CUDA a row that is not one-hot becomes class -1, whose loss is NaN, without waiting for the
-    device. Of sparse rows only those wait that are not coalesced, or hold zeros.
+    device. Sparse rows wait only if they are not coalesced, or hold zeros.
     """
     if not isinstance(target, Tensor):
         fail_tensor(fn, "target_vector", target)

@@ -40,7 +40,7 @@ _NAME = "diagnose"
 
 
 class Diagnosis(NamedTuple):
-    """What `diagnose` returns; `str()` makes a report of it. Means are over rows and draws."""
+    """The figures of `diagnose`; `str()` makes a report of them. Means are over rows and draws."""
 
     num_classes: int
     """C."""
@@ -72,7 +72,7 @@ class Diagnosis(NamedTuple):
     """Computed standard deviation of Ẑ / Z for S draws with replacement from a uniform and a
     log-uniform proposal, and from the best one for this batch, q ∝ sqrt(mean over rows of p^2)."""
     advice: tuple[str, ...]
-    """What to do, in words."""
+    """Advice in words."""
     from_pool: bool = False
     """Whether samples come from the batch itself, or from a queue of earlier ones. The deviation,
     and the error of the bias, are then those over batches: pools drawn anew from the one there is.
@@ -267,7 +267,7 @@ def _ratios(draws: list[_Draw]) -> Tensor:
 
 
 class _Draw(NamedTuple):
-    """What one draw says."""
+    """The figures of one draw."""
 
     ratio: Tensor
     """[B] Ẑ / Z, float64."""

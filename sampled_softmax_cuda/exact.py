@@ -42,7 +42,7 @@ class TopK(NamedTuple):
 
 
 class _Operands(NamedTuple):
-    """What all functions of this module take, checked."""
+    """The arguments that all functions of this module take, checked."""
 
     h: Tensor
     """[B, D], of norm 1 for cosines."""
@@ -291,7 +291,7 @@ def topk(
 ) -> TopK:
     """The k classes with the largest logits, in chunks of classes; no gradient.
 
-    Of equal logits any may come first, or be left out, as with torch.topk.
+    Equal logits may come in any order, or be left out, as with torch.topk.
 
     Args:
         input: [*, D].

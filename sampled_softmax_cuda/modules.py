@@ -1,4 +1,4 @@
-"""The loss as a module that owns the class weights and the sampler."""
+"""The loss as a module that owns the class matrix and the sampler."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
             weight: Tensor = self.weight
             bias: Tensor | None = self.bias
             if self.sparse_grad and not torch.compiler.is_compiling() and active_ddp() is not None:
-                # What DDP has been told holds for this loss too.
+                # DDP expects sparse gradients of this loss too.
                 weight = with_sparse_grad(weight)
                 bias = None if bias is None else with_sparse_grad(bias)
             return exact.exact_cross_entropy(
@@ -314,7 +314,7 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
                 )
 
     def _logit_options(self) -> dict[str, Any]:
-        """What makes logits of products, in training and in evaluation."""
+        """The options that make logits of products, in training and in evaluation."""
         return {
             "temperature": self.temperature,
             "softcap": self.softcap,

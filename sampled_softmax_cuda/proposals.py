@@ -17,7 +17,7 @@ class Method(IntEnum):
 
 
 class Kind(IntEnum):
-    """What `kind` means to the operators."""
+    """The values of `kind` in the operators."""
 
     UNIFORM = 0
     LOG_UNIFORM = 1

@@ -1,4 +1,4 @@
-"""What samplers give and the loss takes: ids of sampled classes, or the key that they come from."""
+"""Sampled classes, from a sampler to the loss: their ids, or the key that they come from."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Samples:
 class KeyedSamples:
     """S classes for each row, as the key that they are drawn from.
 
-    What `Sampler.sample_keyed` returns and the loss takes: its kernels draw the ids of a row when
+    `Sampler.sample_keyed` returns it and the loss takes it: its kernels draw the ids of a row when
     they come to it, in the forward and again in the backward pass, so that nothing of size [*, S]
     exists. The tensors are the sampler's own: an `update` of its weights before the backward pass
     is an error there, like any change of a tensor that autograd has saved.
@@ -67,7 +67,7 @@ class KeyedSamples:
     key: Tensor
     """[2] int64, (seed, offset)."""
     _proposal: Proposal
-    """What is drawn from."""
+    """The distribution to draw from."""
     num_samples: int
     """S."""
     _method: Method

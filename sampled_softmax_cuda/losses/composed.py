@@ -18,7 +18,7 @@ remove_hits, sigmoid, sparse_grad, corrected) -> loss [B], peak [B]"""
 
 
 def smoothing_shares(s: Step, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
-    """What each sample counts for in the mean logit of all classes, [S], and the mean log n.
+    """The share of each sample in the mean logit of all classes, [S], and the mean log n.
 
     A sample stands for 1 / n classes: weights 1 / n_s, normalised; for one if it is never drawn.
     """

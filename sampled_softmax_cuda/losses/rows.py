@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 class SampledSoftmaxDetails(NamedTuple):
-    """What `return_details=True` adds to the loss; all have the shape of the target.
+    """The details that `return_details=True` adds to the loss, each of the shape of the target.
 
     They are float32 (float64 for float64 input), carry no gradient, and are 0 in ignored rows.
     """
@@ -70,14 +70,14 @@ def softplus(z: Tensor) -> Tensor:
 
 
 def correction_of(log_count: Tensor, dtype: torch.dtype) -> Tensor:
-    """What log expected counts take off logits: 0 in place of -inf, since a class that is never
-    drawn has nothing to correct."""
+    """The part of log expected counts that corrects logits: 0 in place of -inf, since a class that
+    is never drawn has nothing to correct."""
     return torch.nan_to_num(log_count.detach().to(dtype), math.nan, math.inf, 0.0)
 
 
 def count_of_samples(log_expected_count: Tensor | None, corrected: bool) -> Tensor | None:
-    """What is subtracted from the samples' logits. An infinite count leaves a sample out, whether
-    or not counts correct anything."""
+    """The log counts to subtract from the samples' logits. An infinite one leaves a sample out,
+    whether or not counts correct anything."""
     if log_expected_count is None or corrected:
         return log_expected_count
     return torch.where(log_expected_count == torch.inf, log_expected_count, 0.0)
@@ -86,7 +86,7 @@ def count_of_samples(log_expected_count: Tensor | None, corrected: bool) -> Tens
 def infinite_is_nan(product: Tensor) -> Tensor:
     """The products of rows with their targets, NaN in place of inf.
 
-    What is infinite there is no logit, and neither a cap nor a sigmoid makes one of it: so bad
+    An infinite product is no logit, and neither a cap nor a sigmoid makes one of it: so bad
     numbers in a row show in its loss and in its gradient, whichever loss it is.
     """
     return product + torch.where(torch.isfinite(product), 0.0, torch.nan)

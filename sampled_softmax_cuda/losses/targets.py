@@ -1,4 +1,4 @@
-"""What the true classes of the rows add to a loss, in plain PyTorch.
+"""The share of the true classes in a loss, in plain PyTorch.
 
 Their logits are [B, T], so margins, caps and objectives are a line each; the formulas of the
 objectives stand in objectives.py. T is the number of a row's true classes that are there: a list
@@ -33,7 +33,7 @@ class Operands(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What the parts of a loss know of the rows: T true classes each, K classes that are hits."""
+    """The rows as the parts of a loss see them: T true classes each, K classes that are hits."""
 
     options: Options
     samples: Samples | KeyedSamples
@@ -52,7 +52,7 @@ class Step:
 
 
 def prepare(p: Problem, unit_rows: RowsOf) -> tuple[Operands, Step]:
-    """What the parts of a loss multiply, and what else they need to know.
+    """The operands of the parts of a loss, and the rows as they see them.
 
     With cosines, input and weight are unit rows, and the weight has only those that are touched; so
     it has in a traced graph with row-sparse gradients.
@@ -111,7 +111,7 @@ def _add_angle(cosine: Tensor, angle: float) -> Tensor:
 
 @dataclass(frozen=True)
 class TargetTerms:
-    """What the true classes add to a loss, which is own + share * the negatives' loss, all [B]."""
+    """The true classes' terms of a loss, which is own + share * the negatives' loss, all [B]."""
 
     z: Tensor
     """[B, T] corrected logits."""

@@ -131,7 +131,7 @@ def cpu_isa() -> tuple[str, str, str]:
 
 
 def cuda_architectures() -> str:
-    """What the CUDA kernels were compiled for, separated by spaces."""
+    """The architectures that the CUDA kernels were compiled for, separated by spaces."""
     return str(torch.ops.sampled_softmax.cuda_architectures())
 
 

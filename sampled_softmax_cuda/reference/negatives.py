@@ -88,7 +88,7 @@ def negative_rows(
         z = z.masked_fill(ids_are_bad, torch.nan)
     if log_expected_count is not None:
         z = z - correction_of(log_expected_count, dtype)
-        # What is left out stays out, whatever its row holds.
+        # A sample that is left out stays out, whatever its row holds.
         z = z.masked_fill(log_expected_count == torch.inf, -torch.inf)
     is_hit = torch.zeros(z.shape, dtype=torch.bool, device=z.device)
     for column in hits.unbind(dim=1):

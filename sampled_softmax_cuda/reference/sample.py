@@ -329,7 +329,7 @@ def sample(
     method: int,
     tries: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the operators sample_uniform, sample_log_uniform and sample_alias compute.
+    """The twin of the operators sample_uniform, sample_log_uniform and sample_alias.
 
     Args:
         proposal: what to draw from.

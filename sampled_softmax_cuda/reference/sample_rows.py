@@ -24,7 +24,7 @@ LEAST_LEFT, LEAST_LEFT_DISTINCT = 1e-6, 1e-10
 
 
 def excluded_mass(proposal: Proposal, exclude: Tensor) -> tuple[Tensor, Tensor]:
-    """What the classes of each row of a list have together.
+    """The joint probability of the classes of each row of a list.
 
     Args:
         exclude: int64 [B, E] ids; those outside [0, C) count for nothing, repeated ones once.
@@ -169,7 +169,7 @@ def sample_rows(
     exclude: Tensor | None,
     keep_ids: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the operator sample_rows computes.
+    """The twin of the operator sample_rows.
 
     Args:
         proposal: what to draw from.

@@ -31,10 +31,10 @@ class Stateful(nn.Module):
     """A module with int64 tensors as state, which `_STATE` names.
 
     On the meta device the attributes are meta tensors, as buffers would be, while their values wait
-    on the host for a device: what is built from data can't be initialised again.
+    on the host for a device: a table that is built from data can't be initialised again.
 
-    What Python derives from the values (`_derive`) is remembered with the tensors' versions, and
-    derived anew when somebody else has written them.
+    Python remembers values that it derives (`_derive`) with the tensors' versions, and derives them
+    anew when somebody else has written the tensors.
     """
 
     _STATE: ClassVar[tuple[str, ...]] = ()
@@ -113,7 +113,7 @@ class Stateful(nn.Module):
         """Called after values were loaded, or found to be others, and `_derive` has looked."""
 
     def _stamp(self) -> None:
-        """What is derived belongs to the tensors as they are now."""
+        """Mark the derived values as those of the tensors as they are now."""
         own = self.__dict__
         self._seen = [
             (name, own[name], own[name]._version) for name in self._STATE if own[name] is not None

@@ -1,4 +1,4 @@
-"""What a `StreamingSampler` knows of the targets it has seen: counts, or hashed intervals.
+"""The memory of a `StreamingSampler`: counts of the targets it has seen, or hashed intervals.
 
 Both are made of integers, which no `.half()` of a surrounding module rounds, are updated by
 operations whose shapes depend on no value (nothing waits for a GPU), and merge over processes.

@@ -52,7 +52,7 @@ def check_alias_table(table: Tensor, q: Tensor) -> int:
 
 
 def _facts(share: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Of some classes: the extremes (-min q, max q, max error of a share), the sums (q, q > 0)."""
+    """Extremes (-min q, max q, max error of a share) and sums (q, q > 0) over some classes."""
     error = (share - q).abs_().sub_(q, alpha=_RELATIVE)
     error.masked_fill_((q == 0) & (share > 0), 1.0)
     least, most = q.aminmax()

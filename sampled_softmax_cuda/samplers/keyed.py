@@ -26,7 +26,7 @@ _RACE_DRAWS_PER_CLASS = 4
 _ESTIMATE_SEED = 0x5353_4345_5354
 _ESTIMATE_DRAWS = 10
 
-# The operators count at most 2^62 draws. Of an expected number beyond this one, that might happen.
+# The operators count at most 2^62 draws, which an expected number beyond this one might exceed.
 _MOST_COUNTED = 2.0**57
 
 

@@ -17,7 +17,7 @@ from .pooled import PooledSampler
 def split_samples(num_samples: int, proportions: Sequence[float], most: Sequence[int]) -> list[int]:
     """Integer shares of num_samples in the given proportions, share i at most most[i].
 
-    Largest remainders round up. What a full component can't take goes to the others; the sum is
+    Largest remainders round up. The rest of a full component goes to the others; the sum is
     num_samples unless all of them are full.
     """
     shares = [0] * len(most)

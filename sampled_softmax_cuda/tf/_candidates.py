@@ -18,7 +18,7 @@ from ._seeds import draw_key
 
 
 class SampledValues(NamedTuple):
-    """What a candidate sampler returns, and what the losses take as `sampled_values`."""
+    """The results of a candidate sampler, which the losses take as `sampled_values`."""
 
     sampled_candidates: Tensor
     """[S] int64 class ids."""

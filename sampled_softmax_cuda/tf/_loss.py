@@ -22,7 +22,7 @@ _IGNORE_NOTHING = torch.iinfo(torch.int64).min
 
 
 class AccidentalHits(NamedTuple):
-    """What `compute_accidental_hits` returns."""
+    """The results of `compute_accidental_hits`."""
 
     indices: Tensor
     """[N] int32, the row of true_classes of each hit."""
@@ -41,7 +41,7 @@ def compute_accidental_hits(
 ) -> AccidentalHits:
     """`tf.nn.compute_accidental_hits`: where a true class of a row is among the samples.
 
-    Of a class that was sampled several times every occurrence is listed; TensorFlow, which
+    Every occurrence of a class that was sampled several times is listed; TensorFlow, which
     presupposes unique samples, lists the last one only. The losses of this module don't need it.
 
     Args:
