@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
-from helpers import ptx_launches, simt_bench
+from helpers import cpu_time, ptx_launches, simt_bench
 from helpers.backends import BACKENDS, INSTRUCTION_SETS, unavailable, use_backend
 from helpers.simt_backend import use_simt
 
@@ -28,6 +28,10 @@ SLOW_FOLDERS = {"kernels", "distributed"}
 EXECUTORS = ["simt"]
 if simt_bench.PTX_FOLDER is not None:
     EXECUTORS.append(pytest.param("ptx", marks=pytest.mark.ptx))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(cpu_time)
 
 
 @pytest.fixture(autouse=True)
