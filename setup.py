@@ -109,7 +109,7 @@ def visible_architectures() -> list[str]:
 
 
 def architectures(nvcc: Path) -> list[str]:
-    """What to compile for, as PyTorch writes it: "8.0", "9.0a", "12.0+PTX"."""
+    """The architectures to compile for, as PyTorch writes them: "8.0", "9.0a", "12.0+PTX"."""
     output = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
     known = [f"{number}.{digit}" for number, digit in re.findall(r"compute_(\d+)(\d)\b", output)]
     wanted = [n for n in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if n]

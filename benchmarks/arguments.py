@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 
 def names(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
-    """Of an option that takes some of the `known` names, divided by commas, which a name may have
-    itself; '' is none."""
+    """The type of an option that takes some of the `known` names, divided by commas, which a name
+    may have itself; '' is none."""
     allowed = tuple(known)
 
     def parse(text: str) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def names(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
 
 
 def positive(text: str) -> int:
-    """Of an option that takes a number."""
+    """The type of an option that takes a positive number."""
     try:
         number = int(text)
     except ValueError:
@@ -38,12 +38,12 @@ def positive(text: str) -> int:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Of an option that takes numbers, divided by commas."""
+    """The type of an option that takes positive numbers, divided by commas."""
     return tuple(positive(part) for part in text.split(","))
 
 
 def shape(text: str) -> tuple[int, int, int]:
-    """Of --shape B,D,S."""
+    """The type of --shape B,D,S."""
     try:
         batch, width, samples = numbers(text)
     except (ArgumentTypeError, ValueError):

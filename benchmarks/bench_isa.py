@@ -91,7 +91,7 @@ def forward_only(problem: Problem, rows: int) -> dict[str, Run]:
 
 
 def operators(problem: Problem) -> Iterator[tuple[str, Run]]:
-    """What has kernels per instruction set and takes tensors of the dtype."""
+    """The operators that have kernels per instruction set, on tensors of the dtype."""
     rows = len(problem.target)
     few = min(FEW_ROWS, rows)
     several = torch.randint(problem.num_classes, (rows, 4))

@@ -76,7 +76,7 @@ def samplers(classes: int, samples: int) -> dict[str, ssc.Sampler]:
 def peers(
     name: str, classes: int, samples: int, target: torch.Tensor, replacement: bool, threads: int
 ) -> list[Case]:
-    """What offers the same as our sampler `name`."""
+    """The contenders of our sampler `name`."""
     cases: list[Case] = []
     if name in ("uniform", "log-uniform", "weighted"):
         make = {
@@ -127,7 +127,7 @@ def builds(classes: int) -> list[Case]:
 
 
 def updates(classes: int, batch: int) -> list[Case]:
-    """What a StreamingSampler's `update` costs per batch, building its table included."""
+    """The time of a StreamingSampler's `update` per batch, building its table included."""
     target = zipf_targets(batch, classes)
     cases = []
     for mode in ("counts", "interval"):

@@ -72,7 +72,7 @@ GPUS = (
 
 SHAPES = ((512, 256, 4096), (8192, 1024, 8192), (8192, 4096, 8192))
 
-# What others publish for the exact loss over all classes, to set the model's numbers beside:
+# Published times of the exact loss over all classes, to set the model's numbers beside:
 # (GPU, B, D, C, dtype, milliseconds forward and backward, source).
 PUBLISHED = (
     ("H100 SXM", 8192, 4096, 131072, "bfloat16", 50.4, "Liger's fused linear cross entropy"),
@@ -81,7 +81,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Work:
-    """What one kernel does, over all its launches in a step: FLOP of matmuls (the others' count
+    """The work of one kernel, over all its launches in a step: FLOP of matmuls (the others' count
     for nothing), bytes that blocks ask L2 for, bytes that memory has to move."""
 
     kernel: str
@@ -133,7 +133,7 @@ def step_work(batch: int, dim: int, samples: int, dtype: str, gpu: Gpu) -> Itera
     spilled = 0.0 if held else 1.0
 
     def l2(traffic: Callable[[int], Traffic]) -> float:
-        """Of a matmul in chunks of rows, by its traffic for a number of rows."""
+        """The bytes of a matmul in chunks of rows, by its traffic for a number of rows."""
         parts = [traffic(min(chunk, batch - first)) for first in range(0, batch, chunk)]
         return sum(part.operands + part.result for part in parts)
 

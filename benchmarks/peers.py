@@ -1,4 +1,4 @@
-"""What the step is compared with: the same loss by other means, on the same tensors.
+"""The peers of a step: the same loss by other means, on the same tensors.
 
 Every function returns a callable that runs one whole training step (draw, forward, backward),
 gradients dropped afterwards, or raises where the peer is not there. The draws of the peers are

@@ -1,4 +1,4 @@
-"""What a proposal does to the estimate of the softmax's denominator: q, bias and spread of each.
+"""Plot how proposals estimate the softmax's denominator: q, bias and spread of each.
 
 A model of one row: C = 5000 classes of which Zipf's law gives the frequencies f_k, and logits
 z_k = log f_k + noise, as a model has that knows the frequencies and something about the row. Each

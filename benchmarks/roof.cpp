@@ -288,7 +288,7 @@ SSC_EVERY_CPU float gather_ids(const float* data, const int64_t* ids, size_t rea
 
 extern "C" {
 
-// What one iteration of one thread does, in the units of `Loop`; 0: not available here.
+// The work of one iteration of one thread, in the units of `Loop`; 0: not available here.
 double roof_work_per_iteration(int kind) { return loop_of(kind).work_per_iteration; }
 
 double roof_loop_seconds(int kind, int threads, int64_t iterations, double warm_seconds) {

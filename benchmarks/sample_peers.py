@@ -1,4 +1,4 @@
-"""What each sampler is compared with: the same draw by PyTorch, NumPy, SciPy and TensorFlow.
+"""The peers of each sampler: the same draw by PyTorch, NumPy, SciPy and TensorFlow.
 
 Each function returns cases for one of our samplers, by its name in bench_sample.py. TensorFlow's
 also give the expected counts of samples and targets, as ours do; the others give ids alone unless

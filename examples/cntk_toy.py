@@ -28,7 +28,7 @@ NUM_MINIBATCHES = 100
 LEARNING_RATE = 0.03  # per sample: the gradient is that of the minibatch's sum
 MOMENTUM = math.exp(-MINIBATCH / (5 * MINIBATCH))  # a time constant of five minibatches
 
-# What the tutorial prints for sampled softmax without duplicates, uniform data and weights: the
+# The tutorial's figures for sampled softmax without duplicates, uniform data and weights: the
 # cross entropy from the full softmax after each of these minibatches, and, by its progress printer,
 # the mean of the sampled one over ten minibatches each.
 REPORTED_AT = range(5, NUM_MINIBATCHES, 10)

@@ -101,7 +101,7 @@ def cached_arrays(
     cache: Path,
     build: Callable[[list[tuple[str, Path]]], dict[str, NDArray[np.generic] | int]],
 ) -> dict[str, NDArray[np.generic]]:
-    """What `build(files)` returns, stored for the next run with the same version and files."""
+    """The result of `build(files)`, stored for the next run with the same version and files."""
     stamp = hashlib.sha256(repr((version, [(n, p.stat().st_size) for n, p in files])).encode())
     path = cache / f"{name}-{stamp.hexdigest()[:16]}.npz"
     if not path.exists():

@@ -27,7 +27,7 @@ WARM_UP_STEPS = 20  # Adagrad's first steps are as long as its rate, whatever th
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is asked to do; the defaults are the demo's."""
+    """The settings of a run; the defaults are the demo's."""
 
     seconds: float = 90.0  # of training; evaluations are not counted
     steps: int | None = None  # stop after so many, if that comes first
@@ -53,7 +53,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run measured."""
+    """The figures of a run."""
 
     kind: str  # "sampled" or "full"
     steps: int
@@ -190,7 +190,7 @@ def train(kind: str, corpus: Corpus, settings: Settings, prompts: tuple[str, ...
 
 
 def _sampler(name: str, corpus: Corpus) -> str | Tensor:
-    """What SampledSoftmaxLoss takes: a sampler's name, or weights over the classes."""
+    """The sampler for SampledSoftmaxLoss: its name, or weights over the classes."""
     if name == "unigram":  # counts^0.75, the proposal of word2vec; +1: every class can be drawn
         return torch.from_numpy(corpus.counts + 1).double().pow(0.75)
     return name

@@ -27,7 +27,7 @@ TURN = 0.25  # seconds: the ways train in turns, so that whatever slows them, it
 
 @dataclass(frozen=True)
 class Settings:
-    """What all ways have in common; the defaults are the example's."""
+    """Settings that all ways have in common; the defaults are the example's."""
 
     seconds: float = 20.0  # of training, for each way: CPU time, of all threads together
     steps: int | None = None  # stop after so many, if that comes first

@@ -36,7 +36,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Settings:
-    """What all ways have in common."""
+    """Settings that all ways have in common."""
 
     steps: int = 600
     seeds: int = 3
@@ -134,8 +134,8 @@ def training_batch(data: Histories, users: NDArray[np.int64], length: int) -> tu
 
 
 def held_out(data: Histories, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all users: the latest items [users, length] before the last one, all of them, padded,
-    and the last one."""
+    """The latest items [users, length] of all users before the last one, all of them, padded, and
+    the last one."""
     everything = data.last(np.arange(data.num_users), int(np.diff(data.begins).max()))
     seen, target = everything[:, :-1], everything[:, -1]
     history = data.last(np.arange(data.num_users), length + 1)[:, :-1]

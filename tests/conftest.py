@@ -24,7 +24,7 @@ from helpers.simt_backend import use_simt
 # `make test` runs them in one schedule below the operators; and tests of several processes.
 SLOW_FOLDERS = {"kernels", "distributed"}
 
-# What runs the CUDA kernels on the CPU: csrc/simt, and an executor of PTX where there is one.
+# Executors of the CUDA kernels on the CPU: csrc/simt, and one of PTX where there is one.
 EXECUTORS = ["simt"]
 if simt_bench.PTX_FOLDER is not None:
     EXECUTORS.append(pytest.param("ptx", marks=pytest.mark.ptx))

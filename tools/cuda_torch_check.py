@@ -33,7 +33,7 @@ assert "loss_and_grads" in cuda and "sample_alias" in cuda, cuda
 print("operators with CUDA kernels:", *cuda)
 """
 
-# What runs without the source tree around it.
+# Tests that run without the source tree around them.
 TESTS = {
     "loss": ("backward", "errors", "loss", "modules", "reference"),
     "samplers": ("sample_counts", "sample_ids", "sample_modules"),

@@ -114,7 +114,7 @@ def gpu() -> tuple[str, str]:
 
 
 def steps(capability: str, rehearse: bool) -> list[Step]:
-    """What is to be run, in order."""
+    """The steps, in order."""
     python = sys.executable
     no_gpu = "" if capability else "no GPU"
     sanitizer = shutil.which("compute-sanitizer") or _toolkit("compute-sanitizer")

@@ -1,4 +1,4 @@
-"""What nvcc makes of csrc/cuda: registers, spills and shared memory of each kernel, resident warps.
+"""The code that nvcc makes of csrc/cuda: registers, spills, shared memory, resident warps.
 
 The tests of the gates and tools/kernel_table.py use it; no GPU is needed.
 """

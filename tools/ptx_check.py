@@ -38,7 +38,7 @@ NOTHING_COLLECTED = 5  # pytest's exit status
 
 
 class Record(NamedTuple):
-    """What tests/helpers/ptx_launches.py writes of a test."""
+    """A test, as tests/helpers/ptx_launches.py writes it down."""
 
     test: str
     seconds: float

@@ -1,5 +1,5 @@
-"""What `ssc.tf` takes as TensorFlow does: counts that broadcast, labels of any dtype; and the sizes
-that it refuses."""
+"""Arguments that `ssc.tf` takes as TensorFlow does, counts that broadcast and labels of any dtype;
+and sizes that it refuses."""
 
 from __future__ import annotations
 

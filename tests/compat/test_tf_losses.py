@@ -106,7 +106,7 @@ def test_every_duplicate_of_a_hit_is_removed(
 
 @pytest.mark.tensorflow
 def test_tensorflow_removes_one_duplicate_of_a_hit() -> None:
-    """What the documented difference is about: this fails once TensorFlow removes all of them."""
+    """The documented difference: this fails once TensorFlow removes all of them."""
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     case = make_case("sampled_softmax_loss", 1, True)
     theirs = loss_by_tensorflow(tensorflow(), case)["loss"]

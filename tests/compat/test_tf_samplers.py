@@ -108,7 +108,7 @@ def test_expected_counts_beside_tensorflow() -> None:
 @pytest.mark.parametrize("unique", [False, True])
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_draws_and_counts(either: str, kind: str, unique: bool) -> None:
-    """What is drawn follows q, and the counts belong to the number of tries of the draw."""
+    """The draws follow q, and the counts belong to the number of tries of the draw."""
     sampler, options, weights = SAMPLERS[kind]
     q = weights / weights.sum()
     first, all_tries = np.zeros(C), []

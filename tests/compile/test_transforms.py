@@ -127,7 +127,7 @@ def test_second_derivatives(device: str, problem: OptionProblem) -> None:
 
 
 def test_batches(device: str, problem: OptionProblem) -> None:
-    """Of input, weight and bias, and of their gradients: an ensemble of models."""
+    """An ensemble of models: batches of input, weight and bias, and of their gradients."""
     stacks = tuple(torch.stack((leaf, 2 * leaf, -leaf)) for leaf in values(problem))
     rows, total = loss_of(problem, reduction="none"), loss_of(problem, reduction="sum")
     truth = [truth_of(problem)(*leaves) for leaves in zip(*stacks, strict=True)]

@@ -21,7 +21,7 @@ Results = Callable[[str], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What both processes found in a case."""
+    """The findings of both processes in a case."""
     reason = unavailable("scalar")
     if reason is not None:
         pytest.skip(reason)
@@ -41,7 +41,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 REFUSED = {
     "own parameter": "RuntimeError: .* expects a dense gradient of weight.* Register such a module",
     "float16": "RuntimeError: .* torch adds no sparse gradients in float16",
-    # Of torch's own; docs/sparse_gradients.md says what to do.
+    # Errors of torch's own; docs/sparse_gradients.md says what to do.
     "fp16_compress_hook": "cadd_sparse.* not implemented for 'Half'",
     "tied, linear last": "Expected variable to have sparse gradient",
 }

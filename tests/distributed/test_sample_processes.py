@@ -75,5 +75,5 @@ def test_processes_merge_what_they_have_learnt(tmp_path: Path) -> None:
     torch.testing.assert_close(first["log_prob"], second["log_prob"])
     q = ssc.LogUniformSampler(60).log_prob(torch.arange(60))
     assert float((first["log_prob"][:60] - q).abs().mean()) < 0.15
-    # What one process alone has seen, once in each of its batches, the other knows too.
+    # A class that one process alone has seen, once in each of its batches, the other knows too.
     torch.testing.assert_close(first["log_prob"][60:].exp(), torch.full((2,), 1 / 33))

@@ -1,4 +1,4 @@
-"""What Python does with tensors on a GPU, on machines without one: fake tensors go in, and a record
+"""Python's way with tensors on a GPU, on machines without one: fake tensors go in, and a record
 of the operators called comes out. A fake tensor has no values, so whatever would wait for the
 device to read one fails here. (Autograd's engine needs a real device; the Functions are called as
 it would call them.)
@@ -161,7 +161,7 @@ def test_tf32_is_torchs_choice(
 
 
 class Context(SimpleNamespace):
-    """Of an autograd Function: what it keeps between forward and backward."""
+    """The context of an autograd Function: what it keeps between forward and backward."""
 
     needs_input_grad = (True,) * 6
 

@@ -13,7 +13,7 @@ import pytest
 
 
 class Budget(NamedTuple):
-    """Of every kernel of a source, over all architectures."""
+    """The limits of every kernel of a source, over all architectures."""
 
     registers: int  # of a thread, at most
     warps: int  # resident on a multiprocessor, at least
@@ -56,7 +56,7 @@ LOOPS = {
 }
 
 
-# What must be one access in the machine code, and at least how often it stands there: vectors of 8
+# Vectors that must be one access in the machine code, and at least how often they stand there: of 8
 # and 16 bytes (vector_access.h), which would move two to eight times the sectors part by part.
 # By source and pattern of the kernel's name.
 WIDE = [

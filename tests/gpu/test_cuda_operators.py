@@ -1,5 +1,5 @@
-"""What the CUDA operators refuse, because their kernels would read elsewhere. What they compute is
-tested with the CPU's, by the fixture `backend` (conftest.py).
+"""Arguments that the CUDA operators refuse, because their kernels would read elsewhere. Their
+results are tested with the CPU's, by the fixture `backend` (conftest.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ops = torch.ops.sampled_softmax
 
 
 def arguments() -> list[Any]:
-    """Of loss_rows."""
+    """The arguments of loss_rows."""
     p = make_problem(B, D, C, S)
     return [*(leaf.detach() for leaf in p.leaves), p.target, *parts(p.samples), 0.7, True, -100]
 

@@ -1,4 +1,4 @@
-"""What only a GPU itself can show; all else runs there by the fixture `backend` (conftest.py)."""
+"""Facts that only a GPU can show; all else runs there by the fixture `backend` (conftest.py)."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ TRAINING = {
 
 
 def _unseen() -> dict[str, Any]:
-    """What tells DDP of sparse gradients shows nowhere else."""
+    """The module that tells DDP of sparse gradients shows nowhere else."""
     model = Model()
     head = model.head
     names = [name for name, _ in model.named_parameters()]

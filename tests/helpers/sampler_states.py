@@ -1,4 +1,4 @@
-"""What the tests of the samplers' state share: every sampler that has some, and what it gives."""
+"""Shared by the tests of the samplers' state: every sampler that has some, and what it gives."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ALL = pytest.mark.parametrize("kind", MAKERS)
 
 
 def numbers(sampler: nn.Module, seed: int = 3) -> list[Tensor]:
-    """What a sampler gives now, of which it learns nothing: draws and probabilities."""
+    """Draws and probabilities of a sampler as it is now; it learns nothing of them."""
     ids = torch.arange(C)
     if isinstance(sampler, ssc.tf.LearnedUnigram):
         return [sampler.draw(key(seed), 12, unique)[0] for unique in (False, True)] + [

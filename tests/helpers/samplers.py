@@ -1,4 +1,4 @@
-"""What the tests of the samplers share: samplers by name, exact probabilities, chi-square."""
+"""Shared by the tests of the samplers: samplers by name, exact probabilities, chi-square."""
 
 from __future__ import annotations
 

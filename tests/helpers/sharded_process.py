@@ -1,4 +1,4 @@
-"""What a process of test_ddp.py does with fully_shard and DTensors, and the model of all its cases.
+"""A process of test_ddp.py with fully_shard and DTensors, and the model of all its cases.
 
 `cases` gives functions that return a dictionary of plain values, as those of ddp_process.py.
 """

@@ -35,7 +35,7 @@ Mode = Literal["in", "out", "inout"]
 
 
 class SimtError(RuntimeError):
-    """What the executor found in a launch.
+    """The findings of the executor in a launch.
 
     Attributes:
         findings: a dictionary for each, with kind, message, place and count.
@@ -64,7 +64,8 @@ def use_executor(name: str) -> Iterator[None]:
 
 
 def module_path(variant: str) -> Path:
-    """Of csrc/simt: plain, checked, asan or ops, its operators. Of PTX: the one bench, or ops."""
+    """The library of csrc/simt (plain, checked, asan or ops, its operators), or of PTX (the one
+    bench, or ops)."""
     if _executor == "simt":
         return FOLDER / f"ssc_simt_{variant}.so"
     assert PTX_FOLDER is not None

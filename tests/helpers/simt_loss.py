@@ -28,7 +28,7 @@ class Problem(Arguments):
 
 
 class Path(NamedTuple):
-    """What decides how matmuls are computed; the GPU's compute capability is major.x."""
+    """The facts that decide how matmuls are computed; the GPU's compute capability is major.x."""
 
     dtype: torch.dtype
     major: int = 8

@@ -1,4 +1,4 @@
-"""What TensorFlow itself computes, and a table of it that is kept in data/tensorflow.json.
+"""TensorFlow's own results, and a table of them that is kept in data/tensorflow.json.
 
     pip install tensorflow-cpu && python tests/helpers/tensorflow_table.py  # writes it anew
 

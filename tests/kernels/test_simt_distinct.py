@@ -21,7 +21,7 @@ def distinct(
     size = bench.buffer("bytes", torch.tensor([-7]), "out")
     bench.call("distinct_bytes", n, size)
     assert 0 < int(size) <= 145 * n + (66 << 10)
-    # What a workspace holds before must not matter.
+    # The contents of a workspace beforehand must not matter.
     workspace = bench.buffer("workspace", torch.full((int(size),), 0xA5, dtype=torch.uint8), "out")
     ids = bench.buffer("ids", torch.full((n,), -7), "out")
     num_draws = bench.buffer("num_draws", torch.tensor(-7), "out")

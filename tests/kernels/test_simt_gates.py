@@ -1,4 +1,4 @@
-"""What the CUDA matmuls cost in memory transfers, counted by csrc/simt: a regression fails here.
+"""Memory transfers of the CUDA matmuls, counted by csrc/simt: a regression fails here.
 
 Shared memory without bank conflicts, gathers in whole sectors, and exactly the global traffic that
 benchmarks/gpu_model.py counts with, as the head comments of score.cu and products.cu state it.

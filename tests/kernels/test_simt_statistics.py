@@ -1,4 +1,4 @@
-"""What csrc/simt counts: sectors of global memory and wavefronts of shared memory, by hand.
+"""The counts of csrc/simt, sectors of global memory and wavefronts of shared memory, by hand.
 
 A sector is 32 bytes; torch's CPU tensors start at multiples of 64. A wavefront serves one 4-byte
 word from each of the 32 banks, for 32 lanes with words of 4 bytes, 16 lanes with 8, 8 with 16.

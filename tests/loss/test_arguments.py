@@ -1,4 +1,4 @@
-"""What PyTorch users pass: NumPy's numbers are taken; everything else is told what to do."""
+"""Arguments as PyTorch users pass them: NumPy's numbers are taken; all else is told what to do."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ OPCHECKS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 
 def part_arguments() -> dict[str, tuple[Any, ...]]:
-    """Of the operators that the CPU has for reduced losses of any options."""
+    """Arguments of the operators that the CPU has for reduced losses of any options."""
     p = make_problem(6, 5, 12, 8)
     h, w, b = (leaf.detach() for leaf in p.leaves)
     hits = target = p.target[:, None]

@@ -34,7 +34,7 @@ SIGMOIDS = ["nce", "negative sampling", "gbce"]
 @dataclass
 class Result:
     loss: Tensor
-    """Of each row."""
+    """The loss of each row."""
     input: Tensor
     weight: Tensor
     bias: Tensor
@@ -92,7 +92,7 @@ def test_bad_numbers_stay_in_their_row(backend: str, name: str, per_row: bool, b
     assert got.input[2].isnan().all()
     torch.testing.assert_close(got.loss[others], clean.loss[others], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(got.input[others], clean.input[others], rtol=1e-5, atol=1e-6)
-    # Of the classes only the row's own have lost their gradients.
+    # Only the row's own classes have lost their gradients.
     assert got.weight[2].isnan().any()
     elsewhere = ~step.classes()
     assert got.weight[elsewhere].isfinite().all()

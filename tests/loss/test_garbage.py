@@ -41,7 +41,7 @@ def draw(
     exclude: Tensor | None = None,
     num_samples: int = S,
 ) -> ssc.Samples:
-    """What samplers ask of the operators, or of the reference."""
+    """Samples, as samplers ask the operators or the reference for them."""
     if not per_row:
         ids, _, *counts = ops.sample(proposal, key(5), target, num_samples, method, None)
         return ssc.Samples(ids, *counts)

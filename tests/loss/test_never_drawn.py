@@ -125,7 +125,7 @@ def test_samplers_give_zero(device: str, kind: str, how: str) -> None:
         assert (counts[~never] != 0).all()
         assert counts.isfinite().all()
         assert not samples.log_expected_count.isnan().any()
-    # What they are asked for themselves is what it is.
+    # Asked for by themselves, the logarithms stay -inf.
     ids = torch.tensor([7, 9])
     assert sampler.log_prob(ids).isinf().tolist() == [True, False]
     assert sampler.log_expected_count(ids, 12).isinf().tolist() == [True, False]

@@ -192,7 +192,7 @@ def test_ignored_rows_may_hold_anything(backend: str) -> None:
 
 
 def test_bad_numbers_stay_in_their_row(backend: str) -> None:
-    """Of several targets too; test_bad_numbers.py has one of every loss."""
+    """Bad numbers of several targets too; test_bad_numbers.py has one of every loss."""
     for kind in ("softmax", "nce"):
         for bad in (torch.nan, torch.inf):
             p = make_option_problem(8, 5, 20, 15, 2, padding=False, objective=kind)

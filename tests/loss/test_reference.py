@@ -46,7 +46,7 @@ def test_all_classes_give_cross_entropy() -> None:
 
 
 def test_targets_out_of_range_give_nan_in_their_row() -> None:
-    """What CUDA tensors get, where looking at values would wait for the device."""
+    """CUDA tensors get NaN, since looking at their values would wait for the device."""
     problem = make_problem(4, 6, 10, 5)
     target = problem.target.clone()
     target[1], target[2] = 10, -7

@@ -1,4 +1,4 @@
-"""What PyTorch does with row-sparse gradients: docs/sparse_gradients.md, line by line.
+"""PyTorch's way with row-sparse gradients: docs/sparse_gradients.md, line by line.
 
 Where PyTorch refuses something today, a test that fails means that it has learnt it, and that the
 page can be shortened. DistributedDataParallel's and fully_shard's lines are in test_ddp.py.

@@ -225,7 +225,7 @@ def test_bench_isa_compares_every_set_with_the_automatic_choice(tmp_path: Path) 
 
 
 def test_contenders_take_turns() -> None:
-    """What slows the machine for a while must hit all contenders, so none is timed en bloc."""
+    """A load that slows the machine for a while hits all contenders, so none is timed en bloc."""
     order: list[str] = []
 
     def contender(name: str):

@@ -155,7 +155,7 @@ def test_the_sampler_stays_as_it_was() -> None:
 
 
 def test_counts_that_do_not_fit_are_noticed() -> None:
-    """Of distinct samples that pretend to be independent draws: Ẑ is far too large."""
+    """Distinct samples that pretend to be independent draws have a Ẑ that is far too large."""
     h, w, t, _ = batch()
 
     class Wrong(ssc.LogUniformSampler):

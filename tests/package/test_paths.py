@@ -1,4 +1,4 @@
-"""Every file that a comment, a docstring or a page names exists in this tree."""
+"""Comments, docstrings, pages: files that they name exist, sentences begin with their subject."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER = re.compile(
 )
 CPP = {".h", ".cpp", ".cu"}
 
-# What others ship, or a run makes.
+# Files that others ship, or a run makes.
 ELSEWHERE = {
     "build/gpu_check/report.md",  # of make gpu-check
     "cuda_occupancy.h",
@@ -67,6 +67,19 @@ def _prose(path: Path) -> Iterator[tuple[int, str]]:
             yield line, re.sub(r"\]\([^)]*\)|https?://\S+", " ", text)
         elif path.suffix in CPP and "//" in text and not text.lstrip().startswith("#include"):
             yield line, re.sub(r"https?://\S+", " ", text[text.index("//") + 2 :])
+
+
+def test_comments_begin_with_their_subject():
+    """No docstring or comment opens with "What" or "Of": such sentences hide their subject."""
+    opening = re.compile(r"^(?:#|//|\"\"\")?\s*(?:What|Of)\b(?!.*\?)")
+    wrong = [
+        f"{path.relative_to(ROOT).as_posix()}:{line} begins: {text.strip()}"
+        for path in _tracked()
+        if path.suffix in CPP | {".py"}
+        for line, text in _prose(path)
+        if opening.match(text.strip())
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_names_of_files_exist():

@@ -118,7 +118,7 @@ def test_every_order_of_distinct_draws(kind: str, method: Method, num_samples: i
 
 
 def test_a_sorted_set_of_samples_would_be_noticed() -> None:
-    # What multinomial(...).unique()[:S] does: the classes at the end are cut off.
+    # As multinomial(...).unique()[:S] does it, the classes at the end are cut off.
     exact = ordered_probabilities([1 / 4] * 4, 2)
     counts = dict.fromkeys(exact, 0)
     for seed in range(600):

@@ -160,7 +160,7 @@ def test_large_ids_keep_every_bit(device: str) -> None:
 
 
 def implied_probabilities(table: torch.Tensor) -> np.ndarray:
-    """What an alias table says: class i has its threshold of bucket i, its alias has the rest."""
+    """Probabilities by an alias table: class i has its part of bucket i, an alias has the rest."""
     num_classes = table.shape[0]
     mask = (1 << num_classes.bit_length()) - 1
     units = [0] * num_classes

@@ -12,7 +12,7 @@
 namespace ssc::ops::cpu {
 namespace {
 
-// What all four operators take beside their samples.
+// The arguments of all four operators but their samples.
 struct RowArguments : Arguments {
   RowArguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                const Tensor& target_logit_tensor, const Tensor& hits_tensor,

@@ -11,7 +11,7 @@
 namespace ssc::ops::cuda {
 namespace {
 
-// What the sampled loss takes beside the parameters.
+// The arguments of the sampled loss but the parameters.
 struct Arguments : Parameters {
   Arguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
             const Tensor& target, const Tensor& ids, const std::optional<Tensor>& log_count,
