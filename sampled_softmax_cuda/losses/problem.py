@@ -236,6 +236,6 @@ def _weight_of_rows(
 
 
 def weight_of_targets(class_weight: Tensor, target: Tensor) -> Tensor:
-    """class_weight [C] of targets [B]; 0 for what is no class."""
+    """class_weight [C] of targets [B]; 0 for a target that is no class."""
     known = (target >= 0) & (target < class_weight.shape[0])
     return torch.where(known, class_weight[torch.where(known, target, 0)], 0)

@@ -1,4 +1,4 @@
-"""The sampled softmax loss in plain PyTorch: what every faster backend is compared with.
+"""The sampled softmax loss in plain PyTorch, which every faster backend is compared with.
 
 B rows, D features, C classes, S samples; h = input, t = target, n_k = expected count of class k:
 

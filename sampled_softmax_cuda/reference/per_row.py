@@ -1,4 +1,4 @@
-"""Losses against negatives of which every row has its own, in plain PyTorch.
+"""Losses against negatives of each row's own, in plain PyTorch.
 
 B rows, D features, S samples of each row; h = input, r = target_logit, n_k the expected count of
 class k:

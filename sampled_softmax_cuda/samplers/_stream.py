@@ -203,7 +203,7 @@ class IntervalStream(Stateful):
         self.num_buckets = num_buckets
         self.num_hashes = num_hashes
         self.rate = rate
-        # The last bucket takes what does not count.
+        # The last bucket takes targets that do not count.
         sizes = dict.fromkeys(("hits", "last", "gap_bits"), (num_buckets * num_hashes + 1,))
         zeros = {
             name: torch.zeros(sizes.get(name, ()), dtype=torch.int64, device="cpu")

@@ -78,7 +78,7 @@ class PoolSampler(PooledSampler):
 
     @abstractmethod
     def _pool(self, target: Tensor) -> Tensor:
-        """The ids of the pool [N], those of the targets among them; what is no class counts not."""
+        """The ids of the pool [N], the targets included; ids that are no classes don't count."""
 
     def log_prob(self, ids: Tensor) -> Tensor:
         """log q of each id by `log_q`, float32 of their shape; -inf for q = 0.
@@ -162,7 +162,7 @@ class PoolSampler(PooledSampler):
         num_valid = valid.sum().to(torch.float64)
         chosen, counted, num_chosen = pool, valid, num_valid
         if num_samples < pool.shape[0]:
-            # The ids of the smallest random numbers; what is no class comes last.
+            # The ids of the smallest random numbers, those that are no classes last.
             key = ops.new_key(target.device, generator)
             place, _, _, _ = ops.sample(
                 uniform(_LAST), key, key[:0], pool.shape[0], Method.WITH_REPLACEMENT, None
@@ -323,7 +323,7 @@ class QueueSampler(PoolSampler, Learner):
         super().__init__(log_q, num_classes, ignore_index, padding_idx)
         self.capacity = capacity = as_int("QueueSampler", "capacity", capacity, least=1)
         self.update_on_sample = update_on_sample
-        # The slot behind the last one takes what is not kept, so that nothing depends on values.
+        # The slot behind the last one takes ids that are not kept: no shape depends on values.
         self._set_state(
             torch.get_default_device(),
             persistent,
