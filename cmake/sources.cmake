@@ -51,7 +51,6 @@ set(SSC_OPS_SOURCES
     csrc/ops/cpu/negatives.cpp
     csrc/ops/cpu/per_row.cpp
     csrc/ops/cpu/sample.cpp
-    csrc/ops/cpu/sample_rows.cpp
     csrc/ops/cpu/targets.cpp
     csrc/ops/cpu/unit_rows.cpp
     csrc/ops/schema.cpp
@@ -66,7 +65,6 @@ set(SSC_CUDA_OPS_SOURCES
     csrc/ops/cuda/negatives.cpp
     csrc/ops/cuda/per_row.cpp
     csrc/ops/cuda/sample.cpp
-    csrc/ops/cuda/sample_rows.cpp
 )
 
 # tests/cpp: one executable per file, run once per instruction set.
@@ -123,7 +121,6 @@ set(SSC_SIMT_OPS_SOURCES
     csrc/ops/cuda/negatives.cpp
     csrc/ops/cuda/per_row.cpp
     csrc/ops/cuda/sample.cpp
-    csrc/ops/cuda/sample_rows.cpp
     csrc/ops/schema.cpp
     tests/simt_ops/cpu_device.cpp
 )

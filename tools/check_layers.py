@@ -56,7 +56,7 @@ LAYERS: dict[str, set[str]] = {
     "tests/ptx": {"csrc/simt", "tests/simt_ops"},
 }
 # The files of csrc/ops/<device>, apart from those that only one device needs.
-STEMS = {"exact", "info", "loss", "negatives", "per_row", "sample", "sample_rows"}
+STEMS = {"exact", "info", "loss", "negatives", "per_row", "sample"}
 ONE_DEVICE = {"cpu": {"memory", "targets", "unit_rows"}, "cuda": {"device", "torch_cuda_stub"}}
 PYBIND11 = ("csrc/simt", "tests/ptx")  # the benches of kernels
 # The shim: each of these includes its twin of csrc/simt, and only under g++.

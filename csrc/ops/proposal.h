@@ -8,7 +8,7 @@
 
 namespace ssc::ops {
 
-// How samples are drawn; the numbers are those of Method in sampled_softmax_cuda/reference/sample.py.
+// How samples are drawn; the numbers are those of Method in sampled_softmax_cuda/proposals.py.
 enum Method : int64_t { kWithReplacement = 0, kDistinct = 1, kRace = 2 };
 
 inline void check_draw(const Tensor& key, const Tensor& target, int64_t num_samples, int64_t method,
@@ -25,12 +25,24 @@ inline void check_draw(const Tensor& key, const Tensor& target, int64_t num_samp
 // The kinds of proposals; the numbers are those of Kind in sampled_softmax_cuda/proposals.py.
 enum Kind : int64_t { kUniform = 0, kLogUniform = 1, kWeighted = 2 };
 
-inline void check_kind(int64_t kind, const std::optional<Tensor>& table,
-                       const std::optional<Tensor>& probability_bits) {
-  STD_TORCH_CHECK(kind == kUniform || kind == kLogUniform || kind == kWeighted,
+// A proposal as it arrives. num_classes is for the kinds without a table.
+struct ProposalArguments {
+  int64_t kind, num_classes;
+  const std::optional<Tensor>& table;
+  const std::optional<Tensor>& probability_bits;
+};
+
+inline void check_kind(const ProposalArguments& p) {
+  STD_TORCH_CHECK(p.kind == kUniform || p.kind == kLogUniform || p.kind == kWeighted,
                   "kind must be 0, 1 or 2");
-  STD_TORCH_CHECK(kind != kWeighted || (table.has_value() && probability_bits.has_value()),
+  STD_TORCH_CHECK(p.kind != kWeighted || (p.table.has_value() && p.probability_bits.has_value()),
                   "a weighted proposal needs table and probability_bits");
+}
+
+// Draws for the whole batch leave nothing out.
+inline void check_shared(const std::optional<Tensor>& exclude, bool keep_ids) {
+  STD_TORCH_CHECK(!exclude.has_value() && keep_ids,
+                  "exclude and keep_ids=False are for draws of single rows");
 }
 
 // The arguments of rows with draws of their own, beside a proposal.

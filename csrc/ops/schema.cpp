@@ -1,7 +1,8 @@
-// Every operator of torch.ops.sampled_softmax on one screen. The kernels are registered in the file
-// of their stage (sample.cpp, loss.cpp, negatives.cpp, ...; for CUDA in a library of their own, by
-// <stage>_cuda.cpp). Fakes and gradients are in the Python module of the stage, which checks the
-// arguments with messages for users.
+// Every operator of torch.ops.sampled_softmax. Kernels are registered in the file of their stage
+// in csrc/ops/cpu (sample.cpp, loss.cpp, negatives.cpp, ...), and for CUDA, in a library of their
+// own, in csrc/ops/cuda. Arguments come in groups, in this order: operands (input, weight, bias),
+// rows (targets), source of the samples, logits, sum, gradient; tf32 is last. Fakes and autograd
+// are in the Python module of the stage, which checks the arguments with messages for users.
 //
 // Shapes: B rows, D features, C classes, S samples, N touched rows.
 //   key [2] int64 (seed, offset); ids, target, grad_rows [1, N] int64; log counts float32
@@ -10,11 +11,9 @@
 #include "csrc/ops/stable.h"
 
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
-  // The instruction set of the CPU kernels, "scalar", "avx2", "avx512" or "avx512_bf16", and why;
-  // and the one that multiplies matrices of each dtype, in lines "dtype name".
-  m.def("cpu_isa() -> str");
-  m.def("cpu_isa_reason() -> str");
-  m.def("cpu_isa_by_dtype() -> str");
+  // The instruction set of the CPU kernels, "scalar", "avx2", "avx512" or "avx512_bf16";
+  // the one that multiplies matrices of each dtype, in lines "dtype name"; and why.
+  m.def("cpu_isa() -> (str name, str by_dtype, str reason)");
   // The architectures that the CUDA library was compiled for, such as "8.0 9.0+PTX".
   m.def("cuda_architectures() -> str");
   // Asks for huge pages under a large tensor; changes no value.
@@ -26,37 +25,25 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // number of draws seen. The log n are corrections: 0 for a class of probability 0, and for a
   // target that is no class. probability_bits [C]: the bits of the float64 probabilities as int64,
   // so that a module's .half() can't round them.
+  //
+  // A proposal is (kind, num_classes, table, probability_bits, num_drawable). kind: 0 uniform, 1
+  // log-uniform, 2 weighted, which has table and probability_bits; num_drawable: the classes of
+  // positive probability.
+  //
+  // per_row: rows have draws of their own, row r from the key's subsequence r + 1; ids and
+  // log_count are [B, S], num_draws [B], target and target_log_count [B, T]. Then exclude [B, E] are classes
+  // that a row must not have, ids outside [0, C) are padding, and without keep_ids only
+  // target_log_count is wanted: the others are empty.
   m.def(
-      "sample_uniform(Tensor key, Tensor target, int num_classes, int num_samples, int method,"
-      " Tensor? tries) -> (Tensor ids, Tensor num_draws, Tensor log_count,"
-      " Tensor target_log_count)");
-  m.def(
-      "sample_log_uniform(Tensor key, Tensor target, int num_classes, int num_samples, int method,"
-      " Tensor? tries) -> (Tensor ids, Tensor num_draws, Tensor log_count,"
-      " Tensor target_log_count)");
-  m.def(
-      "sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bits,"
-      " int num_samples, int method, Tensor? tries) -> (Tensor ids, Tensor num_draws,"
-      " Tensor log_count, Tensor target_log_count)");
-  // The same for rows with draws of their own, row r from the key's subsequence r + 1: ids and
-  // log_count [B, S], num_draws [B], target and target_log_count [B, T]. kind: 0 uniform, 1
-  // log-uniform, 2 weighted (then with table and probability_bits); num_drawable: classes of
-  // positive probability. exclude [B, E]: classes that a row must not have, ids outside [0, C) are
-  // padding. Without keep_ids only target_log_count is wanted: the others are empty.
-  m.def(
-      "sample_rows(Tensor key, Tensor target, int kind, int num_classes, Tensor? table,"
+      "sample(Tensor key, Tensor target, int kind, int num_classes, Tensor? table,"
       " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
-      " Tensor? exclude, bool keep_ids) -> (Tensor ids, Tensor num_draws, Tensor log_count,"
-      " Tensor target_log_count)");
+      " Tensor? exclude=None, bool per_row=False, bool keep_ids=True) -> (Tensor ids,"
+      " Tensor num_draws, Tensor log_count, Tensor target_log_count)");
   // log n of any ids: with replacement (no tries; num_samples = 1 makes it log q), or without. -inf
   // for a class of probability 0, and NaN for what is no probability.
-  m.def("log_count_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries) -> Tensor");
   m.def(
-      "log_count_log_uniform(Tensor ids, int num_classes, int num_samples, Tensor? tries)"
-      " -> Tensor");
-  m.def(
-      "log_count_weighted(Tensor ids, Tensor probability_bits, int num_samples, Tensor? tries)"
-      " -> Tensor");
+      "log_counts(Tensor ids, int kind, int num_classes, Tensor? table, Tensor? probability_bits,"
+      " int num_drawable, int num_samples, Tensor? tries) -> Tensor");
   // Float64 probabilities [C] to the table of csrc/core/alias_table.h, int64 [C].
   m.def("build_alias_table(Tensor probabilities) -> Tensor");
 
@@ -91,26 +78,39 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // The negatives' share of a loss whose targets' share is computed elsewhere: with z_is =
   // cap(logit) − log n_s, cap(x) = softcap tanh(x / softcap) if softcap > 0, the loss of a row is
   // log(1 + Σ_s exp(z_is − target_logit_i)), or, if `sigmoid`, Σ_s softplus(z_is). peak: max_s
-  // z_is. hits [B, K]: classes that a row leaves out of its peak, and of its sum if `remove_hits`;
-  // −1 is none. counted [B] bool: the other rows give 0 and no gradient. log_expected_count may be
-  // +inf: the sample does not count; or -inf, here and above: nothing to correct. negative_grads:
-  // of Σ_i row_scale_i loss_i, the results as in loss_and_grads but for N = S on a GPU.
+  // z_is. The arguments in groups:
+  //
+  //   row     target_logit [B]; hits [B, K]: classes that a row leaves out of its peak, and of its
+  //           sum if `remove_hits`, −1 is none; counted [B] bool: the other rows give 0 and no
+  //           gradient
+  //   source  ids and log_expected_count, [S] for all rows or [B, S]; +inf: the sample does not
+  //           count, -inf, here and above: nothing to correct. Or the arguments of `sample` with
+  //           per_row, from whose key the samples are drawn as they are needed; corrected: log n is
+  //           subtracted
+  //   logits  inv_temperature, softcap
+  //   sum     remove_hits, sigmoid
+  //   gradient  that of Σ_i row_scale_i loss_i, the results as in loss_and_grads. On a GPU a sparse
+  //           one has N = S rows, with samples of rows N = min(C, B S)
   m.def(
-      "negative_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
-      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
-      " float softcap, bool remove_hits, bool sigmoid, bool tf32=False)"
+      "negatives_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor? ids, Tensor? log_expected_count, Tensor? key, int kind,"
+      " int num_classes, Tensor? table, Tensor? probability_bits, int num_drawable,"
+      " int num_samples, int method, Tensor? tries, Tensor? exclude, bool corrected,"
+      " float inv_temperature, float softcap, bool remove_hits, bool sigmoid, bool tf32=False)"
       " -> (Tensor loss, Tensor peak)");
   m.def(
-      "negative_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
-      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
-      " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad,"
-      " bool tf32=False) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias,"
-      " Tensor grad_rows)");
-  // Both at once, on the CPU: the losses, and the gradients of Σ_i row_scale_i loss_i with sparse
-  // rows and in the dtype of the sums, so that the targets' share can be added to them. The classes
-  // of target [B, T] (−1: none) are among those rows.
+      "negatives_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
+      " Tensor? counted, Tensor? ids, Tensor? log_expected_count, Tensor? key, int kind,"
+      " int num_classes, Tensor? table, Tensor? probability_bits, int num_drawable,"
+      " int num_samples, int method, Tensor? tries, Tensor? exclude, bool corrected,"
+      " float inv_temperature, float softcap, bool remove_hits, bool sigmoid, Tensor row_scale,"
+      " bool sparse_grad, bool tf32=False) -> (Tensor grad_input, Tensor grad_weight,"
+      " Tensor grad_bias, Tensor grad_rows)");
+  // Both at once, on the CPU, for samples that all rows share: the losses, and the gradients with
+  // sparse rows and in the dtype of the sums, so that the targets' share can be added to them. The
+  // classes of target [B, T] (−1: none) are among those rows.
   m.def(
-      "negative_loss_and_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit,"
+      "negatives_loss_and_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit,"
       " Tensor hits, Tensor? counted, Tensor ids, Tensor? log_expected_count,"
       " float inv_temperature, float softcap, bool remove_hits, bool sigmoid, Tensor row_scale,"
       " Tensor target) -> (Tensor loss, Tensor peak, Tensor grad_input, Tensor grad_weight,"
@@ -127,32 +127,6 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // and the gradient of these rows of weight from that of the unit rows.
   m.def("unit_rows(Tensor weight, Tensor classes) -> (Tensor unit, Tensor norm)");
   m.def("unit_rows_grad(Tensor grad, Tensor unit, Tensor norm) -> Tensor");
-  // The same where every row has samples of its own: ids, log_expected_count [B, S]. On a GPU a
-  // sparse gradient has N = min(C, B S) rows.
-  m.def(
-      "per_row_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
-      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
-      " float softcap, bool remove_hits, bool sigmoid) -> (Tensor loss, Tensor peak)");
-  m.def(
-      "per_row_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
-      " Tensor? counted, Tensor ids, Tensor? log_expected_count, float inv_temperature,"
-      " float softcap, bool remove_hits, bool sigmoid, Tensor row_scale, bool sparse_grad)"
-      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
-  // And for the samples that sample_rows gives, which are drawn as they are needed; corrected: log
-  // n is subtracted.
-  m.def(
-      "keyed_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
-      " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"
-      " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
-      " Tensor? exclude, bool corrected, float inv_temperature, float softcap, bool remove_hits,"
-      " bool sigmoid) -> (Tensor loss, Tensor peak)");
-  m.def(
-      "keyed_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
-      " Tensor? counted, Tensor key, int kind, int num_classes, Tensor? table,"
-      " Tensor? probability_bits, int num_drawable, int num_samples, int method, Tensor? tries,"
-      " Tensor? exclude, bool corrected, float inv_temperature, float softcap, bool remove_hits,"
-      " bool sigmoid, Tensor row_scale, bool sparse_grad)"
-      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_rows)");
 
   // Exact cross entropy over all classes, streamed; logits [B, end - begin] of a range of classes,
   // float32 (float64 for float64 input) as all results per row.

@@ -126,8 +126,8 @@ def cpu_isa() -> tuple[str, str, str]:
     Raises:
         RuntimeError: SSC_CPU_ISA names one that this CPU does not run.
     """
-    operators = torch.ops.sampled_softmax
-    return operators.cpu_isa(), operators.cpu_isa_by_dtype(), operators.cpu_isa_reason()
+    name, by_dtype, reason = torch.ops.sampled_softmax.cpu_isa()
+    return name, by_dtype, reason
 
 
 def cuda_architectures() -> str:

@@ -1,15 +1,14 @@
 """The negatives' share of a loss: the operators as PyTorch sees them, and their autograd.
 
-One operator for samples that all rows share (negative_rows), one for samples of each row's own
-(per_row_rows), and one that draws those from a key, anew in the backward pass (keyed_rows); each
-has a partner for the gradients.
+`negatives_rows` takes samples that all rows share, samples of each row's own, or a key from which
+it draws those, anew in the backward pass; `negatives_grads` are its gradients.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +29,27 @@ from .unit_rows import unit_rows
 
 _Value = Tensor | float | int | bool | None
 
-_KINDS = ("negative", "per_row", "keyed")
-_TABLE = 9  # the place of the alias table among the arguments of keyed_rows and keyed_grads
+
+class Source(NamedTuple):
+    """The samples as the operators take them: ids and log expected counts, or what to draw."""
+
+    ids: Tensor | None
+    log_expected_count: Tensor | None
+    key: Tensor | None = None
+    kind: int = 0
+    num_classes: int = 0
+    table: Tensor | None = None
+    probability_bits: Tensor | None = None
+    num_drawable: int = 0
+    num_samples: int = 0
+    method: int = 0
+    tries: Tensor | None = None
+    exclude: Tensor | None = None
+    corrected: bool = True
+
+
+_ROWS, _GRADS = "negatives_rows", "negatives_grads"
+_TABLE = 4 + 2 + Source._fields.index("table")  # its place among the operators' arguments
 
 
 def negatives_loss(
@@ -58,36 +76,22 @@ def negatives_loss(
         samples: ids and log expected counts, [S] or [B, S], or a key for those of B rows.
         corrected: whether log n is subtracted; a sample masked by +inf stays masked if not.
     """
-    scalars = (inv_temperature, softcap, remove_hits, sigmoid)
-    kind = _kind(samples)
-    source: tuple[_Value, ...]
-    if isinstance(samples, KeyedSamples):
-        source = (*samples.operator_arguments, corrected)
-    else:
-        source = given_samples(samples, corrected)
     input, weight, bias = as_kernels_take(input, weight, bias)
-    rest: tuple[_Value, ...] = (hits, counted, *source, *scalars)
+    source = source_of(samples, corrected)
+    rest = (hits, counted, *source, inv_temperature, softcap, remove_hits, sigmoid)
     parameters = (input, weight, bias, target_logit)
-    tf32 = (products_in_tf32(weight),) if kind == "negative" else ()
+    tf32 = products_in_tf32(weight)
     if transforming() or not wants_gradient(*parameters):
-        return _forward(kind, (*parameters, *rest), tf32)  # type: ignore[no-any-return]
+        return _call(operator(_ROWS), (*parameters, *rest, tf32))  # type: ignore[no-any-return]
     apply = _in_graph if torch.compiler.is_compiling() else _apply
-    return apply(parameters, rest, kind, sparse_grad, tf32)  # type: ignore[no-any-return]
-
-
-def _kind(samples: Samples | KeyedSamples) -> str:
-    """Which family of operators serves these samples."""
-    if isinstance(samples, KeyedSamples):
-        return "keyed"
-    return "negative" if samples.ids.dim() == 1 else "per_row"
+    return apply(parameters, rest, sparse_grad, tf32)  # type: ignore[no-any-return]
 
 
 def negatives_served(p: Problem) -> bool:
     """Whether kernels compute the negatives' share of this problem."""
     count = p.samples.log_expected_count if isinstance(p.samples, Samples) else None
-    rows = f"{_kind(p.samples)}_rows"
     unit_rows = p.options.cosine  # in float32, or all in float64
-    return kernels_take(rows, p.input, p.weight, p.bias, count, converted=unit_rows)
+    return kernels_take(_ROWS, p.input, p.weight, p.bias, count, converted=unit_rows)
 
 
 def composed(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
@@ -95,6 +99,12 @@ def composed(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
     operands, step = prepare(p, unit_rows)
     loss, *details = composed_rows(operands, step, negatives_loss)
     return p.reduce(loss, step.counted), details
+
+
+def source_of(samples: Samples | KeyedSamples, corrected: bool) -> Source:
+    if isinstance(samples, KeyedSamples):
+        return Source._make((None, None, *samples.operator_arguments, corrected))
+    return Source(*given_samples(samples, corrected))
 
 
 def given_samples(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | None]:
@@ -110,21 +120,13 @@ def given_samples(samples: Samples, corrected: bool) -> tuple[Tensor, Tensor | N
     return ids, count if corrected else torch.where(count == torch.inf, count, 0)
 
 
-def _call(kind: str, what: str, arguments: Sequence[_Value]) -> Any:
-    """The operator `{kind}_{what}`."""
+def _call(operator: Callable[..., Any], arguments: Sequence[_Value]) -> Any:
     try:
-        if what == "rows":
-            return operator(f"{kind}_rows")(*arguments)
-        return getattr(torch.ops.sampled_softmax, f"{kind}_{what}")(*arguments)
+        return operator(*arguments)
     except RuntimeError:
         # The kernels look at what they draw from a table; here it gets the message for users.
-        if kind == "keyed":
-            check_table(arguments[_TABLE])  # type: ignore[arg-type]
+        check_table(arguments[_TABLE])  # type: ignore[arg-type]
         raise
-
-
-def _forward(kind: str, arguments: Sequence[_Value], tf32: tuple[bool, ...]) -> Any:
-    return _call(kind, "rows", (*arguments, *tf32))
 
 
 def _is_sigmoid(rest: Sequence[_Value]) -> bool:
@@ -132,13 +134,12 @@ def _is_sigmoid(rest: Sequence[_Value]) -> bool:
 
 
 def _backward(
-    kind: str,
     parameters: tuple[Tensor, Tensor, Tensor | None, Tensor],
     rest: Sequence[_Value],
     loss: Tensor,
     grad: Tensor,
     sparse_grad: bool,
-    tf32: tuple[bool, ...],
+    tf32: bool,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of input, weight, bias and target_logit; None for those that nobody asked for."""
@@ -150,10 +151,9 @@ def _backward(
         result[3] = torch.where(loss == 0, 0, row_scale * torch.expm1(-loss))
     if not any(wanted[:3]):
         return result
-    arguments = (*parameters, *rest, row_scale, sparse_grad, *tf32)
-    grad_input, grad_weight, grad_bias, rows = _call(kind, "grads", arguments)
-    grads = (grad_input, grad_weight, grad_bias, rows)
-    coalesced = host_rules(rows)
+    arguments = (*parameters, *rest, row_scale, sparse_grad, tf32)
+    grads = _call(torch.ops.sampled_softmax.negatives_grads, arguments)
+    coalesced = host_rules(grads[3])
     result[:3] = parameter_grads(
         wanted, weight, bias, grads, sparse_grad=sparse_grad, coalesced=coalesced
     )
@@ -177,7 +177,7 @@ def _saved(ctx: Any) -> tuple[Any, list[_Value], Tensor]:
 
 
 class _Negatives(torch.autograd.Function):
-    """The operators of a kind; `rest` are their arguments from hits on, but for tf32."""
+    """The operators; `rest` are their arguments from hits on, but for tf32."""
 
     @staticmethod
     def forward(
@@ -187,14 +187,13 @@ class _Negatives(torch.autograd.Function):
         bias: Tensor | None,
         target_logit: Tensor,
         rest: tuple[_Value, ...],
-        kind: str,
         sparse_grad: bool,
-        tf32: tuple[bool, ...],
+        tf32: bool,
     ) -> tuple[Tensor, Tensor]:
         parameters = (input, weight, bias, target_logit)
-        loss, peak = _forward(kind, (*parameters, *rest), tf32)
+        loss, peak = _call(torch.ops.sampled_softmax.negatives_rows, (*parameters, *rest, tf32))
         _save(ctx, parameters, rest, loss)
-        ctx.kind, ctx.sparse_grad, ctx.tf32 = kind, sparse_grad, tf32
+        ctx.sparse_grad, ctx.tf32 = sparse_grad, tf32
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(peak)
         return loss, peak
@@ -202,20 +201,19 @@ class _Negatives(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         if grads[0] is None:
-            return (None,) * 8
+            return (None,) * 7
         parameters, rest, loss = _saved(ctx)
         how = (ctx.sparse_grad, ctx.tf32, ctx.needs_input_grad[:4])
-        return (*_backward(ctx.kind, parameters, rest, loss, grads[0], *how), *(None,) * 4)
+        return (*_backward(parameters, rest, loss, grads[0], *how), *(None,) * 3)
 
 
 def _apply(
     parameters: tuple[Tensor, Tensor, Tensor | None, Tensor],
     rest: tuple[_Value, ...],
-    kind: str,
     sparse_grad: bool,
-    tf32: tuple[bool, ...],
+    tf32: bool,
 ) -> Any:
-    return _Negatives.apply(*parameters, rest, kind, sparse_grad, tf32)  # type: ignore[no-untyped-call]
+    return _Negatives.apply(*parameters, rest, sparse_grad, tf32)  # type: ignore[no-untyped-call]
 
 
 # One node of the graph, whose inside only AOTAutograd traces.
@@ -252,71 +250,35 @@ def _empty_grads(
     )
 
 
-def _fake_grads(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target_logit: Tensor,
-    hits: Tensor,
-    counted: Tensor | None,
-    ids: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    most = ids.shape[0] if ids.dim() == 1 else min(weight.shape[0], ids.numel())
-    return _empty_grads(input, weight, bias, rest[6], most)
+def _fake_grads(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    input, weight, bias = arguments[:3]
+    source, sparse_grad = Source(*arguments[6:19]), arguments[24]
+    if source.ids is None:
+        most = min(weight.shape[0], input.shape[0] * source.num_samples)
+    elif source.ids.dim() == 1:
+        most = source.ids.shape[0]
+    else:
+        most = min(weight.shape[0], source.ids.numel())
+    return _empty_grads(input, weight, bias, sparse_grad, most)
 
 
-def _fake_keyed_grads(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target_logit: Tensor,
-    hits: Tensor,
-    counted: Tensor | None,
-    key: Tensor,
-    kind: int,
-    num_classes: int,
-    table: Tensor | None,
-    probability_bits: Tensor | None,
-    num_drawable: int,
-    num_samples: int,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    most = min(weight.shape[0], input.shape[0] * num_samples)
-    return _empty_grads(input, weight, bias, rest[-1], most)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *rest, ctx.tf32 = inputs[4:]
+    _save(ctx, inputs[:4], rest, output[0])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _setup(kind: str) -> Any:
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        end = len(inputs) - (kind == "negative")
-        _save(ctx, inputs[:4], inputs[4:end], output[0])
-        ctx.tf32 = inputs[end:]
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-
-    return setup
-
-
-def _op_backward(kind: str) -> Any:
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        rest_count = len(ctx.others) + len(ctx.tf32)
-        if grads[0] is None:
-            return (None,) * (4 + rest_count)
-        parameters, rest, loss = _saved(ctx)
-        how = (False, ctx.tf32, ctx.needs_input_grad[:4])
-        return (*_backward(kind, parameters, rest, loss, grads[0], *how), *(None,) * rest_count)
-
-    return backward
-
-
-def _register() -> None:
-    for kind in _KINDS:
-        rows = f"sampled_softmax::{kind}_rows"
-        torch.library.register_fake(rows, fake_rows)
-        fake_grads = _fake_keyed_grads if kind == "keyed" else _fake_grads
-        torch.library.register_fake(f"sampled_softmax::{kind}_grads", fake_grads)
-        register_autograd(f"{kind}_rows", _op_backward(kind), _setup(kind))
+def _op_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    none = (None,) * (len(ctx.others) + 1)
+    if grads[0] is None:
+        return (*(None,) * 4, *none)
+    parameters, rest, loss = _saved(ctx)
+    how = (False, ctx.tf32, ctx.needs_input_grad[:4])
+    return (*_backward(parameters, rest, loss, grads[0], *how), *none)
 
 
 if library_loaded():
-    _register()
+    torch.library.register_fake(f"sampled_softmax::{_ROWS}", fake_rows)
+    torch.library.register_fake(f"sampled_softmax::{_GRADS}", _fake_grads)
+    register_autograd(_ROWS, _op_backward, _setup)

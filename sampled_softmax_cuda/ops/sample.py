@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._rules import may_look
-from ..proposals import Kind, Method, Proposal
+from ..proposals import Method, Proposal
 from ..reference import sample as reference
 from ..reference import sample_rows as reference_rows
 from ..reference.sample import sample_distinct, sample_race
@@ -54,20 +54,17 @@ def sample(
 ) -> Drawn:
     """Draw ids, with the log expected counts of ids and targets; see `reference.sample.sample`."""
     rest = (num_samples, int(method), tries)
-    if not native_for(key.device, "sample_uniform"):
+    if not native_for(key.device, "sample"):
         return reference.sample(proposal, key, target, *rest)
-    kind, num_classes, table, bits, _ = proposal
-    drawn: Drawn
-    if kind == Kind.UNIFORM:
-        drawn = _ops().sample_uniform(key, target, num_classes, *rest)
-    elif kind == Kind.LOG_UNIFORM:
-        drawn = _ops().sample_log_uniform(key, target, num_classes, *rest)
-    else:
-        try:
-            drawn = _ops().sample_alias(key, target, table, bits, *rest)
-        except RuntimeError:
-            check_table(table)
-            raise
+    return _drawn(proposal, key, target, *rest)
+
+
+def _drawn(proposal: Proposal, key: Tensor, target: Tensor, *rest: Any) -> Drawn:
+    try:
+        drawn: Drawn = _ops().sample(key, target, *proposal, *rest)
+    except RuntimeError:
+        check_table(proposal.table)
+        raise
     return drawn
 
 
@@ -79,16 +76,9 @@ def check_table(table: Tensor | None) -> None:
 
 def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor | None) -> Tensor:
     """log n of any ids, float32 of their shape; log q with num_samples=1 and no tries."""
-    if not native_for(ids.device, "log_count_uniform"):
+    if not native_for(ids.device, "log_counts"):
         return reference.log_counts(proposal, ids, num_samples, tries)
-    ids = ids.contiguous()
-    counts: Tensor
-    if proposal.kind == Kind.UNIFORM:
-        counts = _ops().log_count_uniform(ids, proposal.num_classes, num_samples, tries)
-    elif proposal.kind == Kind.LOG_UNIFORM:
-        counts = _ops().log_count_log_uniform(ids, proposal.num_classes, num_samples, tries)
-    else:
-        counts = _ops().log_count_weighted(ids, proposal.probability_bits, num_samples, tries)
+    counts: Tensor = _ops().log_counts(ids.contiguous(), *proposal, num_samples, tries)
     return counts
 
 
@@ -103,15 +93,10 @@ def sample_rows(
     keep_ids: bool = True,
 ) -> Drawn:
     """Ids of rows, with log expected counts; see `reference.sample_rows.sample_rows`."""
-    rest = (num_samples, int(method), tries, exclude, keep_ids)
-    if not native_for(key.device, "sample_rows"):
-        return reference_rows.sample_rows(proposal, key, target, *rest)
-    try:
-        drawn: Drawn = torch.ops.sampled_softmax.sample_rows(key, target, *proposal, *rest)
-    except RuntimeError:
-        check_table(proposal.table)
-        raise
-    return drawn
+    rest = (num_samples, int(method), tries, exclude)
+    if not native_for(key.device, "sample"):
+        return reference_rows.sample_rows(proposal, key, target, *rest, keep_ids)
+    return _drawn(proposal, key, target, *rest, True, keep_ids)
 
 
 def build_alias_table(probabilities: Tensor) -> Tensor:
@@ -125,39 +110,7 @@ def build_alias_table(probabilities: Tensor) -> Tensor:
 # --- what PyTorch needs to know of the operators --------------------------------------------------
 
 
-def _fake_sample(key: Tensor, target: Tensor, num_samples: int) -> Drawn:
-    return (
-        target.new_empty(num_samples),
-        target.new_empty(()),
-        target.new_empty(num_samples, dtype=torch.float32),
-        torch.empty_like(target, dtype=torch.float32, memory_format=torch.contiguous_format),
-    )
-
-
-def _fake_sample_classes(
-    key: Tensor,
-    target: Tensor,
-    num_classes: int,
-    num_samples: int,
-    method: int,
-    tries: Tensor | None,
-) -> Drawn:
-    return _fake_sample(key, target, num_samples)
-
-
-def _fake_sample_alias(
-    key: Tensor,
-    target: Tensor,
-    table: Tensor,
-    probability_bits: Tensor,
-    num_samples: int,
-    method: int,
-    tries: Tensor | None,
-) -> Drawn:
-    return _fake_sample(key, target, num_samples)
-
-
-def _fake_sample_rows(
+def _fake_sample(
     key: Tensor,
     target: Tensor,
     kind: int,
@@ -168,15 +121,16 @@ def _fake_sample_rows(
     num_samples: int,
     method: int,
     tries: Tensor | None,
-    exclude: Tensor | None,
-    keep_ids: bool,
+    exclude: Tensor | None = None,
+    per_row: bool = False,
+    keep_ids: bool = True,
 ) -> tuple[Any, ...]:
-    rows = target.shape[0]
-    kept = num_samples if keep_ids else 0
+    rows = target.shape[:1] if per_row else ()
+    ids = target.new_empty(*rows, num_samples if keep_ids else 0)
     return (
-        target.new_empty(rows, kept),
-        target.new_empty(rows if keep_ids else 0),
-        target.new_empty(rows, kept, dtype=torch.float32),
+        ids,
+        target.new_empty(rows if keep_ids else (0,)),
+        torch.empty_like(ids, dtype=torch.float32),
         torch.empty_like(target, dtype=torch.float32, memory_format=torch.contiguous_format),
     )
 
@@ -191,13 +145,8 @@ def _fake_table(probabilities: Tensor) -> Tensor:
 
 if library_loaded():
     for _name, _fake in (
-        ("sample_uniform", _fake_sample_classes),
-        ("sample_log_uniform", _fake_sample_classes),
-        ("sample_alias", _fake_sample_alias),
-        ("sample_rows", _fake_sample_rows),
-        ("log_count_uniform", _fake_log_count),
-        ("log_count_log_uniform", _fake_log_count),
-        ("log_count_weighted", _fake_log_count),
+        ("sample", _fake_sample),
+        ("log_counts", _fake_log_count),
         ("build_alias_table", _fake_table),
     ):
         torch.library.register_fake(f"sampled_softmax::{_name}", _fake)

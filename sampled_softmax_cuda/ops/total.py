@@ -54,7 +54,7 @@ def takes_total(p: Problem) -> bool:
         and host_rules(p.input)
         and not torch.compiler.is_compiling()
         and gradients_now(p)
-        and kernels_take("negative_loss_and_grads", p.input, p.weight, p.bias)
+        and kernels_take("negatives_loss_and_grads", p.input, p.weight, p.bias)
     )
 
 
@@ -88,7 +88,7 @@ def _sweep(operands: Operands, s: Step, scale: Tensor) -> tuple[Rows, list[Tenso
     upstream = [scale] * len(outputs)
     share = scale if terms.share == 1.0 else scale * terms.share
     sigmoid = s.options.objective.sigmoid
-    loss, peak, *grads, classes = operators.negative_loss_and_grads(
+    loss, peak, *grads, classes = operators.negatives_loss_and_grads(
         input,
         weight,
         bias,
@@ -223,7 +223,7 @@ def _fake_add_target_grads(*_: Any) -> None:
 
 if library_loaded():
     for _name, _fake in (
-        ("negative_loss_and_grads", _fake_loss_and_grads),
+        ("negatives_loss_and_grads", _fake_loss_and_grads),
         ("target_products", _fake_target_products),
         ("add_target_grads", _fake_add_target_grads),
     ):

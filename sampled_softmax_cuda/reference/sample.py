@@ -329,7 +329,7 @@ def sample(
     method: int,
     tries: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The twin of the operators sample_uniform, sample_log_uniform and sample_alias.
+    """The twin of the operator `sample`, but for draws of single rows.
 
     Args:
         proposal: what to draw from.

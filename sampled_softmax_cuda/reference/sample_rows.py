@@ -169,7 +169,7 @@ def sample_rows(
     exclude: Tensor | None,
     keep_ids: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The twin of the operator sample_rows.
+    """The twin of the operator `sample` for draws of single rows.
 
     Args:
         proposal: what to draw from.

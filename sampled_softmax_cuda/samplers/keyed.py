@@ -223,7 +223,7 @@ class KeyedSampler(Sampler):
             if exclude is not None:
                 _checks.check_left(name, proposal, exclude, num_samples, options.replacement)
 
-        if not native_for(key.device, "sample_rows"):
+        if not native_for(key.device, "sample"):
             check_left()
         try:
             ids, _, log_count, target_log_count = ops.sample_rows(

@@ -31,7 +31,7 @@ pytestmark = [
 CPU_ONLY = {
     "advise_huge_pages",
     "build_alias_table",
-    "negative_loss_and_grads",
+    "negatives_loss_and_grads",
     "loss_and_wide_grads",
     "target_products",
     "add_target_grads",

@@ -11,6 +11,8 @@ import torch
 
 from helpers.problem import make_problem
 from helpers.samplers import key, parts
+from sampled_softmax_cuda.ops.negatives import Source
+from sampled_softmax_cuda.proposals import uniform
 
 B, D, C, S = 9, 20, 50, 33
 
@@ -62,11 +64,12 @@ def test_arguments_that_would_read_elsewhere_are_refused() -> None:
         ({6: ids[:0], 7: None}, "ids must not be empty"),
         ({7: torch.zeros(S + 1)}, r"log_expected_count must have shape \[33\]"),
     ]:
-        a = [h, weight, bias, target_logit, hits, counted, ids, None, 1.0, 0.0, True, False]
+        rows = (target_logit, hits, counted)
+        a = [h, weight, bias, *rows, *Source(ids, None), 1.0, 0.0, True, False]
         for index, value in changed.items():
             a[index] = value
         with pytest.raises(RuntimeError, match=message):
-            ops.negative_rows(*a)
+            ops.negatives_rows(*a)
     for method in (1, 2):
         with pytest.raises(RuntimeError, match="must not exceed the number of classes"):
-            ops.sample_uniform(key(1), target, C, C + 1, method, None)
+            ops.sample(key(1), target, *uniform(C), C + 1, method, None)

@@ -11,6 +11,7 @@ from helpers.samplers import key
 from helpers.simt_bench import SCHEDULES, Bench, require, sorted_arrivals
 from helpers.simt_per_row import Problem, run
 from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.ops.negatives import Source
 from sampled_softmax_cuda.proposals import Method
 
 pytestmark = pytest.mark.usefixtures("executor")
@@ -29,11 +30,12 @@ def test_every_schedule_gives_the_same_bits(dim: int, dtype: torch.dtype, sigmoi
         for name, tensor in results[0].items():
             assert torch.equal(tensor, other[name]), name
     # Against the kernels of the CPU, which other tests hold to float64.
-    arguments = (p.input, p.weight, p.bias, p.target_logit, p.hits, p.counted, p.ids, p.log_count)
+    operands = (p.input, p.weight, p.bias, p.target_logit, p.hits, p.counted)
+    arguments = (*operands, *Source(p.ids, p.log_count))
     ops = torch.ops.sampled_softmax
     scalars = (0.8, 2.0, True, sigmoid)
-    loss, peak = ops.per_row_rows(*arguments, *scalars)
-    grads = ops.per_row_grads(*arguments, *scalars, p.row_scale, False)
+    loss, peak = ops.negatives_rows(*arguments, *scalars)
+    grads = ops.negatives_grads(*arguments, *scalars, p.row_scale, False)
     torch.testing.assert_close(results[0]["loss"], loss, rtol=2e-5, atol=2e-5)
     torch.testing.assert_close(results[0]["peak"], peak, rtol=2e-5, atol=2e-5)
     for name, grad in zip(("grad_input", "grad_weight", "grad_bias"), grads, strict=False):

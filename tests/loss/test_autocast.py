@@ -154,8 +154,8 @@ def test_float16_takes_three_matmuls(native: None, options: dict[str, Any]) -> N
     samples, target = ssc.Samples(torch.arange(9)), torch.randint(20, (6,))
     with Watch():
         ssc.sampled_softmax_loss(h, w, target, samples, sparse_grad=True, **options).backward()
-    sweeps = [name for name in called if name.startswith(("loss_", "negative_"))]
-    assert sweeps == ["negative_loss_and_grads" if options else "loss_and_wide_grads"]
+    sweeps = [name for name in called if name.startswith(("loss_", "negatives_"))]
+    assert sweeps == ["negatives_loss_and_grads" if options else "loss_and_wide_grads"]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

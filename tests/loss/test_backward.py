@@ -318,7 +318,7 @@ def part_arguments() -> dict[str, tuple[Any, ...]]:
     return {
         "loss_and_wide_grads": (*op_arguments(torch.float16, False), None, True),
         "target_products": (h, w, target),
-        "negative_loss_and_grads": (h, w, b, row, hits, counted, *samples, row, target),
+        "negatives_loss_and_grads": (h, w, b, row, hits, counted, *samples, row, target),
         "add_target_grads": (*grads, h, w, target, row[:, None], row[:, None]),
         "unit_rows": (w, classes[0]),
         "unit_rows_grad": (torch.rand(6, 5), h, row),

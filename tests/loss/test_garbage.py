@@ -18,6 +18,7 @@ from helpers.garbage import BITS, OUTSIDE, TABLES, C
 from helpers.samplers import key
 from sampled_softmax_cuda import proposals
 from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.ops.negatives import Source
 from sampled_softmax_cuda.proposals import Method, Proposal
 from sampled_softmax_cuda.samples import KeyedSamples
 
@@ -139,12 +140,13 @@ def test_gradients_of_a_table_that_is_none(compiled: str) -> None:
     hits, ones = target[:, None].contiguous(), torch.ones(B)
     for method in Method:
         rest = (S, int(method), None, None, True, 1.0, 0.0, True, False, ones, True)
-        arguments = (h, w, b, ones, hits, None, key(1), *proposal, *rest)
+        source = (None, None, key(1), *proposal)
+        arguments = (h, w, b, ones, hits, None, *source, *rest)
         if compiled == "native" and method != Method.RACE:  # a race reads no table
             with pytest.raises(RuntimeError, match="alias table is not valid"):
-                torch.ops.sampled_softmax.keyed_grads(*arguments)
+                torch.ops.sampled_softmax.negatives_grads(*arguments)
             continue
-        grad_input, grad_weight, _, rows = torch.ops.sampled_softmax.keyed_grads(*arguments)
+        grad_input, grad_weight, _, rows = torch.ops.sampled_softmax.negatives_grads(*arguments)
         assert rows.min() >= 0
         assert rows.max() < C
         finite = method == Method.RACE
@@ -283,18 +285,21 @@ def test_operators_refuse_what_they_would_follow(native: str, bad: int) -> None:
     wrong_target[1] = bad
     rest = (1.0, 0.0, True, False)
     some = (h, w, b, ones, hits, None)
-    fits = ops.negative_rows(*some, ids, None, *rest)[0]
-    assert torch.equal(fits, ops.negative_rows(*some[:4], hits * 0 - 1, None, ids, None, *rest)[0])
-    ops.negative_grads(*some, ids, None, *rest, ones, True)
-    ops.per_row_rows(*some, own, None, *rest)
-    ops.per_row_grads(*some, own, None, *rest, ones, True)
+    shared, of_rows = (*Source(ids, None), *rest), (*Source(own, None), *rest)
+    fits = ops.negatives_rows(*some, *shared)[0]
+    assert torch.equal(fits, ops.negatives_rows(*some[:4], hits * 0 - 1, None, *shared)[0])
+    ops.negatives_grads(*some, *shared, ones, True)
+    ops.negatives_rows(*some, *of_rows)
+    ops.negatives_grads(*some, *of_rows, ones, True)
+    wrong_shared, wrong_rows = Source(wrong, None), Source(wrong_own, None)
     calls: list[tuple[Any, ...]] = [
-        (ops.negative_rows, *some, wrong, None, *rest),
-        (ops.negative_grads, *some, wrong, None, *rest, ones, False),
-        (ops.negative_loss_and_grads, *some, wrong, None, *rest, ones, target[:, None]),
-        (ops.per_row_rows, *some, wrong_own, None, *rest),
-        (ops.per_row_grads, *some, wrong_own, None, *rest, ones, False),
-        (ops.per_row_grads, *some, wrong_own, None, *rest, ones, True),
+        (ops.negatives_rows, *some, *wrong_shared, *rest),
+        (ops.negatives_grads, *some, *wrong_shared, *rest, ones, False),
+        (ops.negatives_loss_and_grads, *some, wrong, None, *rest, ones, target[:, None]),
+        (ops.negatives_rows, *some, *wrong_rows, *rest),
+        (ops.negatives_grads, *some, *wrong_rows, *rest, ones, False),
+        (ops.negatives_grads, *some, *wrong_rows, *rest, ones, True),
+        (ops.negatives_rows, *some, *Source(None, None), *rest),
         (ops.loss_rows, h, w, b, wrong_target, ids, None, None, 1.0, True, -100),
         (ops.loss_rows, h, w, b, target, wrong, None, None, 1.0, True, -100),
         (ops.exact_loss_rows, h, w, b, wrong_target, 1.0, -100),
@@ -304,7 +309,7 @@ def test_operators_refuse_what_they_would_follow(native: str, bad: int) -> None:
     ]
     if bad != -1:  # no target
         negatives = (*some, ids, None, *rest, ones)
-        calls.append((ops.negative_loss_and_grads, *negatives, wrong_target[:, None]))
+        calls.append((ops.negatives_loss_and_grads, *negatives, wrong_target[:, None]))
         calls.append((ops.target_products, h, w, wrong_target[:, None]))
     classes = torch.full((1, 4), bad)
     grads = (torch.zeros(B, D), torch.zeros(4, D), torch.zeros(4))
@@ -317,7 +322,8 @@ def test_operators_refuse_what_they_would_follow(native: str, bad: int) -> None:
         if operator is ops.logits and bad == C:
             assert operator(*arguments).shape == (B, 0)
             continue
-        with pytest.raises(RuntimeError, match=r"out of range|not within|one of the classes"):
+        message = r"out of range|not within|one of the classes|either ids or a key"
+        with pytest.raises(RuntimeError, match=message):
             operator(*arguments)
     assert all(not grad.any() for grad in grads)
 

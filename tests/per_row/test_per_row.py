@@ -15,7 +15,7 @@ import sampled_softmax_cuda as ssc
 from helpers.problem import SHAPES
 from helpers.samplers import KINDS, make_sampler, parts
 from helpers.truth import assert_close_to_truth
-from sampled_softmax_cuda.ops.negatives import negatives_loss
+from sampled_softmax_cuda.ops.negatives import negatives_loss, source_of
 from sampled_softmax_cuda.proposals import Method
 from sampled_softmax_cuda.reference.per_row import per_row_rows as reference_rows
 
@@ -391,13 +391,11 @@ def test_opcheck(compiled: str, sparse_grad: bool) -> None:
     base = make_rows(4, 5, 12, 6).fresh()
     ids, count, _ = parts(base.samples)
     keyed = make_sampler("weighted", 12).sample_keyed(torch.arange(4), 6, replacement=False)
-    drawn = (keyed.key, *keyed._proposal, 6, int(keyed._method), keyed._tries, None, True)
     scalars = (0.5, 3.0, False, sparse_grad)
-    for name, source in (("per_row", (ids, count)), ("keyed", drawn)):
+    for samples in (ssc.Samples(ids[0], count[0]), ssc.Samples(ids, count), keyed):
+        source = source_of(samples, True)
         arguments = (*base.parameters, base.hits, base.counted, *source, *scalars)
         if not sparse_grad:
-            torch.library.opcheck(getattr(ops, f"{name}_rows").default, arguments)
+            torch.library.opcheck(ops.negatives_rows.default, arguments)
         fixed = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
-        torch.library.opcheck(
-            getattr(ops, f"{name}_grads").default, (*fixed, torch.rand(4), sparse_grad)
-        )
+        torch.library.opcheck(ops.negatives_grads.default, (*fixed, torch.rand(4), sparse_grad))

@@ -300,5 +300,7 @@ def test_opcheck(compiled: str, kind: str, method: Method) -> None:
     lists = torch.tensor([[1, -1], [2, 2]])
     target = torch.tensor([[3], [4]])
     for exclude, keep_ids in ((None, True), (lists, True), (lists, False)):
-        arguments = (key(1), target, *proposal_of(kind, 9), 4, int(method), None, exclude, keep_ids)
-        torch.library.opcheck(torch.ops.sampled_softmax.sample_rows.default, arguments)
+        arguments = (key(1), target, *proposal_of(kind, 9), 4, int(method), None, exclude)
+        torch.library.opcheck(
+            torch.ops.sampled_softmax.sample.default, (*arguments, True, keep_ids)
+        )

@@ -14,6 +14,7 @@ from torch import nn
 import sampled_softmax_cuda as ssc
 from helpers.backends import use_backend
 from helpers.samplers import KINDS, key, make_sampler, parts, zipf
+from sampled_softmax_cuda import proposals
 
 TARGET = torch.tensor([[3, 1], [0, 41]])
 
@@ -182,38 +183,36 @@ def test_the_compiled_reference(replacement: bool) -> None:
 def test_operators_pass_opcheck(native: None, kind: str) -> None:
     ops = torch.ops.sampled_softmax
     tries = torch.tensor(12.5, dtype=torch.float64)
-    weighted = ssc.WeightedSampler(zipf(50))
-    source: tuple[Any, ...] = (50,)
-    sample_op, count_op = ops.sample_uniform, ops.log_count_uniform
-    count_source: tuple[Any, ...] = source
-    if kind == "log_uniform":
-        sample_op, count_op = ops.sample_log_uniform, ops.log_count_log_uniform
-    elif kind == "weighted":
-        source = (weighted.table, weighted.probability_bits)
-        count_source = (weighted.probability_bits,)
-        sample_op, count_op = ops.sample_alias, ops.log_count_weighted
+    proposal = make_sampler(kind, 50)._proposal()
     for method, t in ((0, None), (1, tries), (1, None), (2, tries)):
-        torch.library.opcheck(sample_op.default, (key(1), TARGET, *source, 10, method, t))
+        torch.library.opcheck(ops.sample.default, (key(1), TARGET, *proposal, 10, method, t))
     for t in (None, tries):
-        torch.library.opcheck(count_op.default, (TARGET, *count_source, 10, t))
+        torch.library.opcheck(ops.log_counts.default, (TARGET, *proposal, 10, t))
     torch.library.opcheck(ops.build_alias_table.default, (torch.full((5,), 0.2).double(),))
 
 
 def test_operators_refuse_what_would_read_out_of_bounds(native: None) -> None:
     ops = torch.ops.sampled_softmax
+    fifty, none = proposals.uniform(50), proposals.uniform(0)
     for arguments in (
-        (key(1)[:1], TARGET, 50, 10, 0, None),
-        (key(1).int(), TARGET, 50, 10, 0, None),
-        (key(1), TARGET.float(), 50, 10, 0, None),
-        (key(1), TARGET.t(), 50, 10, 0, None),
-        (key(1), TARGET, 0, 10, 0, None),
-        (key(1), TARGET, 50, -1, 0, None),
-        (key(1), TARGET, 50, 51, 1, None),
-        (key(1), TARGET, 50, 51, 2, None),
-        (key(1), TARGET, 50, 10, 1, torch.ones(1)),
+        (key(1)[:1], TARGET, *fifty, 10, 0, None),
+        (key(1).int(), TARGET, *fifty, 10, 0, None),
+        (key(1), TARGET.float(), *fifty, 10, 0, None),
+        (key(1), TARGET.t(), *fifty, 10, 0, None),
+        (key(1), TARGET, *none, 10, 0, None),
+        (key(1), TARGET, *fifty, -1, 0, None),
+        (key(1), TARGET, *fifty, 51, 1, None),
+        (key(1), TARGET, *fifty, 51, 2, None),
+        (key(1), TARGET, *fifty, 10, 1, torch.ones(1)),
+        (key(1), TARGET, 3, *fifty[1:], 10, 0, None),
     ):
         with pytest.raises(RuntimeError, match="must"):
-            ops.sample_uniform(*arguments)
+            ops.sample(*arguments)
+    with pytest.raises(RuntimeError, match="needs table and probability_bits"):
+        ops.log_counts(TARGET, 2, *fifty[1:], 10, None)
+    for exclude, keep_ids in ((TARGET, True), (None, False)):
+        with pytest.raises(RuntimeError, match="are for draws of single rows"):
+            ops.sample(key(1), TARGET, *fifty, 10, 0, None, exclude, False, keep_ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)

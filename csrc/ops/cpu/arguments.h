@@ -46,10 +46,10 @@ inline Vector optional_vector(const std::optional<Tensor>& t, int64_t size, cons
   return {holder->data_ptr(), dtype_of(*holder, name)};
 }
 
-// The problem that the arguments of every loss operator pose.
-struct Arguments {
-  Arguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-            const Tensor* target_or_null, double inv_temperature)
+// The operands of every loss operator, as the problem that they pose.
+struct Operands {
+  Operands(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+           double inv_temperature)
       : dtype(is_double(input) ? ScalarType::Double : ScalarType::Float) {
     problem.input = matrix(input, "input");
     problem.weight = matrix(weight, "weight");
@@ -63,8 +63,10 @@ struct Arguments {
     STD_TORCH_CHECK(is_double(weight) == is_double(input) &&
                         (!bias.has_value() || is_double(*bias) == is_double(input)),
                     "input, weight and bias must all be float64, or none of them");
-    if (target_or_null == nullptr) return;
-    target = contiguous_vector(*target_or_null, problem.batch, "target");
+  }
+
+  void set_target(const Tensor& of_rows) {
+    target = contiguous_vector(of_rows, problem.batch, "target");
     problem.target = integers(*target, "target");
   }
 
@@ -87,7 +89,38 @@ struct Arguments {
 
   LossProblem problem{};
   ScalarType dtype;  // of the row outputs
-  std::optional<Tensor> target, bias_holder, target_count_holder;
+  std::optional<Tensor> target, bias_holder;
+};
+
+// [B], of the dtype of the row outputs.
+inline Tensor row_numbers(const Tensor& t, const Operands& operands, const char* name) {
+  const Tensor out = contiguous_vector(t, operands.problem.batch, name);
+  STD_TORCH_CHECK(out.scalar_type() == operands.dtype, name, " must have the row outputs' dtype");
+  return out;
+}
+
+// The rows of a negatives' loss: the logits r [B] that their sums are relative to, the classes
+// [B, K] that are their hits, and which of them count.
+struct Rows {
+  Rows(const Tensor& target_logit_tensor, const Tensor& hits_tensor,
+       const std::optional<Tensor>& counted_tensor, const Operands& operands)
+      : target_logit(row_numbers(target_logit_tensor, operands, "target_logit")),
+        hits(torch::stable::contiguous(hits_tensor)) {
+    const int64_t batch = operands.problem.batch;
+    STD_TORCH_CHECK(hits.dim() == 2 && hits.size(0) == batch, "hits must be [B, K]");
+    integers(hits, "hits");
+    if (!counted_tensor.has_value()) return;
+    counted = contiguous_vector(*counted_tensor, batch, "counted");
+    STD_TORCH_CHECK(counted->scalar_type() == ScalarType::Bool, "counted must be bool");
+  }
+
+  // [B], or null for all rows.
+  const bool* mask() const {
+    return counted.has_value() ? static_cast<const bool*>(counted->const_data_ptr()) : nullptr;
+  }
+
+  Tensor target_logit, hits;
+  std::optional<Tensor> counted;
 };
 
 // A contiguous tensor of zeros, or, if all of it will be `overwritten`, of anything.

@@ -11,7 +11,8 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor
                                                const std::optional<Tensor>& bias,
                                                const Tensor& target, double inv_temperature,
                                                int64_t ignore_index, bool /*tf32*/) {
-  const Arguments a(input, weight, bias, &target, inv_temperature);
+  Operands a(input, weight, bias, inv_temperature);
+  a.set_target(target);
   Workspace workspace;
   const SamplePlan plan =
       plan_samples(nullptr, 0, nullptr, DType::f32, a.problem.target, a.problem.batch,
@@ -27,7 +28,7 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor
 
 Tensor logits_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                   int64_t begin, int64_t end, double inv_temperature, bool /*tf32*/) {
-  const Arguments a(input, weight, bias, nullptr, inv_temperature);
+  const Operands a(input, weight, bias, inv_temperature);
   STD_TORCH_CHECK(0 <= begin && begin <= end && end <= a.problem.classes, "classes [", begin, ", ",
                   end, ") are not within [0, C=", a.problem.classes, ")");
   const Tensor out = empty_cpu({a.problem.batch, end - begin}, a.dtype);

@@ -1,5 +1,6 @@
 // The build's instruction sets, behind sampled_softmax_cuda.build_info().
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "csrc/cpu/loss/table.h"
@@ -8,12 +9,8 @@
 namespace ssc::ops::cpu {
 namespace {
 
-std::string cpu_isa() { return isa_name(active_isa()); }
-
-std::string cpu_isa_reason() { return isa_choice().reason; }
-
 // A line "dtype instruction-set" for H and W of each dtype.
-std::string cpu_isa_by_dtype() {
+std::string by_dtype() {
   constexpr std::pair<const char*, DType> kDTypes[] = {{"float32", DType::f32},
                                                        {"bfloat16", DType::bf16},
                                                        {"float16", DType::f16},
@@ -25,13 +22,16 @@ std::string cpu_isa_by_dtype() {
   return lines;
 }
 
+// Name, those by dtype, and why.
+std::tuple<std::string, std::string, std::string> cpu_isa() {
+  return {isa_name(active_isa()), by_dtype(), isa_choice().reason};
+}
+
 }  // namespace
 
 // An operator without tensor arguments has no device to be dispatched on.
 STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
-  m.impl("cpu_isa_reason", TORCH_BOX(&cpu_isa_reason));
-  m.impl("cpu_isa_by_dtype", TORCH_BOX(&cpu_isa_by_dtype));
 }
 
 }  // namespace ssc::ops::cpu

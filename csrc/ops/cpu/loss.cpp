@@ -1,5 +1,4 @@
-// The loss operators on the CPU: tensors in, params structs out, kernels of csrc/cpu in between.
-// Arguments were checked with a message for users in Python; what is checked here protects memory.
+// The loss operators on the CPU: from tensors to the structs of csrc/cpu and back.
 #include <algorithm>
 #include <optional>
 #include <tuple>
@@ -9,14 +8,15 @@
 namespace ssc::ops::cpu {
 namespace {
 
-struct SampledArguments : Arguments {
-  SampledArguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                   const Tensor& target_tensor, const Tensor& ids_tensor,
-                   const std::optional<Tensor>& log_count,
-                   const std::optional<Tensor>& target_log_count, double inv_temperature,
-                   bool remove_accidental_hits, int64_t ignore_index)
-      : Arguments(input, weight, bias, &target_tensor, inv_temperature),
+// The operands, targets and samples of a loss, and the plan made of them.
+struct Sampled : Operands {
+  Sampled(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+          const Tensor& target_tensor, const Tensor& ids_tensor,
+          const std::optional<Tensor>& log_count, const std::optional<Tensor>& target_log_count,
+          double inv_temperature, bool remove_accidental_hits, int64_t ignore_index)
+      : Operands(input, weight, bias, inv_temperature),
         ids(contiguous_vector(ids_tensor, ids_tensor.numel(), "ids")) {
+    set_target(target_tensor);
     const int64_t samples = ids.size(0);
     problem.target_log_expected_count = optional_vector(
         target_log_count, problem.batch, "target_log_expected_count", target_count_holder);
@@ -30,19 +30,21 @@ struct SampledArguments : Arguments {
   }
 
   Tensor ids;
-  std::optional<Tensor> count_holder;
+  std::optional<Tensor> count_holder, target_count_holder;
   Workspace workspace;
   SamplePlan plan;
 };
 
-using Rows = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using RowResultTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-Rows loss_rows_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                   const Tensor& target, const Tensor& ids, const std::optional<Tensor>& log_count,
-                   const std::optional<Tensor>& target_log_count, double inv_temperature,
-                   bool remove_accidental_hits, int64_t ignore_index, bool /*tf32*/) {
-  SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-                     remove_accidental_hits, ignore_index);
+RowResultTensors loss_rows_cpu(const Tensor& input, const Tensor& weight,
+                               const std::optional<Tensor>& bias, const Tensor& target,
+                               const Tensor& ids, const std::optional<Tensor>& log_count,
+                               const std::optional<Tensor>& target_log_count,
+                               double inv_temperature, bool remove_accidental_hits,
+                               int64_t ignore_index, bool /*tf32*/) {
+  Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
+            remove_accidental_hits, ignore_index);
   const RowTensors rows(a.problem.batch, a.plan.rows, a.dtype);
   with_accumulator(a.dtype, [&]<class T>(T) {
     loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(a.problem.batch),
@@ -55,7 +57,7 @@ using LossAndGrads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // The factor of each row's loss, [batch]: given, or the same for all rows.
 template <class T>
-const T* row_factors(const std::optional<Tensor>& given, bool mean, SampledArguments& a) {
+const T* row_factors(const std::optional<Tensor>& given, bool mean, Sampled& a) {
   if (given.has_value()) return static_cast<const T*>(given->data_ptr());
   const T factor = mean && a.plan.rows > 0 ? T(1) / static_cast<T>(a.plan.rows) : T(1);
   T* factors = a.workspace.take<T>(a.problem.batch);
@@ -72,13 +74,12 @@ T weighted_sum(const T* factors, const T* values, int64_t n) {
 }
 
 // One sweep into `grads`.
-LossAndGrads run_sweep(SampledArguments& a, const std::optional<Tensor>& row_scale, bool mean,
+LossAndGrads run_sweep(Sampled& a, const std::optional<Tensor>& row_scale, bool mean,
                        const GradientTensors& grads) {
   const LossProblem& p = a.problem;
   std::optional<Tensor> scale;
   if (row_scale.has_value()) {
-    scale = contiguous_vector(*row_scale, p.batch, "row_scale");
-    STD_TORCH_CHECK(scale->scalar_type() == a.dtype, "row_scale must have the row outputs' dtype");
+    scale = row_numbers(*row_scale, a, "row_scale");
   }
   const bool all_rows = a.plan.rows == p.batch;
   const Tensor total = empty_cpu({}, a.dtype);
@@ -102,8 +103,8 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
                                 double inv_temperature, bool remove_accidental_hits,
                                 int64_t ignore_index, const std::optional<Tensor>& row_scale,
                                 bool mean, bool sparse_grad, bool /*tf32*/) {
-  SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-                     remove_accidental_hits, ignore_index);
+  Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
+            remove_accidental_hits, ignore_index);
   const GradientTensors grads(a.problem, gradient_dtypes(input, weight, bias), a.plan, sparse_grad);
   return run_sweep(a, row_scale, mean, grads);
 }
@@ -115,8 +116,8 @@ LossAndGrads loss_and_wide_grads_cpu(const Tensor& input, const Tensor& weight,
                                      double inv_temperature, bool remove_accidental_hits,
                                      int64_t ignore_index, const std::optional<Tensor>& row_scale,
                                      bool mean) {
-  SampledArguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-                     remove_accidental_hits, ignore_index);
+  Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
+            remove_accidental_hits, ignore_index);
   const GradientTensors grads(a.problem, wide_dtypes(a.dtype, bias), a.plan, true);
   return run_sweep(a, row_scale, mean, grads);
 }

@@ -1,39 +1,32 @@
-// The negatives' share of a loss on the CPU, for losses that are composed in Python: against logits
-// that are given, with caps, softplus and any number of hits per row.
+// The negatives' share of losses that are composed in Python, with caps, softplus and any number of
+// hits per row. Samples that all rows share go through the matmuls of the loss, those of single
+// rows, given or drawn from a key, through per_row.h.
 #include <algorithm>
 #include <optional>
 #include <tuple>
 
-#include "csrc/ops/cpu/arguments.h"
+#include "csrc/ops/cpu/per_row.h"
 
 namespace ssc::ops::cpu {
 namespace {
 
-struct NegativeArguments : Arguments {
-  NegativeArguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                    const Tensor& target_logit, const Tensor& hits_tensor,
-                    const std::optional<Tensor>& counted_rows, const Tensor& ids_tensor,
-                    const std::optional<Tensor>& log_count, double inv_temperature, double softcap,
-                    bool remove_hits, bool sigmoid, const std::optional<Tensor>& target_classes)
-      : Arguments(input, weight, bias, nullptr, inv_temperature),
-        form{sigmoid, softcap},
-        logits(contiguous_vector(target_logit, problem.batch, "target_logit")),
-        ids(contiguous_vector(ids_tensor, ids_tensor.numel(), "ids")),
-        hits(torch::stable::contiguous(hits_tensor)) {
-    STD_TORCH_CHECK(logits.scalar_type() == dtype, "target_logit must have the results' dtype");
-    STD_TORCH_CHECK(hits.dim() == 2 && hits.size(0) == problem.batch, "hits must be [B, K]");
+using OptionalTensor = std::optional<Tensor>;
+
+// The loss against samples that all rows share, and the plan made of them. targets: further classes
+// whose rows of the gradient are wanted.
+struct Shared {
+  Shared(const Operands& operands, const Rows& rows, const Tensor& ids_tensor,
+         const OptionalTensor& log_count, const Sum& sum, const OptionalTensor& target_classes)
+      : problem(operands.problem),
+        form{sum.sigmoid, sum.softcap},
+        ids(contiguous_vector(ids_tensor, ids_tensor.numel(), "ids")) {
     STD_TORCH_CHECK(ids.numel() > 0, "ids must not be empty");
     problem.negatives = &form;
-    problem.target_logit = {logits.data_ptr(), dtype_of(logits, "target_logit")};
+    problem.target_logit = {rows.target_logit.data_ptr(),
+                            dtype_of(rows.target_logit, "target_logit")};
     const Vector counts = optional_vector(log_count, ids.size(0), "log_expected_count", holder);
     STD_TORCH_CHECK(counts.dtype == DType::f32 || counts.dtype == DType::f64,
                     "log_expected_count must be float32 or float64");
-    const bool* mask = nullptr;
-    if (counted_rows.has_value()) {
-      counted = contiguous_vector(*counted_rows, problem.batch, "counted");
-      STD_TORCH_CHECK(counted->scalar_type() == ScalarType::Bool, "counted must be bool");
-      mask = static_cast<const bool*>(counted->data_ptr());
-    }
     const int64_t* others = nullptr;
     int64_t other_count = 0;
     if (target_classes.has_value()) {
@@ -42,24 +35,26 @@ struct NegativeArguments : Arguments {
       other_count = targets->numel();
     }
     plan = plan_negatives(integers(ids, "ids"), ids.size(0), counts.data, counts.dtype,
-                          integers(hits, "hits"), hits.size(1), mask, problem.batch,
-                          problem.classes, remove_hits, sigmoid, others, other_count, workspace);
-    check(plan);
+                          integers(rows.hits, "hits"), rows.hits.size(1), rows.mask(),
+                          problem.batch, problem.classes, sum.remove_hits, sum.sigmoid, others,
+                          other_count, workspace);
+    operands.check(plan);
   }
-  NegativeArguments(const NegativeArguments&) = delete;  // the problem points to the form
+  Shared(const Shared&) = delete;  // the problem points to the form
 
+  LossProblem problem;
   NegativesForm form;
-  Tensor logits, ids, hits;
-  std::optional<Tensor> holder, counted, targets;
+  Tensor ids;
+  OptionalTensor holder, targets;
   Workspace workspace;
   SamplePlan plan;
 };
 
 // loss and peak [B], zero where a row does not count.
-std::tuple<Tensor, Tensor> row_results(const NegativeArguments& a) {
-  const bool all_rows = a.plan.rows == a.problem.batch;
-  return {zeros_unless({a.problem.batch}, all_rows, a.dtype),
-          zeros_unless({a.problem.batch}, all_rows, a.dtype)};
+LossAndPeak row_results(const Shared& shared, ScalarType dtype) {
+  const int64_t batch = shared.problem.batch;
+  const bool all_rows = shared.plan.rows == batch;
+  return {zeros_unless({batch}, all_rows, dtype), zeros_unless({batch}, all_rows, dtype)};
 }
 
 template <class T>
@@ -68,67 +63,95 @@ RowResults<T> results_in(const Tensor& loss, const Tensor& peak) {
           static_cast<T*>(peak.data_ptr())};
 }
 
-std::tuple<Tensor, Tensor> negative_rows_cpu(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-    const Tensor& target_logit, const Tensor& hits, const std::optional<Tensor>& counted,
-    const Tensor& ids, const std::optional<Tensor>& log_count, double inv_temperature,
-    double softcap, bool remove_hits, bool sigmoid, bool /*tf32*/) {
-  NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
-                      inv_temperature, softcap, remove_hits, sigmoid, std::nullopt);
-  const auto [loss, peak] = row_results(a);
-  with_accumulator(a.dtype, [&]<class T>(T) {
-    loss_rows<T>(a.problem, a.plan, results_in<T>(loss, peak), a.workspace,
-                 active_isa(a.problem.batch), a.threads(ids.numel()));
+LossAndPeak shared_rows(const Operands& operands, Shared& shared) {
+  const auto [loss, peak] = row_results(shared, operands.dtype);
+  with_accumulator(operands.dtype, [&]<class T>(T) {
+    loss_rows<T>(shared.problem, shared.plan, results_in<T>(loss, peak), shared.workspace,
+                 active_isa(shared.problem.batch), operands.threads(shared.ids.numel()));
   });
   return {loss, peak};
 }
 
 // Losses, peaks and gradients in one sweep.
-std::tuple<Tensor, Tensor> run_sweep(NegativeArguments& a, const Tensor& row_scale,
-                                     const GradientTensors& grads) {
-  const LossProblem& p = a.problem;
-  const Tensor scale = contiguous_vector(row_scale, p.batch, "row_scale");
-  STD_TORCH_CHECK(scale.scalar_type() == a.dtype, "row_scale must have the results' dtype");
-  const auto [loss, peak] = row_results(a);
-  with_accumulator(a.dtype, [&]<class T>(T) {
-    const RowResults<T> results = results_in<T>(loss, peak);
-    loss_and_grads<T>(p, a.plan, results, grads.gradients(static_cast<const T*>(scale.data_ptr())),
-                      a.workspace, active_isa(a.problem.batch), a.threads(a.ids.numel()));
+LossAndPeak run_sweep(const Operands& operands, Shared& shared, const Tensor& row_scale,
+                      const GradientTensors& grads) {
+  const LossProblem& p = shared.problem;
+  const Tensor scale = row_numbers(row_scale, operands, "row_scale");
+  const auto [loss, peak] = row_results(shared, operands.dtype);
+  with_accumulator(operands.dtype, [&]<class T>(T) {
+    loss_and_grads<T>(p, shared.plan, results_in<T>(loss, peak),
+                      grads.gradients(static_cast<const T*>(scale.data_ptr())), shared.workspace,
+                      active_isa(p.batch), operands.threads(shared.ids.numel()));
   });
   return {loss, peak};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> negative_grads_cpu(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-    const Tensor& target_logit, const Tensor& hits, const std::optional<Tensor>& counted,
-    const Tensor& ids, const std::optional<Tensor>& log_count, double inv_temperature,
-    double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale, bool sparse_grad,
-    bool /*tf32*/) {
-  NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
-                      inv_temperature, softcap, remove_hits, sigmoid, std::nullopt);
-  const GradientTensors grads(a.problem, gradient_dtypes(input, weight, bias), a.plan, sparse_grad);
-  run_sweep(a, row_scale, grads);
+LossAndPeak negatives_rows(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                           const Tensor& target_logit, const Tensor& hits,
+                           const OptionalTensor& counted, const OptionalTensor& ids,
+                           const OptionalTensor& log_count, const OptionalTensor& key, int64_t kind,
+                           int64_t num_classes, const OptionalTensor& table,
+                           const OptionalTensor& probability_bits, int64_t num_drawable,
+                           int64_t num_samples, int64_t method, const OptionalTensor& tries,
+                           const OptionalTensor& exclude, bool corrected, double inv_temperature,
+                           double softcap, bool remove_hits, bool sigmoid, bool /*tf32*/) {
+  const Operands operands(input, weight, bias, inv_temperature);
+  const Rows rows(target_logit, hits, counted, operands);
+  const Source source = {
+      ids,          log_count,   key,    {kind, num_classes, table, probability_bits},
+      num_drawable, num_samples, method, tries,
+      exclude,      corrected};
+  const Sum sum = {softcap, remove_hits, sigmoid};
+  if (source.of_rows()) return per_row_rows(operands, rows, source, sum);
+  Shared shared(operands, rows, *ids, log_count, sum, std::nullopt);
+  return shared_rows(operands, shared);
+}
+
+Grads negatives_grads(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                      const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
+                      const OptionalTensor& ids, const OptionalTensor& log_count,
+                      const OptionalTensor& key, int64_t kind, int64_t num_classes,
+                      const OptionalTensor& table, const OptionalTensor& probability_bits,
+                      int64_t num_drawable, int64_t num_samples, int64_t method,
+                      const OptionalTensor& tries, const OptionalTensor& exclude, bool corrected,
+                      double inv_temperature, double softcap, bool remove_hits, bool sigmoid,
+                      const Tensor& row_scale, bool sparse_grad, bool /*tf32*/) {
+  const Operands operands(input, weight, bias, inv_temperature);
+  const Rows rows(target_logit, hits, counted, operands);
+  const Source source = {
+      ids,          log_count,   key,    {kind, num_classes, table, probability_bits},
+      num_drawable, num_samples, method, tries,
+      exclude,      corrected};
+  const Sum sum = {softcap, remove_hits, sigmoid};
+  const GradientDtypes dtypes = gradient_dtypes(input, weight, bias);
+  if (source.of_rows()) {
+    return per_row_grads(operands, rows, source, sum, row_scale, dtypes, sparse_grad);
+  }
+  Shared shared(operands, rows, *ids, log_count, sum, std::nullopt);
+  const GradientTensors grads(shared.problem, dtypes, shared.plan, sparse_grad);
+  run_sweep(operands, shared, row_scale, grads);
   return {grads.input, grads.weight, grads.bias, grads.rows};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> negative_loss_and_grads_cpu(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-    const Tensor& target_logit, const Tensor& hits, const std::optional<Tensor>& counted,
-    const Tensor& ids, const std::optional<Tensor>& log_count, double inv_temperature,
-    double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale, const Tensor& target) {
-  NegativeArguments a(input, weight, bias, target_logit, hits, counted, ids, log_count,
-                      inv_temperature, softcap, remove_hits, sigmoid, target);
-  const GradientTensors grads(a.problem, wide_dtypes(a.dtype, bias), a.plan, true);
-  const auto [loss, peak] = run_sweep(a, row_scale, grads);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> negatives_loss_and_grads(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
+    const Tensor& ids, const OptionalTensor& log_count, double inv_temperature, double softcap,
+    bool remove_hits, bool sigmoid, const Tensor& row_scale, const Tensor& target) {
+  const Operands operands(input, weight, bias, inv_temperature);
+  const Rows rows(target_logit, hits, counted, operands);
+  Shared shared(operands, rows, ids, log_count, {softcap, remove_hits, sigmoid}, target);
+  const GradientTensors grads(shared.problem, wide_dtypes(operands.dtype, bias), shared.plan, true);
+  const auto [loss, peak] = run_sweep(operands, shared, row_scale, grads);
   return {loss, peak, grads.input, grads.weight, grads.bias, grads.rows};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CPU, m) {
-  m.impl("negative_rows", TORCH_BOX(&negative_rows_cpu));
-  m.impl("negative_grads", TORCH_BOX(&negative_grads_cpu));
-  m.impl("negative_loss_and_grads", TORCH_BOX(&negative_loss_and_grads_cpu));
+  m.impl("negatives_rows", TORCH_BOX(&negatives_rows));
+  m.impl("negatives_grads", TORCH_BOX(&negatives_grads));
+  m.impl("negatives_loss_and_grads", TORCH_BOX(&negatives_loss_and_grads));
 }
 
 }  // namespace ssc::ops::cpu

@@ -28,12 +28,11 @@ inline Proposal weighted_proposal(const Tensor& table, const Tensor& probability
           static_cast<const double*>(probability_bits.const_data_ptr())};
 }
 
-inline Proposal proposal_of(int64_t kind, int64_t num_classes, const std::optional<Tensor>& table,
-                            const std::optional<Tensor>& probability_bits) {
-  check_kind(kind, table, probability_bits);
-  if (kind == kUniform) return uniform_proposal(num_classes);
-  if (kind == kLogUniform) return log_uniform_proposal(num_classes);
-  return weighted_proposal(*table, *probability_bits);
+inline Proposal proposal_of(const ProposalArguments& p) {
+  check_kind(p);
+  if (p.kind == kUniform) return uniform_proposal(p.num_classes);
+  if (p.kind == kLogUniform) return log_uniform_proposal(p.num_classes);
+  return weighted_proposal(*p.table, *p.probability_bits);
 }
 
 // The draws of `rows` rows, which borrow from the tensors. exclude: [rows, E] or none.

@@ -2,6 +2,7 @@
 // draws would be all call overhead otherwise).
 #include "csrc/cpu/sample/sample.h"
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -61,38 +62,67 @@ Draw draw(const Proposal& proposal, const Tensor& key, const Tensor& target, int
           log_counts(proposal, target, correction)};
 }
 
-Draw sample_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
-                    int64_t method, std::optional<Tensor> tries) {
-  return draw(uniform_proposal(num_classes), key, target, num_samples, method, tries);
+// Draws of single rows below which a second thread costs more than it saves.
+constexpr int64_t kGrain = 16 * kDrawBlock;
+
+// The draws that every row has of its own.
+Draw draw_rows(const Proposal& proposal, const Tensor& key, const Tensor& target,
+               int64_t num_drawable, int64_t num_samples, int64_t method,
+               const std::optional<Tensor>& tries, const std::optional<Tensor>& exclude,
+               bool keep_ids) {
+  check_int64(target, "target");
+  STD_TORCH_CHECK(target.dim() == 2, "target must be [B, T]");
+  const int64_t rows = target.size(0);
+  const int64_t targets = target.size(1);
+  const RowDraws draws =
+      row_draws(key, rows, proposal, num_drawable, num_samples, method, tries, exclude);
+  const int64_t kept = keep_ids ? num_samples : 0;
+  const Tensor ids = empty_cpu({rows, kept}, ScalarType::Long);
+  const Tensor num_draws = empty_cpu({keep_ids ? rows : 0}, ScalarType::Long);
+  const Tensor log_count = empty_cpu({rows, kept}, ScalarType::Float);
+  const Tensor target_log_count = empty_cpu({rows, targets}, ScalarType::Float);
+  const auto* target_ids = static_cast<const int64_t*>(target.const_data_ptr());
+  auto* out = static_cast<int64_t*>(ids.mutable_data_ptr());
+  auto* taken = static_cast<int64_t*>(num_draws.mutable_data_ptr());
+  auto* counts = static_cast<float*>(log_count.mutable_data_ptr());
+  auto* target_counts = static_cast<float*>(target_log_count.mutable_data_ptr());
+  const int64_t work = method == kRace ? static_cast<int64_t>(draws.proposal.num_classes)
+                                       : std::max<int64_t>(kept + targets, 1);
+  torch_parallel_for()(rows, std::max<int64_t>(kGrain / work, 1), [&](int64_t begin, int64_t end) {
+    RowSampler sampler(draws);
+    for (int64_t row = begin; row < end; ++row) {
+      if (keep_ids) {
+        taken[row] = sampler.draw(row, out + row * num_samples);
+        sampler.log_counts(out + row * num_samples, num_samples, counts + row * num_samples);
+      } else {
+        sampler.enter(row);
+      }
+      sampler.log_counts(target_ids + row * targets, targets, target_counts + row * targets);
+    }
+  });
+  return {ids, num_draws, log_count, target_log_count};
 }
 
-Draw sample_log_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
-                        int64_t method, std::optional<Tensor> tries) {
-  return draw(log_uniform_proposal(num_classes), key, target, num_samples, method, tries);
+Draw sample(const Tensor& key, const Tensor& target, int64_t kind, int64_t num_classes,
+            const std::optional<Tensor>& table, const std::optional<Tensor>& probability_bits,
+            int64_t num_drawable, int64_t num_samples, int64_t method,
+            const std::optional<Tensor>& tries, const std::optional<Tensor>& exclude, bool per_row,
+            bool keep_ids) {
+  const Proposal proposal = proposal_of({kind, num_classes, table, probability_bits});
+  if (per_row) {
+    return draw_rows(proposal, key, target, num_drawable, num_samples, method, tries, exclude,
+                     keep_ids);
+  }
+  check_shared(exclude, keep_ids);
+  return draw(proposal, key, target, num_samples, method, tries);
 }
 
-Draw sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bits,
-                  int64_t num_samples, int64_t method, std::optional<Tensor> tries) {
-  return draw(weighted_proposal(table, probability_bits), key, target, num_samples, method, tries);
-}
-
-Tensor log_count_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
-                         std::optional<Tensor> tries) {
+Tensor log_counts_of_ids(const Tensor& ids, int64_t kind, int64_t num_classes,
+                         const std::optional<Tensor>& table,
+                         const std::optional<Tensor>& probability_bits, int64_t /*num_drawable*/,
+                         int64_t num_samples, const std::optional<Tensor>& tries) {
   check_int64(ids, "ids");
-  return log_counts(uniform_proposal(num_classes), ids, log_count(num_samples, tries));
-}
-
-Tensor log_count_log_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
-                             std::optional<Tensor> tries) {
-  check_int64(ids, "ids");
-  return log_counts(log_uniform_proposal(num_classes), ids, log_count(num_samples, tries));
-}
-
-Tensor log_count_weighted(Tensor ids, Tensor probability_bits, int64_t num_samples,
-                          std::optional<Tensor> tries) {
-  check_int64(ids, "ids");
-  const Tensor& no_table = probability_bits;  // only draws look into the table
-  return log_counts(weighted_proposal(no_table, probability_bits), ids,
+  return log_counts(proposal_of({kind, num_classes, table, probability_bits}), ids,
                     log_count(num_samples, tries));
 }
 
@@ -113,12 +143,8 @@ Tensor alias_table(Tensor probabilities) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, CPU, m) {
-  m.impl("sample_uniform", TORCH_BOX(&sample_uniform));
-  m.impl("sample_log_uniform", TORCH_BOX(&sample_log_uniform));
-  m.impl("sample_alias", TORCH_BOX(&sample_alias));
-  m.impl("log_count_uniform", TORCH_BOX(&log_count_uniform));
-  m.impl("log_count_log_uniform", TORCH_BOX(&log_count_log_uniform));
-  m.impl("log_count_weighted", TORCH_BOX(&log_count_weighted));
+  m.impl("sample", TORCH_BOX(&sample));
+  m.impl("log_counts", TORCH_BOX(&log_counts_of_ids));
   m.impl("build_alias_table", TORCH_BOX(&alias_table));
 }
 

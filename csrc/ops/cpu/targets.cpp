@@ -8,11 +8,10 @@
 namespace ssc::ops::cpu {
 namespace {
 
-struct TargetArguments {
-  TargetArguments(const Tensor& input, const Tensor& weight, const Tensor& targets)
-      : arguments(input, weight, std::nullopt, nullptr, 1),
-        target(torch::stable::contiguous(targets)) {
-    const LossProblem& p = arguments.problem;
+struct Targets {
+  Targets(const Tensor& input, const Tensor& weight, const Tensor& targets)
+      : operands(input, weight, std::nullopt, 1), target(torch::stable::contiguous(targets)) {
+    const LossProblem& p = operands.problem;
     STD_TORCH_CHECK(target.dim() == 2 && target.size(0) == p.batch, "target must be [B, T]");
     problem = {p.input, p.weight, check_targets(target, p.classes), p.batch, target.size(1),
                p.dim,   p.classes};
@@ -21,22 +20,22 @@ struct TargetArguments {
   // The elements of a [B, T] tensor or of one that is written to.
   template <class T>
   T* elements(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(t.scalar_type() == arguments.dtype && t.is_contiguous(), name,
+    STD_TORCH_CHECK(t.scalar_type() == operands.dtype && t.is_contiguous(), name,
                     " must be contiguous and have the results' dtype");
     return static_cast<T*>(t.data_ptr());
   }
 
-  ParallelFor threads() const { return arguments.threads(problem.targets); }
+  ParallelFor threads() const { return operands.threads(problem.targets); }
 
-  Arguments arguments;
+  Operands operands;
   Tensor target;
   TargetProblem problem;
 };
 
 Tensor target_products_cpu(const Tensor& input, const Tensor& weight, const Tensor& target) {
-  const TargetArguments a(input, weight, target);
-  const Tensor out = empty_cpu({a.problem.batch, a.problem.targets}, a.arguments.dtype);
-  with_accumulator(a.arguments.dtype, [&]<class T>(T) {
+  const Targets a(input, weight, target);
+  const Tensor out = empty_cpu({a.problem.batch, a.problem.targets}, a.operands.dtype);
+  with_accumulator(a.operands.dtype, [&]<class T>(T) {
     target_products<T>(a.problem, static_cast<T*>(out.data_ptr()), active_isa(a.problem.batch),
                        a.threads());
   });
@@ -47,7 +46,7 @@ void add_target_grads_cpu(const Tensor& grad_input, const Tensor& grad_weight,
                           const Tensor& grad_bias, const Tensor& classes, const Tensor& input,
                           const Tensor& weight, const Tensor& target, const Tensor& coefficient,
                           const std::optional<Tensor>& bias_coefficient) {
-  const TargetArguments a(input, weight, target);
+  const Targets a(input, weight, target);
   const TargetProblem& p = a.problem;
   const int64_t rows = classes.numel(), pairs = p.batch * p.targets;
   check_int64(classes, "classes");
@@ -57,7 +56,7 @@ void add_target_grads_cpu(const Tensor& grad_input, const Tensor& grad_weight,
   STD_TORCH_CHECK(!bias_coefficient.has_value() ||
                       (bias_coefficient->numel() == pairs && grad_bias.numel() == rows),
                   "bias_coefficient must be [B, T] and grad_bias [N]");
-  with_accumulator(a.arguments.dtype, [&]<class T>(T) {
+  with_accumulator(a.operands.dtype, [&]<class T>(T) {
     const T* const of_bias = bias_coefficient.has_value()
                                  ? a.elements<T>(*bias_coefficient, "bias_coefficient")
                                  : nullptr;

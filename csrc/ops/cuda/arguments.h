@@ -1,4 +1,4 @@
-// The arguments that all operators of losses and logits have on the GPU: input, weight, bias.
+// The groups of arguments that several operators have on the GPU.
 #pragma once
 
 #include <optional>
@@ -38,9 +38,10 @@ const T* data(const std::optional<Tensor>& t) {
   return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
-struct Parameters {
-  Parameters(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-             double inv_temperature, bool tf32)
+// The operands of every operator of losses and logits, and the device that they are on.
+struct Operands {
+  Operands(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+           double inv_temperature, bool tf32)
       : device(input),
         input(check_matrix(input, "input")),
         weight(check_matrix(weight, "weight")),
@@ -116,6 +117,26 @@ struct Parameters {
   double inv_temperature;
   bool tf32;                    // float32 products may be rounded so
   ScalarType dtype, row_dtype;  // of the parameters, and of what is per row
+};
+
+// The rows of a negatives' loss: the logits r [B] that their sums are relative to, the classes
+// [B, K] that are their hits, and which of them count.
+struct Rows {
+  Rows(const Tensor& target_logit_tensor, const Tensor& hits_tensor,
+       const std::optional<Tensor>& counted_tensor, const Operands& operands)
+      : target_logit(operands.row_numbers(target_logit_tensor, "target_logit")),
+        hits(torch::stable::contiguous(hits_tensor)) {
+    operands.device.check_here(hits, "hits");
+    integers(hits, "hits");
+    STD_TORCH_CHECK(hits.dim() == 2 && hits.size(0) == operands.batch, "hits must be [B, K]");
+    if (!counted_tensor.has_value()) return;
+    operands.device.check_here(*counted_tensor, "counted");
+    counted = contiguous_vector(*counted_tensor, operands.batch, "counted");
+    STD_TORCH_CHECK(counted->scalar_type() == ScalarType::Bool, "counted must be bool");
+  }
+
+  Tensor target_logit, hits;
+  std::optional<Tensor> counted;
 };
 
 }  // namespace ssc::ops::cuda

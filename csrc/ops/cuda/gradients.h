@@ -9,7 +9,7 @@ namespace ssc::ops::cuda {
 
 // [S + B] each. Without targets: [S].
 struct ClassOrder {
-  ClassOrder(const Parameters& p, const Tensor& ids, const std::optional<Tensor>& target,
+  ClassOrder(const Operands& p, const Tensor& ids, const std::optional<Tensor>& target,
              int64_t ignore_index)
       : count(ids.numel() + (target.has_value() ? target->numel() : 0)),
         classes(p.device.empty({count}, ScalarType::Long)),
@@ -44,7 +44,7 @@ struct ClassOrder {
 // are distinct is not known here: the first row of a class has its gradient, and others, for it or
 // for class 0, are zeros.
 struct GradientTensors {
-  GradientTensors(const Parameters& p, int64_t entries, bool sparse)
+  GradientTensors(const Operands& p, int64_t entries, bool sparse)
       : sparse(sparse),
         dim(p.dim),
         input(p.device.empty({p.batch, p.dim}, p.dtype)),

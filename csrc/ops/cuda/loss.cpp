@@ -1,6 +1,6 @@
-// The loss operators on the GPU: tensors in, params structs out, kernels of csrc/cuda in between.
-// Arguments were checked with a message for users in Python; what is checked here protects memory.
-// Values are not looked at: an id outside [0, C) is for the kernels, which give NaN.
+// The loss operators on the GPU: from tensors to the structs of csrc/cuda and back. Python has
+// checked the arguments with messages for users; the checks here protect memory. Values are not
+// looked at: an id outside [0, C) is for the kernels, which give NaN.
 #include <optional>
 #include <tuple>
 
@@ -11,13 +11,13 @@
 namespace ssc::ops::cuda {
 namespace {
 
-// The arguments of the sampled loss but the parameters.
-struct Arguments : Parameters {
-  Arguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-            const Tensor& target, const Tensor& ids, const std::optional<Tensor>& log_count,
-            const std::optional<Tensor>& target_log_count, double inv_temperature,
-            bool remove_accidental_hits, int64_t ignore_index, bool tf32)
-      : Parameters(input, weight, bias, inv_temperature, tf32),
+// The operands, targets and samples of a loss.
+struct Sampled : Operands {
+  Sampled(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+          const Tensor& target, const Tensor& ids, const std::optional<Tensor>& log_count,
+          const std::optional<Tensor>& target_log_count, double inv_temperature,
+          bool remove_accidental_hits, int64_t ignore_index, bool tf32)
+      : Operands(input, weight, bias, inv_temperature, tf32),
         target(class_ids(target, batch, "target")),
         ids(class_ids(ids, ids.numel(), "ids")),
         log_count(counts(log_count, ids.numel(), "log_expected_count")),
@@ -28,7 +28,7 @@ struct Arguments : Parameters {
 
   template <class T>
   LossProblem<T> problem() const {
-    LossProblem<T> p = Parameters::problem<T>();
+    LossProblem<T> p = Operands::problem<T>();
     p.target = data<int64_t>(target);
     p.ids = data<int64_t>(ids);
     p.log_expected_count = data<float>(log_count);
@@ -45,16 +45,18 @@ struct Arguments : Parameters {
   bool remove_accidental_hits;
 };
 
-using Rows = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using RowResultTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-Rows loss_rows_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                    const Tensor& target, const Tensor& ids, const std::optional<Tensor>& log_count,
-                    const std::optional<Tensor>& target_log_count, double inv_temperature,
-                    bool remove_accidental_hits, int64_t ignore_index, bool tf32) {
-  const Arguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-                    remove_accidental_hits, ignore_index, tf32);
+RowResultTensors loss_rows_cuda(const Tensor& input, const Tensor& weight,
+                                const std::optional<Tensor>& bias, const Tensor& target,
+                                const Tensor& ids, const std::optional<Tensor>& log_count,
+                                const std::optional<Tensor>& target_log_count,
+                                double inv_temperature, bool remove_accidental_hits,
+                                int64_t ignore_index, bool tf32) {
+  const Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
+                  remove_accidental_hits, ignore_index, tf32);
   const auto row = [&] { return a.device.empty({a.batch}, a.row_dtype); };
-  const Rows rows = {row(), row(), row(), row()};
+  const RowResultTensors rows = {row(), row(), row(), row()};
   const auto& [loss, lse, target_logit, error] = rows;
   with_type(a.dtype, [&]<class T>(T*) {
     using A = typename AccumulatorOf<T>::Type;
@@ -79,8 +81,8 @@ LossAndGrads loss_and_grads_cuda(const Tensor& input, const Tensor& weight,
                                  double inv_temperature, bool remove_accidental_hits,
                                  int64_t ignore_index, const std::optional<Tensor>& row_scale,
                                  bool mean, bool sparse_grad, bool tf32) {
-  const Arguments a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-                    remove_accidental_hits, ignore_index, tf32);
+  const Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
+                  remove_accidental_hits, ignore_index, tf32);
   const OnDevice& device = a.device;
   const cudaStream_t stream = device.stream();
   const Tensor scale = row_scale.has_value() ? a.row_numbers(*row_scale, "row_scale")

@@ -1,13 +1,12 @@
 // Losses against negatives of which every row has its own, on the GPU, as in csrc/ops/cpu. Rows go
 // through in chunks whose ids, logits and sorted lists fit a workspace of bounded size.
-#include "csrc/cuda/per_row/per_row.h"
+#include "csrc/ops/cuda/per_row.h"
 
 #include <algorithm>
 #include <optional>
-#include <tuple>
 
 #include "csrc/cuda/loss/class_list.h"
-#include "csrc/ops/cuda/arguments.h"
+#include "csrc/cuda/per_row/per_row.h"
 #include "csrc/ops/cuda/proposal.h"
 
 namespace ssc::ops::cuda {
@@ -17,65 +16,37 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
 
-struct RowArguments : Parameters {
-  RowArguments(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-               const Tensor& target_logit_tensor, const Tensor& hits_tensor,
-               const OptionalTensor& counted_tensor, double inv_temperature, double softcap,
-               bool remove_hits, bool sigmoid)
-      : Parameters(input, weight, bias, inv_temperature, false),
-        target_logit(contiguous_vector(target_logit_tensor, batch, "target_logit")),
-        hits(torch::stable::contiguous(check_matrix(hits_tensor, "hits"))),
-        softcap(softcap),
-        remove_hits(remove_hits),
-        sigmoid(sigmoid) {
-    STD_TORCH_CHECK(target_logit.scalar_type() == row_dtype,
-                    "target_logit must have the row outputs' dtype");
-    STD_TORCH_CHECK(hits.size(0) == batch, "hits must be [B=", batch, ", K]");
-    integers(hits, "hits");
-    device.check_here(target_logit, "target_logit");
-    device.check_here(hits, "hits");
-    if (!counted_tensor.has_value()) return;
-    device.check_here(*counted_tensor, "counted");
-    counted = contiguous_vector(*counted_tensor, batch, "counted");
-    STD_TORCH_CHECK(counted->scalar_type() == ScalarType::Bool, "counted must be bool");
-  }
-
-  // Rows [first, first + rows), but for their samples.
-  template <class T>
-  ssc::cuda::PerRowProblem<T> rows_problem(int64_t first, int64_t rows) const {
-    using A = typename AccumulatorOf<T>::Type;
-    const LossProblem<T> whole = problem<T>();
-    return {whole.input + first * whole.input_stride,
-            whole.weight,
-            whole.input_stride,
-            whole.weight_stride,
-            whole.bias,
-            data<A>(target_logit) + first,
-            data<int64_t>(hits) + first * hits.size(1),
-            hits.size(1),
-            remove_hits,
-            counted.has_value() ? data<bool>(*counted) + first : nullptr,
-            nullptr,
-            nullptr,
-            rows,
-            dim,
-            classes,
-            0,
-            whole.inv_temperature,
-            static_cast<A>(softcap),
-            sigmoid};
-  }
-
-  Tensor target_logit, hits;
-  OptionalTensor counted;
-  double softcap;
-  bool remove_hits, sigmoid;
-};
+// Rows [first, first + count), but for their samples.
+template <class T>
+ssc::cuda::PerRowProblem<T> rows_problem(const Operands& operands, const Rows& rows, const Sum& sum,
+                                         int64_t first, int64_t count) {
+  using A = typename AccumulatorOf<T>::Type;
+  const LossProblem<T> whole = operands.problem<T>();
+  return {whole.input + first * whole.input_stride,
+          whole.weight,
+          whole.input_stride,
+          whole.weight_stride,
+          whole.bias,
+          data<A>(rows.target_logit) + first,
+          data<int64_t>(rows.hits) + first * rows.hits.size(1),
+          rows.hits.size(1),
+          sum.remove_hits,
+          rows.counted.has_value() ? data<bool>(*rows.counted) + first : nullptr,
+          nullptr,
+          nullptr,
+          count,
+          whole.dim,
+          whole.classes,
+          0,
+          whole.inv_temperature,
+          static_cast<A>(sum.softcap),
+          sum.sigmoid};
+}
 
 // ids and log counts of rows: given, or drawn for the chunk that is being worked on.
 class RowSamples {
  public:
-  RowSamples(const Tensor& ids, const OptionalTensor& log_count, const RowArguments& a)
+  RowSamples(const Tensor& ids, const OptionalTensor& log_count, const Operands& a)
       : samples_(check_matrix(ids, "ids").size(1)) {
     STD_TORCH_CHECK(ids.size(0) == a.batch, "ids must be [B=", a.batch, ", S]");
     integers(ids, "ids");
@@ -148,26 +119,14 @@ Tensor room_for_parts(const OnDevice& device, int64_t rows, int splits) {
   return device.empty({std::max<int64_t>(rows * splits * kPart, 1)}, ScalarType::Byte);
 }
 
-using Rows = std::tuple<Tensor, Tensor>;
-
-Rows run_rows(const RowArguments& a, RowSamples samples) {
-  const Tensor loss = a.device.empty({a.batch}, a.row_dtype);
-  const Tensor peak = a.device.empty({a.batch}, a.row_dtype);
-  const cudaStream_t stream = a.device.stream();
-  const int64_t most = chunk_rows(a.batch, samples.count(), samples.bytes());
-  const int splits = ssc::cuda::row_splits(most, samples.count(), a.device.multiprocessors());
-  samples.make_room(a.device, most);
-  with_type(a.dtype, [&]<class T>(T*) {
-    using A = typename AccumulatorOf<T>::Type;
-    const Tensor parts = room_for_parts<T>(a.device, most, splits);
-    for (int64_t first = 0; first < a.batch; first += most) {
-      ssc::cuda::PerRowProblem<T> p = a.rows_problem<T>(first, std::min(most, a.batch - first));
-      samples.fill(p, first, stream);
-      run_chunk(p, parts, splits, static_cast<A*>(nullptr), data<A>(loss) + first,
-                data<A>(peak) + first, nullptr, stream);
-    }
-  });
-  return {loss, peak};
+RowSamples samples_of(const Operands& a, const Source& s) {
+  if (!s.key.has_value()) return RowSamples(*s.ids, s.log_count, a);
+  RowDrawer drawer(a.device, s.proposal);
+  const RowDraws draws(a.device, *s.key, a.batch, s.num_drawable, s.num_samples, s.method, s.tries,
+                       s.exclude, drawer.num_classes());
+  STD_TORCH_CHECK(drawer.num_classes() <= static_cast<uint64_t>(a.classes), "the proposal has ",
+                  drawer.num_classes(), " classes, weight only ", a.classes);
+  return RowSamples(std::move(drawer), draws, s.corrected);
 }
 
 // The workspace of a chunk's pairs of row and sample.
@@ -195,19 +154,40 @@ struct PairLists {
   Tensor coefficients, listed, sorted;
 };
 
-using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+}  // namespace
+
+LossAndPeak per_row_rows(const Operands& a, const Rows& rows, const Source& source,
+                         const Sum& sum) {
+  RowSamples samples = samples_of(a, source);
+  const Tensor loss = a.device.empty({a.batch}, a.row_dtype);
+  const Tensor peak = a.device.empty({a.batch}, a.row_dtype);
+  const cudaStream_t stream = a.device.stream();
+  const int64_t most = chunk_rows(a.batch, samples.count(), samples.bytes());
+  const int splits = ssc::cuda::row_splits(most, samples.count(), a.device.multiprocessors());
+  samples.make_room(a.device, most);
+  with_type(a.dtype, [&]<class T>(T*) {
+    using A = typename AccumulatorOf<T>::Type;
+    const Tensor parts = room_for_parts<T>(a.device, most, splits);
+    for (int64_t first = 0; first < a.batch; first += most) {
+      ssc::cuda::PerRowProblem<T> p =
+          rows_problem<T>(a, rows, sum, first, std::min(most, a.batch - first));
+      samples.fill(p, first, stream);
+      run_chunk(p, parts, splits, static_cast<A*>(nullptr), data<A>(loss) + first,
+                data<A>(peak) + first, nullptr, stream);
+    }
+  });
+  return {loss, peak};
+}
 
 // Sparse gradients have min(C, B·S) rows, because how many classes are distinct is not known here:
 // every class, or a row for each pair, of which the first of a class has its gradient and the
 // others, for class 0, are zeros. Sums are kept in the accumulator's type and rounded once.
-Grads run_grads(const RowArguments& a, RowSamples samples, const Tensor& row_scale_tensor,
-                bool sparse_grad) {
+Grads per_row_grads(const Operands& a, const Rows& rows, const Source& source, const Sum& sum,
+                    const Tensor& row_scale_tensor, bool sparse_grad) {
+  RowSamples samples = samples_of(a, source);
   const OnDevice& device = a.device;
   const cudaStream_t stream = device.stream();
-  device.check_here(row_scale_tensor, "row_scale");
-  const Tensor row_scale = contiguous_vector(row_scale_tensor, a.batch, "row_scale");
-  STD_TORCH_CHECK(row_scale.scalar_type() == a.row_dtype,
-                  "row_scale must have the row outputs' dtype");
+  const Tensor row_scale = a.row_numbers(row_scale_tensor, "row_scale");
   const int64_t pairs = a.batch * samples.count();
   const bool by_pair = sparse_grad && pairs < a.classes;
   const int64_t grad_size = by_pair ? pairs : a.classes;
@@ -231,14 +211,15 @@ Grads run_grads(const RowArguments& a, RowSamples samples, const Tensor& row_sca
   with_type(a.dtype, [&]<class T>(T*) {
     using A = typename AccumulatorOf<T>::Type;
     const Tensor parts = room_for_parts<T>(device, most, splits);
-    const Tensor rows = device.empty({3, most}, a.row_dtype);
-    auto* const lse = data<A>(rows) + 2 * most;
+    const Tensor results = device.empty({3, most}, a.row_dtype);
+    auto* const lse = data<A>(results) + 2 * most;
     PairLists lists(device, room, a.row_dtype);
     auto* const logits = data<A>(lists.coefficients);
     for (int64_t first = 0; first < a.batch; first += most) {
-      ssc::cuda::PerRowProblem<T> p = a.rows_problem<T>(first, std::min(most, a.batch - first));
+      ssc::cuda::PerRowProblem<T> p =
+          rows_problem<T>(a, rows, sum, first, std::min(most, a.batch - first));
       samples.fill(p, first, stream);
-      run_chunk(p, parts, splits, logits, data<A>(rows), data<A>(rows) + most, lse, stream);
+      run_chunk(p, parts, splits, logits, data<A>(results), data<A>(results) + most, lse, stream);
       auto* const listed = data<int64_t>(lists.listed);
       check_launch(ssc::cuda::row_coefficients(p, lse, data<A>(row_scale) + first, logits, listed,
                                                listed + room, stream),
@@ -267,75 +248,6 @@ Grads run_grads(const RowArguments& a, RowSamples samples, const Tensor& row_sca
     return a.dtype == a.row_dtype ? sums : torch::stable::to(sums, a.dtype);
   };
   return {grad_input, rounded(weight_sums), rounded(bias_sums), grad_rows};
-}
-
-Rows per_row_rows(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                  const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
-                  const Tensor& ids, const OptionalTensor& log_count, double inv_temperature,
-                  double softcap, bool remove_hits, bool sigmoid) {
-  const RowArguments a(input, weight, bias, target_logit, hits, counted, inv_temperature, softcap,
-                       remove_hits, sigmoid);
-  return run_rows(a, RowSamples(ids, log_count, a));
-}
-
-Grads per_row_grads(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                    const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
-                    const Tensor& ids, const OptionalTensor& log_count, double inv_temperature,
-                    double softcap, bool remove_hits, bool sigmoid, const Tensor& row_scale,
-                    bool sparse_grad) {
-  const RowArguments a(input, weight, bias, target_logit, hits, counted, inv_temperature, softcap,
-                       remove_hits, sigmoid);
-  return run_grads(a, RowSamples(ids, log_count, a), row_scale, sparse_grad);
-}
-
-RowSamples drawn_samples(const RowArguments& a, const Tensor& key, int64_t kind,
-                         int64_t num_classes, const OptionalTensor& table,
-                         const OptionalTensor& probability_bits, int64_t num_drawable,
-                         int64_t num_samples, int64_t method, const OptionalTensor& tries,
-                         const OptionalTensor& exclude, bool corrected) {
-  RowDrawer drawer(a.device, kind, num_classes, table, probability_bits);
-  const RowDraws draws(a.device, key, a.batch, num_drawable, num_samples, method, tries, exclude,
-                       drawer.num_classes());
-  STD_TORCH_CHECK(drawer.num_classes() <= static_cast<uint64_t>(a.classes), "the proposal has ",
-                  drawer.num_classes(), " classes, weight only ", a.classes);
-  return RowSamples(std::move(drawer), draws, corrected);
-}
-
-Rows keyed_rows(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
-                const Tensor& key, int64_t kind, int64_t num_classes, const OptionalTensor& table,
-                const OptionalTensor& probability_bits, int64_t num_drawable, int64_t num_samples,
-                int64_t method, const OptionalTensor& tries, const OptionalTensor& exclude,
-                bool corrected, double inv_temperature, double softcap, bool remove_hits,
-                bool sigmoid) {
-  const RowArguments a(input, weight, bias, target_logit, hits, counted, inv_temperature, softcap,
-                       remove_hits, sigmoid);
-  return run_rows(a, drawn_samples(a, key, kind, num_classes, table, probability_bits, num_drawable,
-                                   num_samples, method, tries, exclude, corrected));
-}
-
-Grads keyed_grads(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                  const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
-                  const Tensor& key, int64_t kind, int64_t num_classes, const OptionalTensor& table,
-                  const OptionalTensor& probability_bits, int64_t num_drawable, int64_t num_samples,
-                  int64_t method, const OptionalTensor& tries, const OptionalTensor& exclude,
-                  bool corrected, double inv_temperature, double softcap, bool remove_hits,
-                  bool sigmoid, const Tensor& row_scale, bool sparse_grad) {
-  const RowArguments a(input, weight, bias, target_logit, hits, counted, inv_temperature, softcap,
-                       remove_hits, sigmoid);
-  return run_grads(a,
-                   drawn_samples(a, key, kind, num_classes, table, probability_bits, num_drawable,
-                                 num_samples, method, tries, exclude, corrected),
-                   row_scale, sparse_grad);
-}
-
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, SSC_CUDA_KEY, m) {
-  m.impl("per_row_rows", TORCH_BOX(&per_row_rows));
-  m.impl("per_row_grads", TORCH_BOX(&per_row_grads));
-  m.impl("keyed_rows", TORCH_BOX(&keyed_rows));
-  m.impl("keyed_grads", TORCH_BOX(&keyed_grads));
 }
 
 }  // namespace ssc::ops::cuda

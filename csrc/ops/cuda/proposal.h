@@ -23,6 +23,22 @@ inline ssc::cuda::WeightedProposal weighted_proposal(const Tensor& table,
           static_cast<const double*>(probability_bits.const_data_ptr())};
 }
 
+using Proposal = std::variant<ssc::cuda::UniformProposal, ssc::cuda::LogUniformProposal,
+                              ssc::cuda::WeightedProposal>;
+
+inline Proposal proposal_of(const OnDevice& device, const ProposalArguments& p) {
+  check_kind(p);
+  if (p.kind == kUniform) return ssc::cuda::UniformProposal{uniform_classes(p.num_classes)};
+  if (p.kind == kLogUniform) {
+    return ssc::cuda::log_uniform_proposal(log_uniform_classes(p.num_classes));
+  }
+  return weighted_proposal(*p.table, *p.probability_bits, device);
+}
+
+inline uint64_t num_classes(const Proposal& proposal) {
+  return std::visit([](const auto& p) { return ssc::cuda::num_classes(p); }, proposal);
+}
+
 // The arguments of rows' draws beside the proposal, checked. Borrows from the tensors.
 struct RowDraws {
   RowDraws(const OnDevice& device, const Tensor& key, int64_t rows, int64_t num_drawable,
@@ -64,14 +80,10 @@ struct RowDraws {
 // Draws for rows, a chunk at a time. Borrows from the tensors of the arguments.
 class RowDrawer {
  public:
-  RowDrawer(const OnDevice& device, int64_t kind, int64_t num_classes,
-            const std::optional<Tensor>& table, const std::optional<Tensor>& probability_bits)
-      : proposal_(make(device, kind, num_classes, table, probability_bits)) {}
+  RowDrawer(const OnDevice& device, const ProposalArguments& proposal)
+      : proposal_(proposal_of(device, proposal)) {}
 
-  uint64_t num_classes() const {
-    return std::visit([](const auto& proposal) { return ssc::cuda::num_classes(proposal); },
-                      proposal_);
-  }
+  uint64_t num_classes() const { return cuda::num_classes(proposal_); }
 
   // To be called before the first draw: of chunks of up to `most_rows` rows.
   void prepare(const OnDevice& device, const RowDraws& draws, int64_t most_rows) {
@@ -101,19 +113,6 @@ class RowDrawer {
 
  private:
   static constexpr int64_t kTableBytes = int64_t{32} << 20;
-
-  using Proposal = std::variant<ssc::cuda::UniformProposal, ssc::cuda::LogUniformProposal,
-                                ssc::cuda::WeightedProposal>;
-
-  static Proposal make(const OnDevice& device, int64_t kind, int64_t num_classes,
-                       const std::optional<Tensor>& table,
-                       const std::optional<Tensor>& probability_bits) {
-    check_kind(kind, table, probability_bits);
-    if (kind == kUniform) return ssc::cuda::UniformProposal{uniform_classes(num_classes)};
-    if (kind == kLogUniform)
-      return ssc::cuda::log_uniform_proposal(log_uniform_classes(num_classes));
-    return weighted_proposal(*table, *probability_bits, device);
-  }
 
   // Every draw of a row's stream is a sample.
   template <class T>

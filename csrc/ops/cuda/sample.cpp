@@ -12,14 +12,6 @@ namespace {
 
 using Draw = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-ssc::cuda::UniformProposal uniform_proposal(int64_t num_classes) {
-  return {uniform_classes(num_classes)};
-}
-
-ssc::cuda::LogUniformProposal log_uniform_proposal(int64_t num_classes) {
-  return ssc::cuda::log_uniform_proposal(log_uniform_classes(num_classes));
-}
-
 // tries: one float64 in the memory of the CPU or of the device; none: S draws with replacement.
 // correct: they are to correct logits (LogCount).
 template <class Proposal>
@@ -93,57 +85,71 @@ Draw draw(const Proposal& proposal, uint64_t num_classes, const Tensor& key, con
           log_counts(proposal, target, num_samples, counted, true, device)};
 }
 
-Draw sample_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
-                    int64_t method, std::optional<Tensor> tries) {
+// The draws that every row has of its own.
+Draw draw_rows(const OnDevice& device, const Tensor& key, const Tensor& target,
+               const ProposalArguments& proposal, int64_t num_drawable, int64_t num_samples,
+               int64_t method, const std::optional<Tensor>& tries,
+               const std::optional<Tensor>& exclude, bool keep_ids) {
+  check_int64(target, "target");
+  STD_TORCH_CHECK(target.dim() == 2, "target must be [B, T]");
+  const int64_t rows = target.size(0);
+  RowDrawer drawer(device, proposal);
+  const RowDraws draws(device, key, rows, num_drawable, num_samples, method, tries, exclude,
+                       drawer.num_classes());
+  const int64_t kept = keep_ids ? num_samples : 0;
+  const Tensor ids = device.empty({rows, kept}, ScalarType::Long);
+  Tensor num_draws = device.empty({keep_ids ? rows : 0}, ScalarType::Long);
+  const Tensor log_count = device.empty({rows, kept}, ScalarType::Float);
+  const Tensor target_log_count = device.empty_like(target, ScalarType::Float);
+  torch::stable::fill_(num_draws, static_cast<double>(num_samples));
+  drawer.prepare(device, draws, rows);
+  const auto wanted = [&]<class T>(const Tensor& t) {
+    return keep_ids ? static_cast<T*>(t.data_ptr()) : nullptr;
+  };
+  drawer.draw(
+      0, rows,
+      {wanted.operator()<int64_t>(ids), wanted.operator()<int64_t>(num_draws),
+       wanted.operator()<float>(log_count), static_cast<const int64_t*>(target.const_data_ptr()),
+       target.size(1), static_cast<float*>(target_log_count.data_ptr())},
+      device.stream());
+  return {ids, num_draws, log_count, target_log_count};
+}
+
+Draw sample(const Tensor& key, const Tensor& target, int64_t kind, int64_t num_classes,
+            const std::optional<Tensor>& table, const std::optional<Tensor>& probability_bits,
+            int64_t num_drawable, int64_t num_samples, int64_t method,
+            const std::optional<Tensor>& tries, const std::optional<Tensor>& exclude, bool per_row,
+            bool keep_ids) {
   const OnDevice device(target);
-  return draw(uniform_proposal(num_classes), uniform_classes(num_classes), key, target, num_samples,
-              method, tries, device);
+  const ProposalArguments arguments = {kind, num_classes, table, probability_bits};
+  if (per_row) {
+    return draw_rows(device, key, target, arguments, num_drawable, num_samples, method, tries,
+                     exclude, keep_ids);
+  }
+  check_shared(exclude, keep_ids);
+  const Proposal proposal = proposal_of(device, arguments);
+  return std::visit(
+      [&](const auto& p) {
+        return draw(p, ssc::cuda::num_classes(p), key, target, num_samples, method, tries, device);
+      },
+      proposal);
 }
 
-Draw sample_log_uniform(Tensor key, Tensor target, int64_t num_classes, int64_t num_samples,
-                        int64_t method, std::optional<Tensor> tries) {
-  const OnDevice device(target);
-  return draw(log_uniform_proposal(num_classes), log_uniform_classes(num_classes), key, target,
-              num_samples, method, tries, device);
-}
-
-Draw sample_alias(Tensor key, Tensor target, Tensor table, Tensor probability_bits,
-                  int64_t num_samples, int64_t method, std::optional<Tensor> tries) {
-  const OnDevice device(target);
-  return draw(weighted_proposal(table, probability_bits, device),
-              weighted_classes(table, probability_bits), key, target, num_samples, method, tries,
-              device);
-}
-
-Tensor log_count_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
-                         std::optional<Tensor> tries) {
+Tensor log_counts_of_ids(const Tensor& ids, int64_t kind, int64_t num_classes,
+                         const std::optional<Tensor>& table,
+                         const std::optional<Tensor>& probability_bits, int64_t /*num_drawable*/,
+                         int64_t num_samples, const std::optional<Tensor>& tries) {
   const OnDevice device(ids);
-  return log_counts(uniform_proposal(num_classes), ids, num_samples, tries, false, device);
-}
-
-Tensor log_count_log_uniform(Tensor ids, int64_t num_classes, int64_t num_samples,
-                             std::optional<Tensor> tries) {
-  const OnDevice device(ids);
-  return log_counts(log_uniform_proposal(num_classes), ids, num_samples, tries, false, device);
-}
-
-Tensor log_count_weighted(Tensor ids, Tensor probability_bits, int64_t num_samples,
-                          std::optional<Tensor> tries) {
-  const OnDevice device(ids);
-  const Tensor& no_table = probability_bits;  // only draws look into the table
-  return log_counts(weighted_proposal(no_table, probability_bits, device), ids, num_samples, tries,
-                    false, device);
+  return std::visit(
+      [&](const auto& p) { return log_counts(p, ids, num_samples, tries, false, device); },
+      proposal_of(device, {kind, num_classes, table, probability_bits}));
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sampled_softmax, SSC_CUDA_KEY, m) {
-  m.impl("sample_uniform", TORCH_BOX(&sample_uniform));
-  m.impl("sample_log_uniform", TORCH_BOX(&sample_log_uniform));
-  m.impl("sample_alias", TORCH_BOX(&sample_alias));
-  m.impl("log_count_uniform", TORCH_BOX(&log_count_uniform));
-  m.impl("log_count_log_uniform", TORCH_BOX(&log_count_log_uniform));
-  m.impl("log_count_weighted", TORCH_BOX(&log_count_weighted));
+  m.impl("sample", TORCH_BOX(&sample));
+  m.impl("log_counts", TORCH_BOX(&log_counts_of_ids));
 }
 
 }  // namespace ssc::ops::cuda
