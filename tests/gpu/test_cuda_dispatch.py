@@ -17,6 +17,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sampled_softmax_cuda as ssc
+from sampled_softmax_cuda import functional
+from sampled_softmax_cuda.losses.problem import Problem
 from sampled_softmax_cuda.ops import library, loss
 from sampled_softmax_cuda.ops import sample as ops
 from sampled_softmax_cuda.proposals import Method
@@ -47,13 +49,17 @@ def record(native: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """Inside, "cuda" has our kernels, tensors are fake, and the reference only records calls."""
     recorder = Recorder()
 
-    def reference(*arguments: Any, **options: Any) -> Tensor:
+    def draw(*arguments: Any) -> Tensor:
         recorder.calls.append(("reference", arguments))
-        return torch.empty((), dtype=arguments[0].dtype) if options else arguments[1]
+        return arguments[1]
+
+    def solve(p: Problem) -> tuple[Tensor, list[Tensor]]:
+        recorder.calls.append(("reference", (p,)))
+        return p.input.new_empty(p.target.shape if p.reduction == "none" else ()), []
 
     monkeypatch.setattr(library, "_cuda_ops", frozenset(OPERATORS))
-    monkeypatch.setattr(ssc.reference, "sampled_softmax_loss", reference)
-    monkeypatch.setattr(ops.reference, "sample", reference)
+    monkeypatch.setattr(functional, "reference", solve)
+    monkeypatch.setattr(ops.reference, "sample", draw)
     with FakeTensorMode(), recorder:
         yield recorder
 
