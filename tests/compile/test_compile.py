@@ -14,7 +14,7 @@ from torch import nn
 
 import sampled_softmax_cuda as ssc
 from helpers.backends import use_backend
-from helpers.problem import OptionProblem, make_option_problem, make_problem
+from helpers.problem import Problem, make_option_problem, make_problem
 from sampled_softmax_cuda import exact
 
 SIZES = (7, 9, 16)  # the second size makes the graph dynamic, the third must fit it
@@ -125,7 +125,7 @@ def test_options(compiled: str, options: str, num_classes: int, sparse_grad: boo
     """Losses that are composed of parts; row-sparse gradients have at most C rows, which counts
     where classes are fewer than samples and targets."""
     frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    p: OptionProblem
+    p: Problem
 
     def loss(h: Any, weight: Any, bias: Any, target: Any, samples: Any) -> torch.Tensor:
         return ssc.sampled_softmax_loss(

@@ -12,7 +12,7 @@ from torch import Tensor, func
 from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
-from helpers.problem import OptionProblem, make_option_problem
+from helpers.problem import Problem, make_option_problem
 from helpers.truth import option_truth
 from sampled_softmax_cuda import exact, functional
 from sampled_softmax_cuda.reference import exact as reference_exact
@@ -34,11 +34,11 @@ Leaves = tuple[Tensor, ...]
 
 
 @pytest.fixture(params=OPTIONS)
-def problem(request: pytest.FixtureRequest) -> OptionProblem:
+def problem(request: pytest.FixtureRequest) -> Problem:
     return make_option_problem(3, 2, 6, 5, **OPTIONS[request.param])
 
 
-def loss_of(p: OptionProblem, **more: Any) -> Callable[..., Tensor]:
+def loss_of(p: Problem, **more: Any) -> Callable[..., Tensor]:
     """The loss as a function of input, weight and bias."""
 
     def loss(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -50,15 +50,15 @@ def loss_of(p: OptionProblem, **more: Any) -> Callable[..., Tensor]:
     return loss
 
 
-def truth_of(p: OptionProblem) -> Callable[..., Tensor]:
+def truth_of(p: Problem) -> Callable[..., Tensor]:
     def rows(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        q = OptionProblem(h, w, b, p.target, p.samples, p.options)
+        q = Problem(h, w, b, p.target, p.samples, p.options)
         return option_truth(q)[0]
 
     return rows
 
 
-def values(p: OptionProblem) -> Leaves:
+def values(p: Problem) -> Leaves:
     """The leaves as data: torch.func asks for no requires_grad."""
     return tuple(leaf.detach() for leaf in p.leaves)
 
@@ -71,7 +71,7 @@ def close(ours: Any, truth: Any) -> None:
     torch.testing.assert_close(tuple(ours), tuple(truth), rtol=1e-7, atol=1e-9)
 
 
-def test_reverse_mode(device: str, problem: OptionProblem) -> None:
+def test_reverse_mode(device: str, problem: Problem) -> None:
     leaves, each = values(problem), (0, 1, 2)
     truth = torch.autograd.functional.jacobian(truth_of(problem), leaves)
     close(func.jacrev(loss_of(problem, reduction="none"), each)(*leaves), truth)
@@ -84,7 +84,7 @@ def test_reverse_mode(device: str, problem: OptionProblem) -> None:
     close(back(torch.tensor(2.0, dtype=value.dtype)), [2 * g for g in gradient])
 
 
-def test_forward_mode(device: str, problem: OptionProblem) -> None:
+def test_forward_mode(device: str, problem: Problem) -> None:
     leaves = values(problem)
     tangents = directions(leaves)
     truth = torch.autograd.functional.jvp(truth_of(problem), leaves, tangents)
@@ -100,7 +100,7 @@ def test_forward_mode(device: str, problem: OptionProblem) -> None:
 
 
 @pytest.mark.parametrize("place", range(3))
-def test_one_tangent_of_three(device: str, problem: OptionProblem, place: int) -> None:
+def test_one_tangent_of_three(device: str, problem: Problem, place: int) -> None:
     leaves = values(problem)
     tangents = [torch.zeros_like(leaf) for leaf in leaves]
     tangents[place] = torch.randn_like(leaves[place])
@@ -112,7 +112,7 @@ def test_one_tangent_of_three(device: str, problem: OptionProblem, place: int) -
         close(forward_ad.unpack_dual(rows(*given)), truth)
 
 
-def test_second_derivatives(device: str, problem: OptionProblem) -> None:
+def test_second_derivatives(device: str, problem: Problem) -> None:
     if getattr(problem.options.get("objective"), "reweighted", False):
         pytest.skip("has a gradient that is no derivative of its value, so no second one")
     leaves = values(problem)
@@ -126,7 +126,7 @@ def test_second_derivatives(device: str, problem: OptionProblem) -> None:
             close(row, expected)
 
 
-def test_batches(device: str, problem: OptionProblem) -> None:
+def test_batches(device: str, problem: Problem) -> None:
     """An ensemble of models: batches of input, weight and bias, and of their gradients."""
     stacks = tuple(torch.stack((leaf, 2 * leaf, -leaf)) for leaf in values(problem))
     rows, total = loss_of(problem, reduction="none"), loss_of(problem, reduction="sum")
@@ -253,7 +253,7 @@ def test_a_second_derivative_of_the_kernels_is_refused(compiled: str) -> None:
             gradient.sum().backward()
 
 
-def test_sparse_gradients_are_refused(device: str, problem: OptionProblem) -> None:
+def test_sparse_gradients_are_refused(device: str, problem: Problem) -> None:
     total = loss_of(problem, sparse_grad=True)
     with pytest.raises(ValueError, match=r"sparse_grad must be False under torch\.func"):
         func.grad(total, (0, 1, 2))(*values(problem))
@@ -296,7 +296,7 @@ def test_ids_out_of_range_in_a_batch(either: str) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_batches_of_upstream_gradients(either: str, problem: OptionProblem, reduction: str) -> None:
+def test_batches_of_upstream_gradients(either: str, problem: Problem, reduction: str) -> None:
     """`is_grads_batched`, which torch.autograd.functional.jacobian(vectorize=True) uses."""
     loss = problem.loss(reduction=reduction)
     upstream = torch.randn(3, *loss.shape, dtype=loss.dtype)

@@ -8,7 +8,7 @@ import torch
 
 import sampled_softmax_cuda as ssc
 
-from .problem import OptionProblem
+from .problem import Problem
 from .truth import assert_close_to_truth, option_truth
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -45,14 +45,12 @@ SINGLE: dict[str, dict[str, Any]] = {
 }
 
 
-def check_options(p: OptionProblem, dtype: torch.dtype, sparse_grad: bool = False) -> None:
+def check_options(p: Problem, dtype: torch.dtype, sparse_grad: bool = False) -> None:
     """Losses, details and gradients of a random weighting of them."""
     ours, double = p.to(dtype), p.to(dtype).to(torch.float64)
     loss, details = ours.loss(reduction="none", return_details=True, sparse_grad=sparse_grad)
     same = p.to(dtype)
-    same_loss, same_details = same.loss(
-        ssc.reference.sampled_softmax_loss, reduction="none", return_details=True
-    )
+    same_loss, same_details = same.reference(reduction="none", return_details=True)
     expected, expected_details = option_truth(double)
     scale = 4 / ours.options.get("temperature", 1.0)
     assert_close_to_truth(loss, same_loss, expected, "loss", slack=8, scale=scale)

@@ -22,7 +22,7 @@ SHAPES: dict[str, tuple[int, int, int, int]] = {
 """Shapes by what they are for: each is a way in which a blocked kernel can go wrong."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Problem:
     """Arguments of the loss; input, weight and bias are leaves that want a gradient."""
 
@@ -31,6 +31,7 @@ class Problem:
     bias: Tensor | None
     target: Tensor
     samples: ssc.Samples
+    options: dict[str, Any] = field(default_factory=dict)
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another dtype, as new leaves."""
@@ -46,17 +47,16 @@ class Problem:
         """input, weight and, if there is one, bias."""
         return [t for t in (self.input, self.weight, self.bias) if t is not None]
 
-    def loss(self, **options: Any) -> Any:
-        """`sampled_softmax_loss` of this problem."""
-        return ssc.sampled_softmax_loss(
+    def loss(self, function: Any = ssc.sampled_softmax_loss, /, **more: Any) -> Any:
+        """`sampled_softmax_loss` of this problem, with its options and `more`."""
+        options = {**self.options, **more}
+        return function(
             self.input, self.weight, self.target, self.samples, bias=self.bias, **options
         )
 
-    def reference(self, **options: Any) -> Any:
+    def reference(self, **more: Any) -> Any:
         """`reference.sampled_softmax_loss` of this problem."""
-        return ssc.reference.sampled_softmax_loss(
-            self.input, self.weight, self.target, self.samples, bias=self.bias, **options
-        )
+        return self.loss(ssc.reference.sampled_softmax_loss, **more)
 
 
 def make_problem(
@@ -102,35 +102,6 @@ def make_problem(
     return problem.to(dtype)
 
 
-@dataclass
-class OptionProblem:
-    """Arguments of the loss with several targets, excluded classes and options."""
-
-    input: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    target: Tensor
-    samples: ssc.Samples
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [t for t in (self.input, self.weight, self.bias) if t is not None]
-
-    def to(self, dtype: torch.dtype) -> OptionProblem:
-        cast = [
-            None if t is None else t.detach().to(dtype, copy=True).requires_grad_()
-            for t in (self.input, self.weight, self.bias)
-        ]
-        return OptionProblem(*cast, self.target, self.samples, self.options)  # type: ignore[arg-type]
-
-    def loss(self, function: Any = ssc.sampled_softmax_loss, **more: Any) -> Any:
-        options = {**self.options, **more}
-        return function(
-            self.input, self.weight, self.target, self.samples, bias=self.bias, **options
-        )
-
-
 def make_option_problem(
     num_rows: int,
     width: int,
@@ -146,8 +117,10 @@ def make_option_problem(
     bias: bool = True,
     seed: int = 0,
     **options: Any,
-) -> OptionProblem:
-    """Repeated samples, hits of every target, padded lists, and rows without a target.
+) -> Problem:
+    """A problem with several targets, excluded classes and options, in float64.
+
+    Repeated samples, hits of every target, padded lists, and rows without a target.
 
     Args:
         even: copies of a sample have one count, as a sampler gives them.
@@ -178,4 +151,4 @@ def make_option_problem(
         exclude[:, 0] = ids[:, -1] if per_row else ids[-1]
         options["exclude"] = exclude
     samples = ssc.Samples(ids, log_count, target_log_count)
-    return OptionProblem(h, w, b, target, samples, options).to(torch.float64)
+    return Problem(h, w, b, target, samples, options).to(torch.float64)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda.objectives import as_objective
 
-from .problem import OptionProblem, Problem
+from .problem import Problem
 
 EPSILON = {
     dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -116,7 +116,7 @@ def _gamma(s: Tensor, beta: float) -> Tensor:
     return -torch.log(torch.expm1(beta * F.softplus(-s)))
 
 
-def option_truth(p: OptionProblem, **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def option_truth(p: Problem, **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses [B], differentiable, and the details [B].
 
     A log count of -inf, of a class that is never drawn, corrects nothing.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sampled_softmax_cuda as ssc
 from helpers.options import OPTIONS, SINGLE, check_options
-from helpers.problem import OptionProblem, make_option_problem
+from helpers.problem import Problem, make_option_problem
 from helpers.samplers import parts
 from helpers.truth import option_truth
 
@@ -37,7 +37,7 @@ SOME = [
 ]
 
 
-def with_zeros(p: OptionProblem) -> OptionProblem:
+def with_zeros(p: Problem) -> Problem:
     """Some classes of samples and targets have n = 0."""
     ids, log_count, target_log_count = parts(p.samples)
     assert log_count is not None
@@ -149,7 +149,7 @@ def test_a_step_with_such_targets(device: str, kind: str, how: str, loss: str) -
     leaves = [x.requires_grad_() for x in (h, w, b)]
     ours = ssc.sampled_softmax_loss(h, w, target, samples, bias=b, **options)
     ours.backward()
-    p = OptionProblem(h, w, b, target, samples.materialize(), {"objective": loss}).to(torch.float64)
+    p = Problem(h, w, b, target, samples.materialize(), {"objective": loss}).to(torch.float64)
     # By the probabilities alone.
     counts = p.samples.target_log_expected_count
     assert torch.equal(counts == 0, torch.isin(target, torch.tensor(NEVER)))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
 from helpers.options import OPTIONS, SINGLE, check_options
-from helpers.problem import OptionProblem, make_option_problem
+from helpers.problem import Problem, make_option_problem
 from helpers.samplers import parts
 from helpers.truth import option_truth
 
@@ -127,7 +127,7 @@ def test_several_targets_alike_are_one(either: str) -> None:
     p = make_option_problem(8, 5, 20, 15, 1, counts=False)
     one = p.loss(objective="nce")
     # Softmax: T copies of the target add log T to what one gives where no sample is left.
-    copies = OptionProblem(*p.leaves, p.target.expand(8, 3).clone(), p.samples, {})
+    copies = Problem(*p.leaves, p.target.expand(8, 3).clone(), p.samples, {})
     rows, detail = copies.loss(reduction="none", return_details=True)
     single, single_detail = p.loss(reduction="none", return_details=True)
     at = (p.target != -100)[:, 0]
@@ -158,8 +158,8 @@ def test_infinite_count_leaves_a_sample_out(either: str) -> None:
         {"objective": "nce"},
         {"objective": "negative_sampling"},
     ):
-        a = OptionProblem(*p.leaves, p.target, masked, options).loss()
-        b = OptionProblem(*p.leaves, p.target, fewer, options).loss()
+        a = Problem(*p.leaves, p.target, masked, options).loss()
+        b = Problem(*p.leaves, p.target, fewer, options).loss()
         torch.testing.assert_close(a, b)
 
 
@@ -237,7 +237,7 @@ REDUCED: dict[str, dict[str, Any]] = {
 }
 
 
-def reduced_problem(options: str) -> OptionProblem:
+def reduced_problem(options: str) -> Problem:
     return make_option_problem(9, 12, 40, 30, **{"num_targets": None, **REDUCED[options]})
 
 
@@ -268,7 +268,7 @@ def test_only_gradients_that_are_wanted(device: str, options: str) -> None:
             assert (leaf.grad is not None) == (i == wanted)
         torch.testing.assert_close(same.leaves[wanted].grad, expected[wanted])
     with torch.no_grad():
-        torch.testing.assert_close(p.loss(), p.loss(ssc.reference.sampled_softmax_loss))
+        torch.testing.assert_close(p.loss(), p.reference())
 
 
 @pytest.mark.parametrize("options", REDUCED)
@@ -297,7 +297,7 @@ def test_weight_computed_from_another(device: str, options: str) -> None:
     base = [leaf.detach().clone().requires_grad_() for leaf in p.leaves]
     for function in (ssc.sampled_softmax_loss, ssc.reference.sampled_softmax_loss):
         parts = [leaf * 2 for leaf in base]
-        loss = OptionProblem(*parts, p.target, p.samples, p.options).loss(function)
+        loss = Problem(*parts, p.target, p.samples, p.options).loss(function)
         grads = torch.autograd.grad(loss, base)
         if function is ssc.sampled_softmax_loss:
             first = grads
