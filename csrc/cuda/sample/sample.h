@@ -4,6 +4,7 @@
 // has a source of its own.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
