@@ -140,7 +140,7 @@ TRAINING = {
     "weighted": Case(lambda: Model(sampler=torch.arange(1.0, C + 1))),
     "nce": Case(lambda: Model(objective="nce")),
     "cosine": Case(lambda: Model(cosine=True)),
-    "smoothing": Case(lambda: Model(label_smoothing=0.1)),
+    "smoothing": Case(lambda: Model(objective=ssc.Softmax(label_smoothing=0.1))),
     "no_sync": Case(micro_batches=3),
     "find_unused_parameters": Case(ddp={"find_unused_parameters": True}),
     "static_graph": Case(ddp={"static_graph": True}, steps=3),
