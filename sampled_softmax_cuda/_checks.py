@@ -199,7 +199,9 @@ def check_targets(fn: str, target: Any, input: Tensor, num_classes: int) -> None
 def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor, num_classes: int) -> None:
     """samples is a Samples: ids [S], or [*, S] for input [*, D], with log counts of their shape or
     None; or KeyedSamples for rows [*] and C classes. Log counts have the target's shape or None."""
-    if isinstance(samples, KeyedSamples):
+    if isinstance(samples, Samples):
+        _check_ids_and_counts(fn, samples.ids, samples.log_expected_count, input)
+    elif isinstance(samples, KeyedSamples):
         if samples.shape != tuple(input.shape[:-1]):
             raise ValueError(
                 f"{fn}: samples must be drawn for the rows {list(input.shape[:-1])} of input"
@@ -211,8 +213,6 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor, num_clas
                 f" {samples.num_classes}"
             )
         check_device(fn, "samples.key", samples.key, input)
-    elif isinstance(samples, Samples):
-        _check_ids_and_counts(fn, samples.ids, samples.log_expected_count, input)
     else:
         raise TypeError(
             f"{fn}: samples must be a Samples(ids, log_expected_count, target_log_expected_count)"

@@ -110,7 +110,8 @@ def make_problem(
         check_sparse_grad(fn, weight, bias)
     if exclude is not None:
         check_exclude(fn, exclude, input)
-    _check_together(fn, options, target, input, samples, exclude)
+    if exclude is not None or not samples.shared or target.dim() == input.dim():
+        _check_together(fn, options, target, input, samples, exclude)
     if padding_idx is not None:
         idx = _checks.check_padding_idx(fn, padding_idx, num_classes)
         target = target.masked_fill(target == idx, options.ignore_index)
@@ -149,6 +150,8 @@ def finish(
     dtype = result_dtype(p.input, p.weight, p.bias)
     if result.dtype != dtype:
         result = result.to(dtype)
+    if p.reduction != "none" and not p.want_details:
+        return result
     shape = p.input.shape[:-1]
     if p.reduction == "none":
         result = result.reshape(shape)

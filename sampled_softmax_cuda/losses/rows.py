@@ -41,11 +41,14 @@ def compute_dtype(input: Tensor) -> torch.dtype:
 def result_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
     """The dtype of the loss: float32 under autocast, else what the parameters promote to."""
     dtype = input.dtype
-    for parameter in (weight, bias):
-        if parameter is not None and parameter.dtype != dtype:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-    if dtype in (torch.float32, torch.float64) or not torch.amp.is_autocast_available(
-        input.device.type
+    if weight.dtype is not dtype:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    if bias is not None and bias.dtype is not dtype:
+        dtype = torch.promote_types(dtype, bias.dtype)
+    if (
+        dtype is torch.float32
+        or dtype is torch.float64
+        or not torch.amp.is_autocast_available(input.device.type)
     ):
         return dtype
     return torch.float32 if torch.is_autocast_enabled(input.device.type) else dtype

@@ -36,7 +36,11 @@ def refuse_double_backward() -> None:
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # a generator would take longer
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def kernel_serves(operator: str) -> bool:

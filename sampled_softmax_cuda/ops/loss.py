@@ -198,9 +198,10 @@ def _in_graph(total: bool, *args: Any) -> Any:
     return kind.apply(*rest, Sweep(sparse_grad, True, tf32))  # type: ignore[no-untyped-call]
 
 
-def has_float16(*tensors: Tensor | None) -> bool:
+def has_float16(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether gradients would be rounded to float16: not before their last factor is known."""
-    return any(tensor is not None and tensor.dtype == torch.float16 for tensor in tensors)
+    half = torch.float16
+    return input.dtype is half or weight.dtype is half or (bias is not None and bias.dtype is half)
 
 
 def rows_loss(

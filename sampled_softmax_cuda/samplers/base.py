@@ -214,7 +214,8 @@ class Sampler(NotScriptable, Stateful, ABC):
         return type(self).__name__
 
     def _check_ids(self, method: str, argument: str, ids: Any) -> None:
-        check_int64(f"{self._name}.{method}", argument, ids)
+        if type(ids) is not Tensor or ids.dtype is not torch.int64:
+            check_int64(f"{self._name}.{method}", argument, ids)
         device = self._device()
         if device is not None and ids.device != device:
             raise ValueError(
@@ -235,15 +236,16 @@ class Sampler(NotScriptable, Stateful, ABC):
     def _check_num_samples(
         self, method: str, num_samples: Any, replacement: bool, inclusion: str
     ) -> int:
-        name = f"{self._name}.{method}"
-        count = as_int(name, "num_samples", num_samples, least=1)
+        count = num_samples
+        if type(count) is not int or count < 1:
+            count = as_int(f"{self._name}.{method}", "num_samples", num_samples, least=1)
         if inclusion not in INCLUSIONS:
             raise ValueError(
-                f"{name}: inclusion must be one of {', '.join(INCLUSIONS)}, got {inclusion!r}"
+                f"{self._name}.{method}: inclusion must be one of {', '.join(INCLUSIONS)}, got {inclusion!r}"
             )
         if not replacement and count > self.num_drawable:
             raise ValueError(
-                f"{name}: num_samples must be at most {self.num_drawable}, the number of classes"
+                f"{self._name}.{method}: num_samples must be at most {self.num_drawable}, the number of classes"
                 f" with positive probability, without replacement, got {count}"
             )
         return count

@@ -37,6 +37,9 @@ class Plan(NamedTuple):
     tries: Tensor | None
 
 
+_WITH_REPLACEMENT = Plan(Method.WITH_REPLACEMENT, None)
+
+
 class KeyedSampler(Sampler):
     """A sampler of one distribution; a draw is a pure function of its key."""
 
@@ -251,7 +254,7 @@ class KeyedSampler(Sampler):
     def _plan(self, options: DrawOptions) -> Plan:
         num_samples, replacement, inclusion = options
         if replacement:
-            return Plan(Method.WITH_REPLACEMENT, None)
+            return _WITH_REPLACEMENT
         if torch.compiler.is_compiling():
             self._keep_plan(num_samples, inclusion)
             return self._plans[num_samples, inclusion]

@@ -24,11 +24,15 @@ class RankedSampler(KeyedSampler):
 
     listed: WeightedSampler | None
 
+    _ranks: Proposal
+    """The formula's proposal, made once: small steps feel what every draw makes anew."""
+
     def _begin(
         self, num_classes: int, order: Tensor | None, padding_idx: int | None, persistent: bool
     ) -> None:
         self.num_classes = num_classes
         self.listed = None
+        self._ranks = self._formula()
         if padding_idx is not None:
             self.padding_idx = check_padding_idx(self._name, padding_idx, num_classes)
             if num_classes == 1:
@@ -59,7 +63,7 @@ class RankedSampler(KeyedSampler):
         return self.num_classes if self.listed is None else self.listed.num_drawable
 
     def _proposal(self) -> Proposal:
-        return self._formula() if self.listed is None else self.listed._proposal()
+        return self._ranks if self.listed is None else self.listed._proposal()
 
     def _plan(self, options: DrawOptions) -> Plan:
         return super()._plan(options) if self.listed is None else self.listed._plan(options)
