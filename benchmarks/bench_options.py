@@ -65,7 +65,9 @@ OPTIONS = {
     "gbce": Option({"objective": "gbce"}),
     "softcap": Option({"softcap": 30.0}),
     "label smoothing": Option({"objective": ssc.Softmax(label_smoothing=0.1)}),
-    "CosFace": Option({"cosine": True, "margin": 0.35, "temperature": 1 / 64}),
+    "CosFace": Option(
+        {"cosine": True, "objective": ssc.Softmax(margin=0.35), "temperature": 1 / 64}
+    ),
     "ArcFace": Option(
         {"cosine": True, "objective": ssc.Softmax(angular_margin=0.5), "temperature": 1 / 64}
     ),

@@ -241,12 +241,13 @@ class Sampler(NotScriptable, Stateful, ABC):
             count = as_int(f"{self._name}.{method}", "num_samples", num_samples, least=1)
         if inclusion not in INCLUSIONS:
             raise ValueError(
-                f"{self._name}.{method}: inclusion must be one of {', '.join(INCLUSIONS)}, got {inclusion!r}"
+                f"{self._name}.{method}: inclusion must be one of {', '.join(INCLUSIONS)},"
+                f" got {inclusion!r}"
             )
         if not replacement and count > self.num_drawable:
             raise ValueError(
-                f"{self._name}.{method}: num_samples must be at most {self.num_drawable}, the number of classes"
-                f" with positive probability, without replacement, got {count}"
+                f"{self._name}.{method}: num_samples must be at most {self.num_drawable}, the number"
+                f" of classes with positive probability, without replacement, got {count}"
             )
         return count
 

@@ -25,6 +25,7 @@ import torch
 import sampled_softmax_cuda as ssc
 from helpers import ROOT
 from helpers.backends import INSTRUCTION_SETS, unavailable
+from helpers.samplers import parts
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -110,7 +111,7 @@ def test_the_peers_of_the_options_compute_the_same_losses(monkeypatch: pytest.Mo
         if option.excluded:
             exclude = peers.zipf_targets(6 * option.excluded, 40, seed=2).view(6, -1)
         samples = ssc.LogUniformSampler(40).sample(target, 20)
-        monkeypatch.setattr(option_peers, "draw", lambda *_, samples=samples: samples)
+        monkeypatch.setattr(option_peers, "draw", lambda *_, samples=samples: parts(samples))
         composed = option_peers.composed_option_loss(problem, target, exclude, **option.arguments)
         ours = ssc.sampled_softmax_loss(
             problem.input,

@@ -15,9 +15,11 @@ import sampled_softmax_cuda as ssc
 from helpers.problem import SHAPES
 from helpers.samplers import KINDS, make_sampler, parts
 from helpers.truth import assert_close_to_truth
+from sampled_softmax_cuda.ops.dispatch import kernels_take
 from sampled_softmax_cuda.ops.negatives import negatives_loss, source_of
 from sampled_softmax_cuda.proposals import Method
 from sampled_softmax_cuda.reference.per_row import per_row_rows as reference_rows
+from sampled_softmax_cuda.reference.problem import negatives_loss as reference_negatives
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NAMES = ("input", "weight", "bias", "target_logit")
@@ -50,12 +52,13 @@ class Rows:
         return replace(self, parameters=tuple(leaves), leaves=there)  # type: ignore[arg-type]
 
     def run(self) -> list[Tensor]:
-        """Loss and peak of `negatives_loss`, and the gradients of the leaves."""
+        """Loss and peak of `negatives_loss`, and the gradients of the leaves. The reference serves
+        where kernels don't, as in `functional.route`."""
         p = self.fresh()
+        served = kernels_take("negatives_rows", *p.parameters[:3])
+        negatives = negatives_loss if served else reference_negatives
         options = (p.inv_temperature, p.softcap, p.remove_hits, p.sigmoid, p.sparse_grad)
-        loss, peak = negatives_loss(
-            *p.parameters, p.hits, p.counted, p.samples, *options, p.corrected
-        )
+        loss, peak = negatives(*p.parameters, p.hits, p.counted, p.samples, *options, p.corrected)
         return p.with_gradients(loss, peak)
 
     def reference(self) -> list[Tensor]:
