@@ -246,8 +246,8 @@ class Sampler(NotScriptable, Stateful, ABC):
             )
         if not replacement and count > self.num_drawable:
             raise ValueError(
-                f"{self._name}.{method}: num_samples must be at most {self.num_drawable}, the number"
-                f" of classes with positive probability, without replacement, got {count}"
+                f"{self._name}.{method}: num_samples must be at most {self.num_drawable}, the"
+                f" number of classes with positive probability, without replacement, got {count}"
             )
         return count
 
