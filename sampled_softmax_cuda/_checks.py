@@ -206,6 +206,7 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor, num_clas
             raise ValueError(
                 f"{fn}: samples must be drawn for the rows {list(input.shape[:-1])} of input"
                 f" {list(input.shape)}, got some for {list(samples.shape)}"
+                f"{_num_true(samples, input)}"
             )
         if samples.num_classes > num_classes:
             raise ValueError(
@@ -227,6 +228,12 @@ def check_samples(fn: str, samples: Any, target: Tensor, input: Tensor, num_clas
                 f" target, got {list(target_log_count.shape)}"
             )
         check_device(fn, "samples.target_log_expected_count", target_log_count, input)
+
+
+def _num_true(samples: KeyedSamples, input: Tensor) -> str:
+    """The advice for draws of which every target of a row was taken for a row."""
+    rows = tuple(input.shape[:-1])
+    return ": draw them with num_true=T" if samples.shape[:-1] == rows else ""
 
 
 def _check_ids_and_counts(fn: str, ids: Any, log_count: Any, input: Tensor) -> None:

@@ -257,23 +257,28 @@ def log_prob(
         softcap=given.softcap,
         ignore_index=IGNORE_NOTHING,
     )
-    first = columns[:, 0].contiguous()
     padding = given.padding_idx
-    if padding is not None:  # the others are told by the first one, which needs a probability
-        first = first.masked_fill(first == padding, given.some_class)
-    loss, _ = loss_rows(h, matrix, bias, first, options, given.padding_idx)
     if columns.shape[1] == 1 and padding is None:
+        loss, _ = loss_rows(h, matrix, bias, columns[:, 0].contiguous(), options)
         return (-loss).reshape(ids.shape)
-    followed, bad = followed_ids(torch.cat((first[:, None], columns), dim=1), matrix.shape[0])
-    z = (h[:, None, :].to(loss.dtype) * matrix[followed].to(loss.dtype)).sum(dim=-1)
+    followed, bad = followed_ids(columns, matrix.shape[0])
+    dtype = compute_dtype(h)
+    z = (h[:, None, :].to(dtype) * matrix[followed].to(dtype)).sum(dim=-1)
     if bias is not None:
-        z = z + bias[followed].to(loss.dtype)
+        z = z + bias[followed].to(dtype)
     z = cap(z / given.temperature, given.softcap or 0.0)
-    if bad is not None:
-        z = z.masked_fill(bad, torch.nan)
-    result = z[:, 1:] - z[:, :1] - loss[:, None]
     if padding is not None:
-        result = result.masked_fill(columns == padding, -torch.inf)
+        z = z.masked_fill(columns == padding, -torch.inf)
+    # The others are told by the likeliest one, which is the last to have no probability.
+    best = z.detach().nan_to_num(nan=-torch.inf).argmax(dim=1, keepdim=True)
+    first = columns.gather(1, best)[:, 0].contiguous()
+    if padding is not None:
+        first = first.masked_fill(first == padding, given.some_class)
+    loss, _ = loss_rows(h, matrix, bias, first, options, padding)
+    result = z - z.gather(1, best) - loss[:, None]
+    result = result.masked_fill(z == -torch.inf, -torch.inf)
+    if bad is not None:
+        result = result.masked_fill(bad, torch.nan)
     return result.reshape(ids.shape)
 
 

@@ -17,6 +17,9 @@ from .gradients import mark_coalesced_when_done, sparse_rows
 RowsOf = Callable[[Tensor, Tensor, torch.dtype, bool], Tensor]
 """(table [C, D], classes [N], dtype, sparse gradient) -> [N, D]"""
 
+UnitRows = Callable[[Tensor, Tensor | None, torch.dtype, bool], Tensor]
+"""The same of all rows, too, each divided by its norm."""
+
 
 class _GatherRows(torch.autograd.Function):
     """The autograd of `gather_rows`."""
@@ -98,8 +101,10 @@ class TouchedRows:
     exclude: Tensor | None
 
 
-def unit_rows(table: Tensor, classes: Tensor, dtype: torch.dtype, sparse: bool) -> Tensor:
-    """table[classes] in `dtype`, each row divided by its norm."""
+def unit_rows(table: Tensor, classes: Tensor | None, dtype: torch.dtype, sparse: bool) -> Tensor:
+    """table[classes], or all of it, in `dtype`, each row divided by its norm."""
+    if classes is None:
+        return F.normalize(table.to(dtype), dim=1)
     return F.normalize(gather_rows(table, classes, dtype, sparse), dim=1)
 
 

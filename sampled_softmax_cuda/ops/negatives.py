@@ -98,7 +98,7 @@ def composed(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
     """A route for any options: the negatives by kernels, all else in plain PyTorch."""
     operands, step = prepare(p, unit_rows)
     loss, *details = composed_rows(operands, step, negatives_loss)
-    return p.reduce(loss, step.counted), details
+    return p.reduce(loss, step.rows_that_count), details
 
 
 def source_of(samples: Samples | KeyedSamples, corrected: bool) -> Source:

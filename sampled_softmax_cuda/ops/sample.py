@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arguments import describe
 from .._rules import may_look
 from ..proposals import Method, Proposal
 from ..reference import sample as reference
@@ -37,6 +38,11 @@ _KEY_LIMIT = 2**63 - 1  # all that torch.randint can do
 
 def new_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """(seed, offset) of a draw, int64 [2], by a built-in operator: a CUDA graph can hold it."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"sample: generator must be a torch.Generator or None, got {describe(generator)}:"
+            " pass torch.Generator().manual_seed(seed)"
+        )
     return torch.randint(_KEY_LIMIT, (2,), device=device, generator=generator)
 
 

@@ -1,11 +1,11 @@
 """A reduced loss of any options in one sweep, gradients included, on the CPU.
 
-`losses.composed` makes such a loss of differentiable parts: logits of the targets, the
-negatives' sum, and two row-sparse gradients of the weight that have to be added up. The reduction
-fixes what the backward pass will ask for up to one factor, so here everything is done at once, as
-for the plain softmax (`ops.loss`): the targets' terms keep a small graph of their own, of [B, T]
-values; the negatives' operator gives losses and gradients in one sweep; the derivatives by the
-targets' products are taken; and an operator adds the targets' rows to the same gradients.
+`losses.composed` makes such a loss of differentiable parts: logits of the targets, the negatives'
+sum, and two row-sparse gradients of the weight that have to be added up. The reduction fixes what
+the backward pass will ask for up to one factor, so here everything is done at once, as for the
+plain softmax (`ops.loss`): the targets' terms and their slopes are [B, T] values in plain PyTorch;
+the negatives' operator gives losses and gradients in one sweep; and an operator adds the targets'
+rows to the same gradients.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from ..losses.composed import smoothing_shares
 from ..losses.gradients import as_parameters, parameter_grads
 from ..losses.problem import Problem
 from ..losses.rows import compute_dtype, matmul, ordered_sum, row_scale
+from ..losses.slopes import slope_by_logits, slopes_of_logits
 from ..losses.targets import (
     Operands,
     Step,
-    finish_rows,
+    column,
+    details_of_rows,
     label_smoothing,
+    losses_of_rows,
     mean_of_targets,
+    only,
     prepare,
     target_terms,
 )
@@ -37,8 +41,6 @@ from .library import library_loaded
 from .loss import gradients_now, scaled_grads
 from .negatives import fake_rows, given_samples
 from .unit_rows import unit_rows
-
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def takes_total(p: Problem) -> bool:
@@ -62,37 +64,38 @@ def total(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
     """A route: the reduced loss of any options with its gradients in one sweep, and lse, target
     logit and error [B]."""
     operands, step = prepare(p, unit_rows)
-    scale = row_scale(step.counted, p.row_weight, p.reduction, compute_dtype(p.input))
-    result, _, *details = _ComposedTotal.apply(*as_kernels_take(*operands), step, scale)  # type: ignore[no-untyped-call]
-    return result, details
+    counted = step.counted
+    if counted is None and p.row_weight is None:
+        num_rows = operands.input.shape[0]
+        factor = 1.0 / num_rows if p.reduction == "mean" else 1.0
+        scale = p.input.new_full((num_rows,), factor, dtype=compute_dtype(p.input))
+    else:
+        scale = row_scale(step.rows_that_count, p.row_weight, p.reduction, compute_dtype(p.input))
+    matrices = as_kernels_take(*operands)
+    result = _ComposedTotal.apply(*matrices, step, scale, p.want_details)  # type: ignore[no-untyped-call]
+    return result[0], result[1:]
 
 
-def _sweep(operands: Operands, s: Step, scale: Tensor) -> tuple[Rows, list[Tensor]]:
-    """The rows' results, and gradients of sum_i scale_i loss_i: of input [B, D], and of the weight
-    and bias in the classes [1, N], in the dtype of the sums."""
+def _sweep(
+    operands: Operands, s: Step, scale: Tensor, details: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The rows' losses, with `details` lse, target logit and error too; and gradients of
+    sum_i scale_i loss_i: of input [B, D], and of the weight and bias in the classes [1, N], in the
+    dtype of the sums."""
     assert isinstance(s.samples, Samples)
     input, weight, bias = operands
     operators = torch.ops.sampled_softmax
-    target = torch.where(s.there, s.target, -1)
-    leaves = [operators.target_products(input, weight, target)]
-    if bias is not None:
-        leaves.append(bias.detach()[s.target].to(leaves[0].dtype))
-    for leaf in leaves:
-        leaf.requires_grad_()
-    with torch.enable_grad():
-        terms = target_terms(leaves[0], None if bias is None else leaves[1], s)
-        outputs = [] if terms.own is None else [torch.where(s.counted, terms.own, 0)]
-        if label_smoothing(s.options) > 0.0:
-            mean = torch.where(s.counted, mean_of_targets(terms.z, s), 0)
-            outputs.append(label_smoothing(s.options) * mean)
-    upstream = [scale] * len(outputs)
+    target = s.target if s.there is None else torch.where(s.there, s.target, -1)
+    product = operators.target_products(input, weight, target)
+    offset = None if bias is None else bias.detach()[s.target].to(product.dtype)
+    terms = target_terms(product, offset, s)
     share = scale if terms.share == 1.0 else scale * terms.share
     sigmoid = s.options.objective.sigmoid
     loss, peak, *grads, classes = operators.negatives_loss_and_grads(
         input,
         weight,
         bias,
-        terms.logit.detach(),
+        terms.logit,
         s.hits,
         s.counted,
         *given_samples(s.samples, s.options.corrects_samples),
@@ -103,36 +106,48 @@ def _sweep(operands: Operands, s: Step, scale: Tensor) -> tuple[Rows, list[Tenso
         share,
         target,
     )
-    if not sigmoid:
-        outputs.append(terms.logit)
-        upstream.append(torch.where(loss == 0, 0, share * torch.expm1(-loss)))
-    of_product, *of_bias = torch.autograd.grad(outputs, leaves, upstream)
+    # loss is log(1 + exp(N - r)): exp(-loss) - 1 is its derivative by the targets' logsumexp r.
+    of_logsumexp = None if sigmoid else only(s.counted, share * torch.expm1(-loss))
+    shares = smoothing_shares(s, scale.dtype) if label_smoothing(s.options) > 0.0 else None
+    of_z = slope_by_logits(terms, s, scale, of_logsumexp, None if shares is None else shares[2])
+    by_product, by_bias = slopes_of_logits(product, offset, s)
     operators.add_target_grads(
         *grads,
         classes,
         input,
         weight,
         target,
-        of_product.contiguous(),
-        of_bias[0].contiguous() if of_bias else None,
+        of_z * by_product,
+        None if bias is None else of_z * by_bias,
     )
     smoothed = None
-    if label_smoothing(s.options) > 0.0:
-        smoothed = _mean_logit(operands, s, scale, grads, classes)
-    return finish_rows(terms, loss, peak, s, smoothed), [*grads, classes]
+    if shares is not None:
+        share, mean_log_count, any_counts = shares
+        smoothed = _mean_logit(operands, s, scale, grads, classes, share) - mean_log_count
+        if any_counts is not None:
+            smoothed = torch.where(any_counts, smoothed, mean_of_targets(terms.z, s))
+    rows = [losses_of_rows(terms, loss, s, smoothed)]
+    if details:
+        rows += details_of_rows(terms, loss, peak, s)
+    return rows, [*grads, classes]
 
 
 def _mean_logit(
-    operands: Operands, s: Step, scale: Tensor, grads: list[Tensor], classes: Tensor
+    operands: Operands,
+    s: Step,
+    scale: Tensor,
+    grads: list[Tensor],
+    classes: Tensor,
+    share: Tensor,
 ) -> Tensor:
-    """The mean logit of all classes [B], for label smoothing; its gradients are added to `grads`.
+    """The mean logit of all classes [B] by the samples' shares, for label smoothing, without a
+    correction; its gradients are added to `grads`.
 
     It is linear: one more row of input, sum_i scale_i h_i, with every sample as its "target".
     """
     input, weight, bias = operands
     o, ids = s.options, s.samples.materialize().ids
-    share, mean_log_count = smoothing_shares(s, scale.dtype)
-    h = torch.where(s.counted[:, None], input, 0).to(scale.dtype)
+    h = only(column(s.counted), input).to(scale.dtype)
     coefficient = share[None] * (-label_smoothing(o) / o.temperature)
     of_input = h.new_zeros(1, h.shape[1])
     torch.ops.sampled_softmax.add_target_grads(
@@ -146,14 +161,14 @@ def _mean_logit(
         None if bias is None else coefficient * scale.sum(),
     )
     grads[0].addr_(scale, of_input[0])
-    mean = matmul(h, of_input[0]) / -label_smoothing(o) - mean_log_count
+    mean = matmul(h, of_input[0]) / -label_smoothing(o)
     if bias is None:
         return mean
     return mean + matmul(share, bias.detach()[ids].to(share.dtype)) / o.temperature
 
 
 class _ComposedTotal(torch.autograd.Function):
-    """The total of the losses, and loss, lse, target logit and error of the rows.
+    """The total of the losses and, with `details`, lse, target logit and error of the rows.
 
     The first backward pass hands out the gradients of the forward pass, a later one computes them
     again, as in `ops.loss`.
@@ -161,9 +176,15 @@ class _ComposedTotal(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, s: Step, scale: Tensor
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        s: Step,
+        scale: Tensor,
+        details: bool,
     ) -> tuple[Tensor, ...]:
-        rows, ctx.grads = _sweep(Operands(input, weight, bias), s, scale)
+        rows, ctx.grads = _sweep(Operands(input, weight, bias), s, scale, details)
         # The step's samples are the caller's, and saved so that autograd sees a change of them.
         assert isinstance(s.samples, Samples)
         given = s.samples
@@ -172,19 +193,19 @@ class _ComposedTotal(torch.autograd.Function):
         ctx.step, ctx.input_dtype = s, input.dtype
         ctx.parameters = weight, bias
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*rows)
-        return ordered_sum(rows[0] * scale), *rows
+        ctx.mark_non_differentiable(*rows[1:])
+        return ordered_sum(rows[0] * scale), *rows[1:]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
         factor = upstream[0]
         if factor is None:
-            return (None,) * 5
+            return (None,) * 6
         refuse_double_backward()
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             *operands, scale = ctx.saved_tensors[:4]
-            grads = _sweep(Operands(*operands), ctx.step, scale)[1]
+            grads = _sweep(Operands(*operands), ctx.step, scale, False)[1]
         grads = scaled_grads(grads, factor)
         sparse_grad = ctx.step.sparse_grad
         weight, bias = ctx.parameters
@@ -193,7 +214,7 @@ class _ComposedTotal(torch.autograd.Function):
         grads = parameter_grads(
             wanted, weight, bias, grads, sparse_grad=sparse_grad, coalesced=True
         )
-        return (*grads, None, None)
+        return (*grads, None, None, None)
 
 
 # --- what PyTorch needs to know of the operators --------------------------------------------------

@@ -20,8 +20,9 @@ class _UnitRows(torch.autograd.Function):
     """The autograd of `unit_rows`."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, classes: Tensor, sparse: bool) -> Tensor:
-        unit, norm = torch.ops.sampled_softmax.unit_rows(table, classes)
+    def forward(ctx: Any, table: Tensor, classes: Tensor | None, sparse: bool) -> Tensor:
+        rows = torch.arange(table.shape[0]) if classes is None else classes
+        unit, norm = torch.ops.sampled_softmax.unit_rows(table, rows)
         ctx.save_for_backward(table, classes, unit, norm)
         ctx.sparse = sparse
         return unit  # type: ignore[no-any-return]
@@ -32,14 +33,16 @@ class _UnitRows(torch.autograd.Function):
         table, classes, unit, norm = ctx.saved_tensors
         rows = torch.ops.sampled_softmax.unit_rows_grad(grads[0].contiguous(), unit, norm)
         rows = rows.to(table.dtype)
+        if classes is None:
+            return rows, None, None
         if not ctx.sparse:
             return rows.new_zeros(table.shape).index_copy_(0, classes, rows), None, None
         mark_coalesced_when_done((table,), classes)
         return sparse_rows(classes[None], rows, table), None, None
 
 
-def unit_rows(table: Tensor, classes: Tensor, dtype: torch.dtype, sparse: bool) -> Tensor:
-    """table[classes] in `dtype`, each row divided by its norm; differentiable once.
+def unit_rows(table: Tensor, classes: Tensor | None, dtype: torch.dtype, sparse: bool) -> Tensor:
+    """table[classes], or all of it, in `dtype`, each row divided by its norm; differentiable once.
 
     Args:
         table: [C, D].

@@ -68,7 +68,7 @@ def reference(p: Problem) -> tuple[Tensor, list[Tensor]]:
     if not p.plain:
         operands, step = prepare(p, unit_rows)
         rows, *details = composed_rows(operands, step, negatives_loss)
-        return p.reduce(rows, step.counted), details
+        return p.reduce(rows, step.rows_that_count), details
     o, samples = p.options, p.samples.materialize()
     target_count = samples.target_log_expected_count
     rows, *details = loss_rows(

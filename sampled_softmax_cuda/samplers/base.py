@@ -239,6 +239,8 @@ class Sampler(NotScriptable, Stateful, ABC):
         count = num_samples
         if type(count) is not int or count < 1:
             count = as_int(f"{self._name}.{method}", "num_samples", num_samples, least=1)
+        if count >= 2**31:
+            raise ValueError(f"{self._name}.{method}: num_samples must be below 2^31, got {count}")
         if inclusion not in INCLUSIONS:
             raise ValueError(
                 f"{self._name}.{method}: inclusion must be one of {', '.join(INCLUSIONS)},"

@@ -80,6 +80,11 @@ class MixedSampler(PooledSampler):
         self, samplers: Sequence[Sampler], proportions: Sequence[float] | None = None
     ) -> None:
         super().__init__()
+        if isinstance(samplers, Sampler):
+            raise TypeError(
+                "MixedSampler: samplers must be a list of Samplers, got a"
+                f" {type(samplers).__name__}: pass [sampler]"
+            )
         samplers = list(samplers)
         if not samplers:
             raise ValueError("MixedSampler: samplers must hold at least one Sampler, got none")

@@ -199,3 +199,11 @@ def test_gradients_of_rows_with_small_factors(
         assert mine.dtype == dtype
         assert not mine.isnan().any()
         assert (mine.double() - want).abs().max() <= TOLERANCE[dtype] * want.abs().max()
+
+
+def test_log_prob_of_classes_that_are_switched_off(device: str) -> None:
+    h, weight, bias = torch.randn(3, 4), torch.randn(9, 4), torch.zeros(9)
+    bias[3] = -torch.inf
+    ids = torch.tensor([[3, 1], [2, 3], [3, 3]])
+    want = (h @ weight.T + bias).log_softmax(1).gather(1, ids)
+    torch.testing.assert_close(exact.log_prob(h, weight, ids, bias=bias), want)

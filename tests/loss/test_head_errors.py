@@ -49,3 +49,18 @@ def test_module(changes: dict[str, Any], kind: type[Exception], message: str) ->
     arguments = {"in_features": 4, "num_classes": 50, "num_samples": 10, **changes}
     with pytest.raises(kind, match=rf"SampledSoftmaxLoss: {message}"):
         ssc.SampledSoftmaxLoss(**arguments)
+
+
+def test_samplers() -> None:
+    sampler, target = ssc.UniformSampler(9), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"generator must be a torch.Generator or None, got int"):
+        sampler.sample(target, 4, generator=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"num_samples must be below 2\^31, got 1099511627776"):
+        sampler.sample(target, 2**40)
+    with pytest.raises(TypeError, match=r"samplers must be a list of Samplers, got a UniformSampl"):
+        ssc.MixedSampler(sampler)  # type: ignore[arg-type]
+    keyed = sampler.sample_keyed(torch.zeros(3, 2, dtype=torch.int64), 4)
+    with pytest.raises(ValueError, match=r"got some for \[3, 2\]: draw them with num_true=T"):
+        ssc.sampled_softmax_loss(
+            torch.randn(3, 4), torch.randn(9, 4), torch.zeros(3, 2, dtype=torch.int64), keyed
+        )

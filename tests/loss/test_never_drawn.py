@@ -202,3 +202,21 @@ def test_diagnose_counts_them(native: str) -> None:
     assert any("3 of the 5 targets" in line for line in d.advice)
     d = ssc.diagnose(h, w, target, ssc.InBatchSampler(), 4, num_draws=2)
     assert d.targets_never_drawn == 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_nothing_is_smoothed_by_samples_that_do_not_count(device: str, reduction: str) -> None:
+    """A batch that is all padding has no in-batch samples, and must not harm the model."""
+    smoothed = ssc.Softmax(label_smoothing=0.1)
+    h, w = torch.randn(4, 6, requires_grad=True), torch.randn(50, 6, requires_grad=True)
+    padding = torch.full((4,), -100)
+    nothing = ssc.Samples(torch.arange(5), torch.full((5,), torch.inf))
+    for target, samples in (
+        (padding, ssc.InBatchSampler(num_classes=50).sample(padding, 12)),
+        (torch.arange(4), nothing),
+    ):
+        loss = ssc.sampled_softmax_loss(
+            h, w, target, samples, objective=smoothed, reduction=reduction
+        )
+        assert not loss.any()
+        assert not any(grad.any() for grad in torch.autograd.grad(loss.sum(), (h, w)))
