@@ -256,6 +256,18 @@ def _check_ids_and_counts(fn: str, ids: Any, log_count: Any, input: Tensor) -> N
         check_device(fn, "samples.log_expected_count", log_count, input)
 
 
+def check_exclude(fn: str, exclude: Any, input: Tensor) -> None:
+    """exclude is [*, E] int64 for input [*, D]."""
+    check_int64(fn, "exclude", exclude)
+    leading = input.shape[:-1]
+    if exclude.dim() != input.dim() or exclude.shape[:-1] != leading:
+        raise ValueError(
+            f"{fn}: exclude must be {[*leading, 'E']} to match input {list(input.shape)},"
+            f" got {list(exclude.shape)}"
+        )
+    check_device(fn, "exclude", exclude, input)
+
+
 def check_sample_weight(fn: str, sample_weight: Any, input: Tensor) -> None:
     """sample_weight [*] is a floating tensor, for input [*, D]."""
     check_float(fn, "sample_weight", sample_weight)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from . import _checks
 from ._arguments import as_bool, check_int64
 from .losses.gather import followed_ids
-from .losses.problem import check_exclude, weight_of_targets
+from .losses.problem import weight_of_targets
 from .losses.rows import (
     SampledSoftmaxDetails,
     cap,
@@ -149,7 +149,7 @@ def exact_cross_entropy(
     if given.padding_idx is not None:
         rows = rows.masked_fill(rows == given.padding_idx, ignore_index)
     if exclude is not None:
-        check_exclude(fn, exclude, input)
+        _checks.check_exclude(fn, exclude, input)
         exclude = exclude.reshape(rows.shape[0], exclude.shape[-1])
     row_weight = None
     if sample_weight is not None:

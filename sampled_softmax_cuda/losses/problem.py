@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._arguments import check_int64
 from .._parallel import check_sparse_grad
 from .._sparse_checks import sparse_grad_fits
 from .._torchscript import check_not_traced
@@ -105,23 +104,24 @@ def make_problem(
     _checks.check_targets(fn, target, input, num_classes)
     _checks.check_samples(fn, samples, target, input, num_classes)
     _checks.check_choice(fn, "reduction", reduction, REDUCTIONS)
+    if exclude is not None:
+        _checks.check_exclude(fn, exclude, input)
+    if sample_weight is not None:
+        _checks.check_sample_weight(fn, sample_weight, input)
+    if class_weight is not None:
+        _checks.check_class_weight(fn, class_weight, weight)
     sparse_grad = sparse_grad and sparse_grad_fits(fn, input, weight, bias)
     if sparse_grad:
         check_sparse_grad(fn, weight, bias)
-    if exclude is not None:
-        check_exclude(fn, exclude, input)
     if exclude is not None or not samples.shared or target.dim() == input.dim():
         _check_together(fn, options, target, input, samples, exclude)
     if padding_idx is not None:
         idx = _checks.check_padding_idx(fn, padding_idx, num_classes)
         target = target.masked_fill(target == idx, options.ignore_index)
         samples, exclude = _without_class(samples, exclude, idx, input)
-    row_weight = None
-    if sample_weight is not None:
-        _checks.check_sample_weight(fn, sample_weight, input)
-        row_weight = sample_weight.reshape(-1)
+    row_weight = None if sample_weight is None else sample_weight.reshape(-1)
     if class_weight is not None:
-        of_class = _weight_of_rows(fn, class_weight, target, input, weight, options)
+        of_class = _weight_of_rows(fn, class_weight, target, input, options)
         row_weight = of_class if row_weight is None else row_weight * of_class
     return Problem(
         input,
@@ -166,18 +166,6 @@ def check_ids(fn: str, p: Problem) -> None:
     _checks.check_id_range(fn, "target", p.target, num_classes, p.options.ignore_index)
     if isinstance(p.samples, Samples):
         _checks.check_id_range(fn, "samples.ids", p.samples.ids, num_classes)
-
-
-def check_exclude(fn: str, exclude: Any, input: Tensor) -> None:
-    """exclude is [*, E] int64 for input [*, D]."""
-    check_int64(fn, "exclude", exclude)
-    leading = input.shape[:-1]
-    if exclude.dim() != input.dim() or exclude.shape[:-1] != leading:
-        raise ValueError(
-            f"{fn}: exclude must be {[*leading, 'E']} to match input {list(input.shape)},"
-            f" got {list(exclude.shape)}"
-        )
-    _checks.check_device(fn, "exclude", exclude, input)
 
 
 def check_samples_fit(fn: str, o: Options, shared: bool) -> None:
@@ -226,10 +214,9 @@ def _without_class(
 
 
 def _weight_of_rows(
-    fn: str, class_weight: Any, target: Tensor, input: Tensor, weight: Tensor, o: Options
+    fn: str, class_weight: Tensor, target: Tensor, input: Tensor, o: Options
 ) -> Tensor:
     """The weight [B] of each row's class; some number for rows that do not count."""
-    _checks.check_class_weight(fn, class_weight, weight)
     if target.dim() == input.dim() and target.shape[-1] > 1:
         refuse(fn, "class_weight", "a target [*, T]", "a row has one weight: pass sample_weight")
     if isinstance(o.objective, Softmax) and o.objective.label_smoothing != 0:
