@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
         in_features: int,
         num_classes: int,
         num_samples: int,
-        sampler: str | Sampler | Tensor = "log_uniform",
+        sampler: Literal["uniform", "log_uniform"] | Sampler | Tensor = "log_uniform",
         *,
         bias: bool = True,
         weight: nn.Parameter | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
@@ -71,7 +71,7 @@ class StreamingSampler(KeyedSampler, Learner):
         self,
         num_classes: int | None = None,
         *,
-        mode: str = "counts",
+        mode: Literal["counts", "interval"] = "counts",
         update_on_sample: bool = False,
         ignore_index: int = -100,
         padding_idx: int | None = None,

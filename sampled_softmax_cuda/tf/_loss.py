@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -224,7 +224,7 @@ def sampled_softmax_loss(
     seed: int | None = None,
     name: str = "sampled_softmax_loss",
     *,
-    partition_strategy: str = "div",
+    partition_strategy: Literal["div", "mod"] = "div",
     sparse_grad: bool = False,
 ) -> Tensor:
     """`tf.nn.sampled_softmax_loss`: the cross entropy of each row over its labels and the samples.
@@ -306,7 +306,7 @@ def nce_loss(
     remove_accidental_hits: bool = False,
     name: str = "nce_loss",
     *,
-    partition_strategy: str = "div",
+    partition_strategy: Literal["div", "mod"] = "div",
     sparse_grad: bool = False,
 ) -> Tensor:
     """`tf.nn.nce_loss`: noise-contrastive estimation, by sigmoid cross entropies.
