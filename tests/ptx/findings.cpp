@@ -2,7 +2,7 @@
 
 #include <ptx.h>
 
-namespace ssc::ops {
+namespace ssc::ops::cuda {
 
 std::string take_findings() {
   std::string text;
@@ -13,4 +13,4 @@ std::string take_findings() {
   return text;
 }
 
-}  // namespace ssc::ops
+}  // namespace ssc::ops::cuda
