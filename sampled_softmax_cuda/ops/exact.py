@@ -82,7 +82,7 @@ def _without_class(weight: Tensor, bias: Tensor | None, idx: int | None) -> Tens
         return bias
     if bias is None:
         bias = weight.new_zeros(weight.shape[0])
-    place = torch.tensor([idx], device=weight.device)
+    place = torch.full((1,), idx, device=weight.device)
     return bias.index_fill(0, place, -torch.inf)
 
 
@@ -105,7 +105,7 @@ def chunk_logits(
     else:
         z = reference.logits(h, weight, bias, begin, end, scale, softcap or 0.0)
     if padding_idx is not None and begin <= padding_idx < end:
-        place = torch.tensor([padding_idx - begin], device=z.device)
+        place = torch.full((1,), padding_idx - begin, device=z.device)
         z = z.index_fill(1, place, -torch.inf)
     return z
 
