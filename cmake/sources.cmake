@@ -18,11 +18,14 @@ set(SSC_CPU_SOURCES
     csrc/cpu/sample/alias_table.cpp
     csrc/cpu/sample/rows.cpp
     csrc/cpu/sample/sample.cpp
+    csrc/cpu/update/update.cpp
 )
 
 # Kernels (cmake/kernels.cmake) that must give the same bits on every CPU: -ffp-contract=off.
 set(SSC_KERNEL_SOURCES_EXACT
     csrc/cpu/kernels/sample.cpp
+    csrc/cpu/kernels/update.cpp
+    csrc/cpu/kernels/update_rows.cpp
 )
 
 # Kernels whose products may be contracted into fused multiply-adds: -ffp-contract=fast. Those of
@@ -49,6 +52,7 @@ set(SSC_OPS_SOURCES
     csrc/ops/cpu/loss.cpp
     csrc/ops/cpu/memory.cpp
     csrc/ops/cpu/negatives.cpp
+    csrc/ops/cpu/optim.cpp
     csrc/ops/cpu/per_row.cpp
     csrc/ops/cpu/sample.cpp
     csrc/ops/cpu/targets.cpp

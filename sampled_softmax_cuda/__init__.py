@@ -9,7 +9,7 @@ under their own names, `ssc.reference` has everything in plain PyTorch, and `ssc
 what runs here.
 """
 
-from . import cntk, reference, samplers, tf
+from . import cntk, optim, reference, samplers, tf
 from ._info import build_info, version
 from .diagnose import Diagnosis, diagnose
 from .exact import TopK, exact_cross_entropy, log_prob, logits, topk
@@ -61,6 +61,7 @@ __all__ = [
     "log_prob",
     "logits",
     "mask_samples",
+    "optim",
     "prefer_huge_pages",
     "reference",
     "sampled_softmax_loss",

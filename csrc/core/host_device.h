@@ -5,8 +5,10 @@
 
 #if defined(__CUDACC__)
 #define SSC_HD __host__ __device__ __forceinline__ static
+#define SSC_MEMBER __host__ __device__ __forceinline__
 #else
 #define SSC_HD __attribute__((always_inline)) static inline
+#define SSC_MEMBER __attribute__((always_inline)) inline
 #endif
 
 // Unrolls the loop that follows.

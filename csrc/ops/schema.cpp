@@ -136,4 +136,22 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   m.def(
       "logits(Tensor input, Tensor weight, Tensor? bias, SymInt begin, SymInt end,"
       " float inv_temperature, bool tf32=False) -> Tensor");
+
+  // A step of an optimizer for the rows `ids` of a parameter [C, D] or [C], or of all rows; without
+  // values, what these rows owe. csrc/core/row_update.h has the rules and their options, and
+  // csrc/cpu/update/update.h the tensors. ids are in rising order and order [N] says where the
+  // gradient of each is in values [N, D]. step is one float32 number and counts on. On a GPU lr,
+  // grad_scale and found_inf are there as tensors, or not at all; with found_inf nothing happens.
+  m.def(
+      "row_update(Tensor(a!) param, Tensor? values, Tensor? ids, Tensor? order, Tensor(b!)? first,"
+      " Tensor(c!)? second, Tensor(d!)? compensation, Tensor(e!)? last_step, Tensor(f!)? history,"
+      " int horizon, Tensor(g!) step, int rule, float lr, Tensor? lr_tensor, float beta1,"
+      " float beta2, float eps, float l2, float decay, float lr_decay, float dampening,"
+      " bool nesterov, bool maximize, bool replay, bool plain_eps, int rounding, int seed,"
+      " Tensor? grad_scale, Tensor? found_inf) -> ()");
+  // The first position of ids that is no row, and the first row of values with an inf or a NaN, if
+  // `finite` asks for it; −1: none.
+  m.def(
+      "gradient_faults(Tensor values, Tensor? ids, int rows, bool finite) -> (int bad_id,"
+      " int nonfinite)");
 }

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ..samples import KeyedSamples, Samples
+from .row_update import gradient_faults, row_update
 
-__all__ = ["sampled_softmax_loss"]
+__all__ = ["gradient_faults", "row_update", "sampled_softmax_loss"]
 
 
 def sampled_softmax_loss(

@@ -1,4 +1,4 @@
-"""log and log1p in float64 with the bits of csrc/core/portable_math.h on every device.
+"""log, log1p and expm1 in float64 with the bits of csrc/core/portable_math.h on every device.
 
 Only operations that IEEE 754 rounds correctly, in the order of that header, where the formulas are
 explained. Needed where ids depend on the last bit of a logarithm, that is in the exponential race;
@@ -12,6 +12,8 @@ from torch import Tensor
 
 _LN2_HIGH = 0.6931471803691238
 _LN2_LOW = 1.9082149292705877e-10
+_LOG2_E = 1.4426950408889634
+_ROUNDER = 1.5 * 2.0**52  # adding it rounds to an integer, kept in the low bits
 _ROOT_HALF_BITS = 0x3FE6A09E667F3BCD
 _ONE_BITS = 0x3FF0000000000000
 _LOG_POLYNOMIAL = (
@@ -60,3 +62,28 @@ def portable_log1p(x: Tensor) -> Tensor:
     f, e = _log_parts(x + 1.0)
     small = (x > -0.25) & (x < 0.25)
     return _log_of_parts(torch.where(small, x, f), torch.where(small, 0.0, e))
+
+
+_EXPM1_POLYNOMIAL = (
+    2.510038549551032e-08,
+    2.7620088445409746e-07,
+    2.7557268459997064e-06,
+    2.4801521295954376e-05,
+    0.00019841269863053618,
+    0.0013888888917213717,
+    0.008333333333330062,
+    0.04166666666662413,
+    0.16666666666666669,
+    0.5000000000000001,
+)
+
+
+def portable_expm1(y: Tensor) -> Tensor:
+    """exp(y) - 1 of float64 numbers y <= 0; -1 below -60."""
+    y = y.clamp_min(-60.0)
+    shifted = y * _LOG2_E + _ROUNDER
+    n = shifted - _ROUNDER
+    r = (y - n * _LN2_HIGH) - n * _LN2_LOW
+    expm1_r = (r * r) * polynomial(_EXPM1_POLYNOMIAL, r) + r
+    scale = ((shifted.view(torch.int64) << 52) + _ONE_BITS).view(torch.float64)
+    return scale * expm1_r + (scale - 1.0)

@@ -1,5 +1,5 @@
 // The lanes (csrc/core/lane.h) of one instruction set: eight numbers at a time with AVX-512, four
-// with AVX2, and the scalar lane elsewhere. Included by kernels/sample.cpp only.
+// with AVX2, and the scalar lane elsewhere. Included by kernels that give the same bits everywhere.
 #pragma once
 
 #if defined(__x86_64__)
@@ -13,6 +13,22 @@
 #include "csrc/cpu/kernels/simd.h"
 
 namespace ssc::SSC_ISA {
+
+struct OneLane : ScalarLane {
+  static constexpr int kWidth = 1;
+
+  SSC_HD void store_interleaved(uint64_t* out, U a, U b) {
+    out[0] = a;
+    out[1] = b;
+  }
+  SSC_HD U iota() { return 0; }
+  SSC_HD U load_bits(const uint64_t* p) { return *p; }
+  SSC_HD U load_bits(const int64_t* p) { return static_cast<U>(*p); }
+  SSC_HD F load_float(const double* p) { return *p; }
+  SSC_HD void put_number(int64_t* p, U x) { *p = static_cast<int64_t>(x); }
+  SSC_HD void put_number(double* p, F x) { *p = x; }
+  SSC_HD void put_number(float* p, F x) { *p = static_cast<float>(x); }
+};
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 
@@ -97,22 +113,6 @@ constexpr int kPhiloxChains =
     kVectorBytes == 64 ? 4 : 2;  // enough to hide the multiplier's latency
 
 #else
-
-struct OneLane : ScalarLane {
-  static constexpr int kWidth = 1;
-
-  SSC_HD void store_interleaved(uint64_t* out, U a, U b) {
-    out[0] = a;
-    out[1] = b;
-  }
-  SSC_HD U iota() { return 0; }
-  SSC_HD U load_bits(const uint64_t* p) { return *p; }
-  SSC_HD U load_bits(const int64_t* p) { return static_cast<U>(*p); }
-  SSC_HD F load_float(const double* p) { return *p; }
-  SSC_HD void put_number(int64_t* p, U x) { *p = static_cast<int64_t>(x); }
-  SSC_HD void put_number(double* p, F x) { *p = x; }
-  SSC_HD void put_number(float* p, F x) { *p = static_cast<float>(x); }
-};
 
 using Lane = OneLane;
 constexpr int kPhiloxChains = 1;

@@ -1,0 +1,437 @@
+"""Optimizers whose step costs as much as the rows that have a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _owed
+from .._arguments import as_bool, as_float, as_int, check_int64
+from .._checks import check_choice
+from .._rules import may_look
+from ..ops.optim import gradient_faults, row_update
+from ..updates import RowUpdate, Rule, UpdateOptions
+from .gradients import RowGradient, check_parameter, row_gradient
+from .history import History
+from .state import lazy_zeros
+
+_SKIPPED = ("decay", "freeze", "replay")
+_ROUNDING = ("nearest", "stochastic", "kahan")
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+
+class _Work(NamedTuple):
+    """A parameter whose gradient has been checked."""
+
+    group: dict[str, Any]
+    parameter: Tensor
+    gradient: RowGradient
+
+
+class RowOptimizer(torch.optim.Optimizer):
+    """The base of the optimizers of `sampled_softmax_cuda.optim`.
+
+    A step reads and writes the rows of a parameter that have a gradient, and their states, in one
+    pass. Everything is checked before anything is written.
+    """
+
+    # GradScaler hands its scale and what it found to `step`, which so waits for no device.
+    _step_supports_amp_scaling = True
+
+    rule: Rule
+    # The states of a parameter, by the names that torch.optim has for them.
+    first_name: str | None = None
+    second_name: str | None = None
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._histories: dict[Tensor, History] = {}
+        self._hooks: list[Any] = []
+        self._numbers: dict[Tensor, int] = {}  # so that no two parameters share random bits
+        super().__init__(params, defaults)
+
+    # --- options ----------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, with checks of the options and of the parameters."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check_group(group)
+            for position, p in enumerate(group["params"]):
+                check_parameter(self._name, self._parameter_name(group, position), p)
+        except Exception:
+            self.param_groups.pop()
+            raise
+        for p in group["params"]:
+            self._numbers[p] = len(self._numbers)
+
+    @property
+    def _name(self) -> str:
+        return f"optim.{type(self).__name__}"
+
+    def _parameter_name(self, group: dict[str, Any], position: int) -> str:
+        if "param_names" in group:
+            return str(group["param_names"][position])
+        number = next(i for i, other in enumerate(self.param_groups) if other is group)
+        return f"param_groups[{number}]['params'][{position}]"
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """The options of a group as Python numbers; ValueError or TypeError if they don't fit."""
+        fn = self._name
+        for key in ("lr", "weight_decay", "eps", "lr_decay", "initial_accumulator_value"):
+            if key not in group or (key == "lr" and isinstance(group[key], Tensor)):
+                continue
+            group[key] = as_float(fn, key, group[key])
+            if not 0.0 <= group[key] < float("inf"):
+                raise ValueError(f"{fn}: {key} must be finite and at least 0, got {group[key]}")
+        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+            raise ValueError(f"{fn}: lr must be one number, got {list(group['lr'].shape)}")
+        for key in ("maximize", "error_if_nonfinite", "capturable", "nesterov"):
+            if key in group:
+                group[key] = as_bool(fn, key, group[key])
+        if "skipped" in group:
+            check_choice(fn, "skipped", group["skipped"], _SKIPPED)
+        check_choice(fn, "rounding", group["rounding"], _ROUNDING)
+        group["seed"] = as_int(fn, "seed", group["seed"], least=0)
+        if group["seed"] >= 1 << 32:
+            raise ValueError(f"{fn}: seed must be below 2^32, got {group['seed']}")
+        dtype = group["state_dtype"]
+        if dtype not in (None, torch.float32, torch.bfloat16, torch.float64):
+            raise ValueError(
+                f"{fn}: state_dtype must be None, torch.float32 or torch.bfloat16, got {dtype!r}"
+            )
+        rates = group.get("betas", (group.get("momentum", 0.0),))
+        if not isinstance(rates, (tuple, list)) or len(rates) != (2 if "betas" in group else 1):
+            raise ValueError(f"{fn}: betas must be a pair of numbers, got {rates!r}")
+        rates = tuple(as_float(fn, "betas" if "betas" in group else "momentum", x) for x in rates)
+        for x in rates:
+            if not 0.0 <= x < 1.0:
+                name = "betas" if "betas" in group else "momentum"
+                raise ValueError(f"{fn}: {name} must be in [0, 1), got {x}")
+        if "betas" in group:
+            group["betas"] = rates
+        elif "momentum" in group:
+            group["momentum"] = rates[0]
+
+    def _options(self, group: dict[str, Any], lr: float | Tensor, sparse: bool) -> UpdateOptions:
+        """The numbers of a step with dense or row-sparse gradients."""
+        raise NotImplementedError
+
+    def _owes(self, group: dict[str, Any]) -> bool:
+        """Whether rows without gradient owe anything."""
+        return False
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def _state_dtype(self, p: Tensor, group: dict[str, Any]) -> torch.dtype:
+        if p.dtype == torch.float64:
+            return torch.float64
+        wanted = group["state_dtype"]
+        return torch.bfloat16 if wanted == torch.bfloat16 else torch.float32
+
+    def _state_of(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """A new state of zeros."""
+        if name == self.second_name and self.rule.row_wise:
+            rows = p.shape[0] if p.dim() > 0 else 1
+            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+            return lazy_zeros((rows,), dtype, p.device)
+        dtype = p.dtype if name == "compensation" else self._state_dtype(p, group)
+        return lazy_zeros(tuple(p.shape), dtype, p.device)
+
+    def _state_names(self, p: Tensor, group: dict[str, Any]) -> list[str]:
+        names = [name for name in (self.first_name, self.second_name) if name is not None]
+        if group["rounding"] == "kahan" and p.dtype in _HALVES:
+            names.append("compensation")
+        return names
+
+    def _check_state(self, name: str, p: Tensor, group: dict[str, Any]) -> None:
+        """ValueError if the state belongs to a parameter of another size or place."""
+        for key, value in self.state.get(p, {}).items():
+            if not isinstance(value, Tensor) or key == "step":
+                continue
+            row_wise = key == self.second_name and self.rule.row_wise
+            shape = tuple(p.shape[:1]) or (1,) if row_wise else tuple(p.shape)
+            if tuple(value.shape) != shape:
+                raise ValueError(
+                    f"{self._name}: {name} is {list(p.shape)} now, and its state {key!r} is"
+                    f" {list(value.shape)}: make a new optimizer for a parameter of another size,"
+                    " or change its state alike"
+                )
+            if value.device != p.device:
+                raise ValueError(
+                    f"{self._name}: {name} is on {p.device} now, and its state {key!r} on"
+                    f" {value.device}: move the model before you make the optimizer, or load its"
+                    " state_dict again"
+                )
+
+    def _state(self, p: Tensor, group: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The state of a parameter, and whether it is new."""
+        state: dict[str, Any] = self.state[p]
+        new = "step" not in state
+        if not isinstance(state.get("step"), Tensor):
+            step = float(state.get("step", 0.0))
+            state["step"] = torch.tensor(step, dtype=torch.float32, device=p.device)
+        for name in self._state_names(p, group):
+            if state.get(name) is None:
+                state[name] = self._state_of(name, p, group)
+                self._initialize(name, state[name], group)
+        return state, new
+
+    def _initialize(self, name: str, value: Tensor, group: dict[str, Any]) -> None:
+        """Fill a new state, if it doesn't start from zero."""
+
+    def _history(
+        self, p: Tensor, group: dict[str, Any], options: UpdateOptions, new: bool, sparse: bool
+    ) -> History | None:
+        """The history of a parameter; it has one from its first sparse gradient on."""
+        old = self._histories.get(p)
+        owes = self._owes(group) and group["skipped"] != "freeze"
+        if old is not None:
+            if owes and old.serves(options, p.dtype):
+                return old
+            self.settle_parameter(p)
+            del self._histories[p]
+        elif not sparse:
+            return None
+        if not owes:
+            return None
+        history = self._histories[p] = History(p, self.state[p]["step"], options, new)
+        _owed.register(p, self)
+        return history
+
+    # --- the step ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take a step with the gradients that are there.
+
+        Args:
+            closure: computes the loss again, with its gradients; for parity with torch.optim.
+
+        Raises:
+            ValueError: a gradient or a state that doesn't fit its parameter; on the CPU, inf or NaN
+                in a gradient. No parameter has been changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step_parameters(
+            (group, position, p)
+            for group in self.param_groups
+            for position, p in enumerate(group["params"])
+        )
+        return loss
+
+    @torch.compiler.disable(reason="a step of sampled_softmax_cuda.optim is an operator by itself")
+    def _step_parameters(self, parameters: Iterable[tuple[dict[str, Any], int, Tensor]]) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        work = []
+        for group, position, p in parameters:
+            if p.grad is None:
+                continue
+            name = self._parameter_name(group, position)
+            self._check_state(name, p, group)
+            check = group["error_if_nonfinite"] and found_inf is None
+            gradient = row_gradient(self._name, name, p, p.grad, check)
+            work.append(_Work(group, p, gradient))
+        for item in work:
+            self._update(item)
+
+    def enter_backward(self) -> None:
+        """Take each parameter's step as soon as its gradient is complete, and free the gradient."""
+
+        def hook(p: Tensor) -> None:
+            group, position = self._place(p)
+            with torch.no_grad():
+                self._step_parameters([(group, position, p)])
+            p.grad = None
+
+        self.leave_backward()
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(hook)
+            for group in self.param_groups
+            for p in group["params"]
+        ]
+
+    def leave_backward(self) -> None:
+        """End `enter_backward`."""
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+
+    def _place(self, p: Tensor) -> tuple[dict[str, Any], int]:
+        """The group of a parameter, and its position there."""
+        for group in self.param_groups:
+            for position, other in enumerate(group["params"]):
+                if other is p:
+                    return group, position
+        raise KeyError(p)
+
+    def _update(self, work: _Work) -> None:
+        group, p, gradient = work
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and may_look(lr):
+            lr = float(lr)
+        sparse = gradient.ids is not None
+        options = self._options(group, lr, sparse)
+        _, new = self._state(p, group)
+        history = self._history(p, group, options, new, sparse)
+        found_inf = getattr(self, "found_inf", None)
+        grad_scale = getattr(self, "grad_scale", None)
+        self._run(
+            p,
+            group,
+            options,
+            history,
+            values=gradient.values,
+            ids=gradient.ids,
+            order=gradient.order,
+            grad_scale=None if grad_scale is None else grad_scale.to(p.device),
+            found_inf=None if found_inf is None else found_inf.to(p.device),
+        )
+        torch.autograd.graph.increment_version(p)
+        if history is not None:
+            history.steps += 1
+
+    def _run(
+        self,
+        p: Tensor,
+        group: dict[str, Any],
+        options: UpdateOptions,
+        history: History | None,
+        **arguments: Any,
+    ) -> None:
+        """`row_update` of a parameter with its states."""
+        state = self.state[p]
+        rows = _as_rows(p.data)
+        seed = group["seed"] | self._numbers[p] << 32
+        row_update(
+            RowUpdate(
+                replace(options, rounding=group["rounding"], seed=seed),
+                rows,
+                state["step"],
+                first=None if self.first_name is None else state.get(self.first_name),
+                second=None if self.second_name is None else state[self.second_name],
+                compensation=state.get("compensation"),
+                last_step=None if history is None else history.last_step,
+                history=None if history is None else history.numbers,
+                horizon=0 if history is None else history.horizon,
+                **arguments,
+            )
+        )
+        if rows.data_ptr() != p.data_ptr():
+            p.data.copy_(rows.view(p.shape))
+
+    # --- debts ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def settle(self, ids: Tensor | None = None) -> None:
+        """Let rows that had no gradient for a while pay what they owe: the decay of their moments
+        and of their weights and, with skipped="replay", the moves that they have missed.
+
+        To be called before weights are evaluated, exported or saved by others than
+        `SampledSoftmaxLoss` and `state_dict` of this optimizer, which do it by themselves. A step
+        needs no call: it settles the rows that it changes. Without such debts nothing happens.
+
+        Args:
+            ids: [*] int64, rows of every parameter of this optimizer; on the CPU, ValueError if one
+                is out of range. None: all rows, in one pass over the parameters.
+        """
+        if ids is not None:
+            check_int64(f"{self._name}.settle", "ids", ids)
+        for p in list(self._histories):
+            if ids is not None and may_look(ids):
+                at, _ = gradient_faults(ids.reshape(-1), ids.reshape(-1), p.shape[0], False)
+                if at >= 0:
+                    raise ValueError(
+                        f"{self._name}.settle: ids[{at}] = {int(ids.reshape(-1)[at])} is out of"
+                        f" range: expected [0, C={p.shape[0]})"
+                    )
+        for p in list(self._histories):
+            self.settle_parameter(p, ids)
+
+    @torch.no_grad()
+    def settle_parameter(
+        self, parameter: Tensor, ids: Tensor | None = None, to_read: bool = False
+    ) -> None:
+        """Let rows of one parameter pay; see `settle`. Ids that are no rows are left out.
+
+        Args:
+            parameter: one of this optimizer's.
+            ids: [*] int64, or None for all rows.
+            to_read: because they will be read: with skipped="decay", which lets single rows lag
+                behind until they are touched, only for all rows.
+        """
+        history = self._histories.get(parameter)
+        if history is None or history.steps == 0:
+            return
+        if to_read and ids is not None and not history.options.replay:
+            return
+        group, _ = self._place(parameter)
+        rows = None if ids is None else ids.reshape(-1).to(parameter.device)
+        self._run(parameter, group, history.options, history, ids=rows)
+        if ids is None:
+            history.steps = 0
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, after `settle`: it has the names and shapes of torch.optim's states, and
+        nothing that rows owe."""
+        self.settle()
+        return super().state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; states keep the dtypes of this optimizer, whatever the parameter's is.
+
+        Takes the state of the optimizers of torch.optim with the same rule too.
+        """
+        super().load_state_dict(state_dict)
+        self._histories.clear()
+        numbers = (n for group in state_dict["param_groups"] for n in group["params"])
+        for number, (group, p) in zip(
+            numbers, ((g, p) for g in self.param_groups for p in g["params"]), strict=True
+        ):
+            saved = state_dict["state"].get(number, {})
+            for name, value in saved.items():
+                self.state[p][name] = self._loaded(name, value, p, group)
+
+    def _loaded(self, name: str, value: Any, p: Tensor, group: dict[str, Any]) -> Any:
+        if name == "step":
+            step = value if isinstance(value, Tensor) else torch.tensor(float(value))
+            return step.to(p.device, torch.float32, copy=True)
+        if not isinstance(value, Tensor):
+            return value
+        dtype = self._state_of(name, p.data[:0], group).dtype if p.dim() > 0 else value.dtype
+        return value.to(p.device, dtype)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._histories = {}
+        self._hooks = getattr(self, "_hooks", [])
+        self._numbers = {}
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            for p in group["params"]:
+                self._numbers[p] = len(self._numbers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.settle()
+        return super().__getstate__()  # type: ignore[no-any-return]
+
+
+def _as_rows(p: Tensor) -> Tensor:
+    """p as [C, D] or [C] with unit stride along D: a view of it, where there is one."""
+    if p.dim() < 2:
+        return p.reshape(1) if p.dim() == 0 else p.contiguous()
+    if p.dim() == 2 and (p.stride(1) == 1 or p.shape[1] <= 1):
+        return p
+    return p.contiguous().view(p.shape[0], -1) if p.numel() > 0 else p.reshape(p.shape[0], 0)

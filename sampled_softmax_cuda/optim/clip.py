@@ -1,0 +1,109 @@
+"""Clipping of dense and row-sparse gradients together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .._arguments import as_float
+
+
+def _with_gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    return [p for p in parameters if p.grad is not None]
+
+
+def _merged_rows(grad: Tensor) -> Tensor:
+    """A sparse gradient whose values have each row once; further ones of a row are zero.
+
+    On the CPU it is coalesced. On a GPU that would wait for the number of rows: there the number of
+    values stays.
+    """
+    if grad.is_coalesced() or grad.is_cpu:
+        return grad.coalesce()
+    ids, order = torch.sort(grad._indices()[0], stable=True)
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[1:] = ids[1:] != ids[:-1]
+    first = torch.cummax(torch.where(starts, torch.arange(len(ids), device=ids.device), 0), 0)
+    values = grad._values()
+    merged = torch.zeros_like(values).index_add_(0, first.values, values[order])
+    return torch.sparse_coo_tensor(ids[None], merged, grad.shape, check_invariants=False)
+
+
+def _values(parameters: list[Tensor]) -> list[Tensor]:
+    """The numbers of all gradients, each row once, to be changed in place."""
+    values = []
+    for p in parameters:
+        assert p.grad is not None
+        if p.grad.is_sparse:
+            p.grad = _merged_rows(p.grad)
+            values.append(p.grad._values())
+        else:
+            values.append(p.grad)
+    return values
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """torch.nn.utils.clip_grad_norm_ for dense and row-sparse gradients together.
+
+    Args:
+        parameters: one or several; those without a gradient are left out.
+        max_norm: the largest norm of all gradients together.
+        norm_type: p of the p-norm, such as 2.0 (default), 1.0 or float("inf").
+        error_if_nonfinite: RuntimeError if the norm is inf or NaN; waits for a GPU.
+        foreach: as torch's.
+
+    Returns:
+        The norm before clipping, a scalar. Nothing waits for it.
+
+    Example:
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> table = torch.nn.Embedding(1000, 16, sparse=True)
+        >>> table(torch.tensor([3, 7, 3])).sum().backward()
+        >>> norm = ssc.optim.clip_grad_norm_(table.parameters(), 1.0)
+        >>> round(float(norm), 3)  # 16 ones in row 7 and 16 twos in row 3
+        8.944
+        >>> round(float(table.weight.grad.coalesce().values().norm()), 3)
+        1.0
+    """
+    max_norm = as_float("optim.clip_grad_norm_", "max_norm", max_norm)
+    values = _values(_with_gradients(parameters))
+    norm = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite, foreach)
+    coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for value in values:
+        value.mul_(coefficient.to(value.device))
+    return norm
+
+
+@torch.no_grad()
+def clip_grad_value_(
+    parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
+) -> None:
+    """torch.nn.utils.clip_grad_value_ for dense and row-sparse gradients together.
+
+    Args:
+        parameters: one or several; those without a gradient are left out.
+        clip_value: gradients are brought into [-clip_value, clip_value].
+        foreach: for parity with torch; values are clamped one parameter after the other.
+
+    Example:
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> table = torch.nn.Embedding(1000, 16, sparse=True)
+        >>> table(torch.tensor([3, 7, 3])).sum().backward()
+        >>> ssc.optim.clip_grad_value_(table.parameters(), 0.5)
+        >>> float(table.weight.grad.coalesce().values().max())
+        0.5
+    """
+    clip_value = as_float("optim.clip_grad_value_", "clip_value", clip_value)
+    for value in _values(_with_gradients(parameters)):
+        value.clamp_(-clip_value, clip_value)
