@@ -107,18 +107,11 @@ class KeyedSamples:
             >>> samples.ids.shape, torch.equal(samples.ids, keyed.materialize().ids)
             (torch.Size([3, 8]), True)
         """
-        from .ops.sample import sample_rows  # which is above this module
+        from .ops.sample import sample  # which is above this module
 
         no_target = self.key.new_empty(prod(self.shape), 0)
-        ids, _, log_count, _ = sample_rows(
-            self._proposal,
-            self.key,
-            no_target,
-            self.num_samples,
-            self._method,
-            self._tries,
-            self._exclude,
-        )
+        how = (self.num_samples, self._method, self._tries, self._exclude)
+        ids, _, log_count, _ = sample(self._proposal, self.key, no_target, *how, True)
         shape = (*self.shape, self.num_samples)
         return Samples(ids.view(shape), log_count.view(shape), self.target_log_expected_count)
 

@@ -7,47 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arguments import describe
 from .._rules import may_look
 from ..proposals import Method, Proposal
+from ..reference import alias_table
 from ..reference import sample as reference
-from ..reference import sample_rows as reference_rows
-from ..reference.sample import sample_distinct, sample_race
-from ..reference.sample_rows import LEAST_LEFT, LEAST_LEFT_DISTINCT, excluded_mass
+from ..reference.distributions import distribution
+from ..reference.draws import LEAST_LEFT, LEAST_LEFT_DISTINCT, Stream, draw_ids, excluded_mass
+from ..reference.sample import Drawn
 from .library import has_native, library_loaded, native_for
 
 __all__ = [
     "LEAST_LEFT",
     "LEAST_LEFT_DISTINCT",
+    "Stream",
     "build_alias_table",
     "check_table",
+    "distribution",
+    "draw_ids",
     "excluded_mass",
     "log_counts",
-    "new_key",
     "sample",
-    "sample_distinct",
-    "sample_race",
-    "sample_rows",
 ]
-
-Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
-"""ids, numbers of draws, log n of the ids and of the targets."""
-
-_KEY_LIMIT = 2**63 - 1  # all that torch.randint can do
-
-
-def new_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """(seed, offset) of a draw, int64 [2], by a built-in operator: a CUDA graph can hold it."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"sample: generator must be a torch.Generator or None, got {describe(generator)}:"
-            " pass torch.Generator().manual_seed(seed)"
-        )
-    return torch.randint(_KEY_LIMIT, (2,), device=device, generator=generator)
-
-
-def _ops() -> Any:
-    return torch.ops.sampled_softmax
 
 
 def sample(
@@ -57,59 +37,45 @@ def sample(
     num_samples: int,
     method: Method,
     tries: Tensor | None,
+    *of_rows: Tensor | bool | None,
 ) -> Drawn:
-    """Draw ids, with the log expected counts of ids and targets; see `reference.sample.sample`."""
-    rest = (num_samples, int(method), tries)
+    """Draw ids, with the log expected counts of ids and targets; see `reference.sample.sample`.
+
+    Args:
+        of_rows: exclude, per_row and keep_ids, which draws shared by the batch have no need of.
+    """
     if not native_for(key.device, "sample"):
-        return reference.sample(proposal, key, target, *rest)
-    return _drawn(proposal, key, target, *rest)
-
-
-def _drawn(proposal: Proposal, key: Tensor, target: Tensor, *rest: Any) -> Drawn:
+        return reference.sample(proposal, key, target, num_samples, method, tries, *of_rows)  # type: ignore[arg-type]
     try:
-        drawn: Drawn = _ops().sample(key, target, *proposal, *rest)
+        return torch.ops.sampled_softmax.sample(  # type: ignore[no-any-return]
+            key, target, *proposal, num_samples, int(method), tries, *of_rows
+        )
     except RuntimeError:
         check_table(proposal.table)
         raise
-    return drawn
 
 
 def check_table(table: Tensor | None) -> None:
     """IndexError, after an error of the kernels, if the alias table is the reason for it."""
     if table is not None and may_look(table):
-        reference.check_aliases(table)
+        alias_table.check_aliases(table)
 
 
 def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor | None) -> Tensor:
     """log n of any ids, float32 of their shape; log q with num_samples=1 and no tries."""
     if not native_for(ids.device, "log_counts"):
         return reference.log_counts(proposal, ids, num_samples, tries)
-    counts: Tensor = _ops().log_counts(ids.contiguous(), *proposal, num_samples, tries)
+    counts: Tensor = torch.ops.sampled_softmax.log_counts(
+        ids.contiguous(), *proposal, num_samples, tries
+    )
     return counts
-
-
-def sample_rows(
-    proposal: Proposal,
-    key: Tensor,
-    target: Tensor,
-    num_samples: int,
-    method: Method,
-    tries: Tensor | None,
-    exclude: Tensor | None,
-    keep_ids: bool = True,
-) -> Drawn:
-    """Ids of rows, with log expected counts; see `reference.sample_rows.sample_rows`."""
-    rest = (num_samples, int(method), tries, exclude)
-    if not native_for(key.device, "sample"):
-        return reference_rows.sample_rows(proposal, key, target, *rest, keep_ids)
-    return _drawn(proposal, key, target, *rest, True, keep_ids)
 
 
 def build_alias_table(probabilities: Tensor) -> Tensor:
     """The alias table int64 [C] of float64 probabilities [C], both on the CPU."""
     if not has_native():
-        return reference.build_alias_table(probabilities)
-    table: Tensor = _ops().build_alias_table(probabilities)
+        return alias_table.build_alias_table(probabilities)
+    table: Tensor = torch.ops.sampled_softmax.build_alias_table(probabilities)
     return table
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._rules import host_rules
-from ..ops.sample import LEAST_LEFT, LEAST_LEFT_DISTINCT, excluded_mass
+from ..ops.sample import LEAST_LEFT, LEAST_LEFT_DISTINCT, distribution, excluded_mass
 from ..proposals import Proposal
 
 
@@ -46,7 +46,7 @@ def check_left(
     """On the CPU, exclude [B, E] leaves every row enough classes, and enough of the probability."""
     if torch.compiler.is_compiling() or not host_rules(exclude) or exclude.shape[1] == 0:
         return
-    mass, lost = excluded_mass(proposal, exclude)
+    mass, lost = excluded_mass(distribution(proposal), exclude)
     needed = 1 if replacement else num_samples
     short = (proposal.num_drawable - lost < needed).nonzero()
     if short.numel() > 0:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .._arguments import as_int, check_int64
+from .._arguments import as_int, check_int64, describe
 from .._rules import host_rules
 from .._torchscript import NotScriptable
 from ..options import Inclusion
@@ -23,6 +23,8 @@ ANY_CLASSES = 2**63 - 1
 
 UNLIMITED = 2**62
 """More samples than any share needs, such that sums stay integers that torch can count with."""
+
+_KEY_LIMIT = 2**63 - 1  # all that torch.randint can do
 
 
 class DrawOptions(NamedTuple):
@@ -198,6 +200,15 @@ class Sampler(NotScriptable, Stateful, ABC):
         self, target: Tensor, options: DrawOptions, generator: torch.Generator | None
     ) -> Draw:
         """At most S ids shared by the batch; the arguments have been checked."""
+
+    def _new_key(self, target: Tensor, generator: torch.Generator | None) -> Tensor:
+        """(seed, offset) of a draw, int64 [2], by a built-in operator: a CUDA graph can hold it."""
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"{self._name}: generator must be a torch.Generator or None, got"
+                f" {describe(generator)}: pass torch.Generator().manual_seed(seed)"
+            )
+        return torch.randint(_KEY_LIMIT, (2,), device=target.device, generator=generator)
 
     def _capacity(self, target: Tensor, replacement: bool) -> int:
         """The most samples that can be had for this target."""

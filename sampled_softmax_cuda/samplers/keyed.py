@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..ops import sample as ops
-from ..ops.library import native_for
 from ..options import Inclusion
 from ..proposals import Method, Proposal
 from ..samples import KeyedSamples, Samples
@@ -84,7 +83,7 @@ class KeyedSampler(Sampler):
         self._check_ids("sample", "target", target)
         options = self._options("sample", num_samples, replacement, inclusion)
         plan = self._plan(options)
-        key = ops.new_key(target.device, generator)
+        key = self._new_key(target, generator)
         ids, _, log_count, target_log_count = ops.sample(
             self._proposal(), key, target.contiguous(), options.num_samples, *plan
         )
@@ -188,7 +187,7 @@ class KeyedSampler(Sampler):
     ) -> Draw:
         proposal, num_samples = self._proposal(), options.num_samples
         plan = self._plan(options)
-        key = ops.new_key(target.device, generator)
+        key = self._new_key(target, generator)
         ids, num_draws, _, _ = ops.sample(proposal, key, key[:0], num_samples, *plan)
         tries = plan.tries
         if not options.replacement and tries is None:
@@ -219,21 +218,15 @@ class KeyedSampler(Sampler):
             exclude = exclude.reshape(math.prod(shape), exclude.shape[-1]).contiguous()
         num_samples = options.num_samples
         plan = self._row_plan(options, 0 if exclude is None else exclude.shape[1])
-        key = ops.new_key(target.device, generator)
+        key = self._new_key(target, generator)
         targets = target.reshape(math.prod(shape), num_true or 1).contiguous()
-
-        def check_left() -> None:
-            if exclude is not None:
-                _checks.check_left(name, proposal, exclude, num_samples, options.replacement)
-
-        if not native_for(key.device, "sample"):
-            check_left()
         try:
-            ids, _, log_count, target_log_count = ops.sample_rows(
-                proposal, key, targets, num_samples, *plan, exclude, keep_ids
+            ids, _, log_count, target_log_count = ops.sample(
+                proposal, key, targets, num_samples, *plan, exclude, True, keep_ids
             )
         except RuntimeError:
-            check_left()  # the kernels found it out; here it gets the message for users
+            if exclude is not None:  # it was found out there; here it gets the message for users
+                _checks.check_left(name, proposal, exclude, num_samples, options.replacement)
             raise
         target_log_count = target_log_count.view(target.shape)
         keyed = KeyedSamples(key, proposal, num_samples, *plan, exclude, shape, target_log_count)

@@ -163,7 +163,7 @@ class PoolSampler(PooledSampler):
         chosen, counted, num_chosen = pool, valid, num_valid
         if num_samples < pool.shape[0]:
             # The ids of the smallest random numbers, those that are no classes last.
-            key = ops.new_key(target.device, generator)
+            key = self._new_key(target, generator)
             place, _, _, _ = ops.sample(
                 uniform(_LAST), key, key[:0], pool.shape[0], Method.WITH_REPLACEMENT, None
             )

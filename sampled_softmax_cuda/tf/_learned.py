@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .. import _checks
 from .._arguments import check_int64
-from .._philox import mul_wide, philox_bits
+from .._philox import mul_wide
 from .._torchscript import NotScriptable
-from ..ops.sample import sample_distinct, sample_race
+from ..ops.sample import Stream, draw_ids
+from ..proposals import Method
 from ..samplers._state import Stateful
 from ._candidates import (
     CLASSES_IN_MEMORY,
@@ -30,7 +31,7 @@ _WHY = "as in TensorFlow, since every class has a count in memory"
 
 
 class _Counts(NamedTuple):
-    """q = count / total, as the functions of `reference.sample` take a proposal."""
+    """q = count / total, as a `Distribution` of `reference.distributions`."""
 
     counts: Tensor
     total: int
@@ -106,14 +107,13 @@ class LearnedUnigram(NotScriptable, Stateful):
     def draw(self, key: Tensor, num_sampled: int, unique: bool) -> tuple[Tensor, Tensor]:
         """The ids [S] of a key int64 [2], and the number of tries [] that they took."""
         self._settle()
-        proposal = _Counts(self.counts, self._total)
+        stream = Stream(_Counts(self.counts, self._total), key)
         if not unique:
-            tries = torch.full((), num_sampled, dtype=torch.int64, device=key.device)
-            return proposal.ids(philox_bits(key, 0, num_sampled)), tries
+            return draw_ids(stream, num_sampled, Method.WITH_REPLACEMENT)
         log_miss = torch.log1p(-self.counts.double() / self._total)
         found = -torch.expm1(_TRIES_PER_CLASS * self.num_classes * log_miss).sum()
-        find = sample_distinct if float(found) > num_sampled else sample_race
-        return find(proposal, key, num_sampled)
+        method = Method.DISTINCT if float(found) > num_sampled else Method.RACE
+        return draw_ids(stream, num_sampled, method)
 
     def probability(self, classes: Tensor) -> Tensor:
         """q of classes in [0, C), float64 of their shape; of others, that of the nearest."""

@@ -58,9 +58,9 @@ def test_draws_of_rows(kind: str, method: Method, tries: float | None) -> None:
     sampler = make_sampler(kind, C)
     arguments = sampler._proposal()
     exclude = torch.tensor([[1, 2], [0, -1], [C, 5]])
-    rest = (key(7, 3), TARGET.view(3, 2), S, method, number(tries), exclude)
-    got = ops.sample_rows(arguments, *rest)
+    rest = (key(7, 3), TARGET.view(3, 2), S, method, number(tries), exclude, True)
+    got = ops.sample(arguments, *rest)
     with use_backend("reference"):
-        want = ops.sample_rows(arguments, *rest)
+        want = ops.sample(arguments, *rest)
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b) if a.dtype == torch.int64 else torch.allclose(a, b, atol=1e-6)

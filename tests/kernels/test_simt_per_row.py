@@ -82,8 +82,8 @@ def test_ids_of_rows_are_those_of_the_cpu() -> None:
     arguments = sampler._proposal()
     target = torch.zeros(first + rows, 0, dtype=torch.int64)
     with use_backend("reference"):
-        want, _, log_count, _ = ops.sample_rows(
-            arguments, k, target, samples, Method.WITH_REPLACEMENT, None, None
+        want, _, log_count, _ = ops.sample(
+            arguments, k, target, samples, Method.WITH_REPLACEMENT, None, None, True
         )
     assert torch.equal(ids, want[first:])
     torch.testing.assert_close(count, log_count[first:])
@@ -106,7 +106,8 @@ def test_filtered_draws_are_the_same_in_any_order(method: Method) -> None:
     arguments = sampler._proposal()
     target = torch.zeros(2, 0, dtype=torch.int64)
     with use_backend("reference"):
-        want = ops.sample_rows(arguments, key(9, 4), target, samples, method, None, lists[:2])
+        rest = (samples, method, None, lists[:2], True)
+        want = ops.sample(arguments, key(9, 4), target, *rest)
     for schedule in SCHEDULES:
         bench, k = Bench("checked", schedule=schedule, seed=3), key(9, 4)
         size = torch.zeros(1, dtype=torch.int64)

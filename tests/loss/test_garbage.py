@@ -46,8 +46,8 @@ def draw(
     if not per_row:
         ids, _, *counts = ops.sample(proposal, key(5), target, num_samples, method, None)
         return ssc.Samples(ids, *counts)
-    rest = (num_samples, method, None, exclude)
-    ids, _, log_count, target_count = ops.sample_rows(proposal, key(5), target[:, None], *rest)
+    rest = (num_samples, method, None, exclude, True)
+    ids, _, log_count, target_count = ops.sample(proposal, key(5), target[:, None], *rest)
     return ssc.Samples(ids, log_count, target_count[:, 0])
 
 

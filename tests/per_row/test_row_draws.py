@@ -24,8 +24,8 @@ from helpers.samplers import (
 from sampled_softmax_cuda._philox import philox_bits
 from sampled_softmax_cuda.ops import sample as ops
 from sampled_softmax_cuda.proposals import Method, Proposal
-from sampled_softmax_cuda.reference import sample_rows as reference
-from sampled_softmax_cuda.reference.sample import distribution
+from sampled_softmax_cuda.reference import sample as reference
+from sampled_softmax_cuda.reference.distributions import distribution
 from sampled_softmax_cuda.samplers.base import DrawOptions
 
 METHODS = list(Method)
@@ -69,7 +69,7 @@ def test_a_row_takes_the_first_draws_of_its_stream_that_will_do(
     lists = exclusions(rows, 5, num_classes) if excluded else None
     target = torch.zeros(rows, 1, dtype=torch.int64)
     arguments = (proposal_of(kind, num_classes), key(11, 3), target, num_samples, method)
-    ids, draws, _, _ = ops.sample_rows(*arguments, None, lists)
+    ids, draws, _, _ = ops.sample(*arguments, None, lists, True)
     for row in range(rows):
         banned = set() if lists is None else set(lists[row].tolist())
         wanted: list[int] = []
@@ -92,7 +92,7 @@ def many_draws(kind: str, method: Method, excluded: bool) -> Any:
     num_classes, rows, num_samples = 700, 150, 120
     lists = exclusions(rows, 6, num_classes) if excluded else None
     arguments = (proposal_of(kind, num_classes), key(2**62 + 9, -7), torch.arange(rows)[:, None])
-    return ops.sample_rows(*arguments, num_samples, method, None, lists)
+    return ops.sample(*arguments, num_samples, method, None, lists, True)
 
 
 @functools.cache
@@ -148,8 +148,8 @@ def test_counts_are_those_of_the_classes_that_are_left(
 
     q = probabilities(kind, num_classes)
     plan = None if inclusion is None else sampler._plan(DrawOptions(num_samples, False, inclusion))
-    drawn = reference.draw_rows(
-        sampler._proposal(), keyed.key, torch.arange(3), num_samples, int(keyed._method), lists
+    drawn = reference.sample(
+        sampler._proposal(), keyed.key, target, num_samples, keyed._method, None, lists, True
     )[1]
     for row in range(3):
         banned = [] if lists is None else [k for k in set(lists[row].tolist()) if k >= 0]
@@ -200,7 +200,7 @@ def test_distinct_draws_come_in_the_order_of_draws_without_replacement(
     rows = 1500
     lists = torch.tensor([[1]]).expand(rows, 1).contiguous()
     target = torch.zeros(rows, 0, dtype=torch.int64)
-    ids = ops.sample_rows(arguments, key(3), target, 3, method, None, lists)[0]
+    ids = ops.sample(arguments, key(3), target, 3, method, None, lists, True)[0]
     left = [0, 2, 3, 4, 5]
     expected = ordered_probabilities(list(q[left] / q[left].sum()), 3)
     names = {tuple(left[k] for k in order): p for order, p in expected.items()}

@@ -11,7 +11,8 @@ from helpers.backends import use_backend
 from helpers.samplers import KINDS, key, make_sampler, parts, zipf
 from sampled_softmax_cuda import _philox as philox
 from sampled_softmax_cuda.ops import sample as ops
-from sampled_softmax_cuda.reference import sample as reference
+from sampled_softmax_cuda.proposals import Method
+from sampled_softmax_cuda.reference import alias_table, distributions
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, answer.
 KNOWN_ANSWERS = [
@@ -135,8 +136,8 @@ def test_the_number_of_threads_changes_nothing(native: None, kind: str) -> None:
 def test_log_uniform_reaches_the_last_class(num_classes: int) -> None:
     # floor(exp(u log C)) - 1, a formula in use elsewhere, never draws it.
     bits = torch.tensor([0, -1])  # the least and the most that 64 bits can be
-    assert reference.LogUniform(num_classes).ids(bits).tolist() == [0, num_classes - 1]
-    assert reference.Uniform(num_classes).ids(bits).tolist() == [0, num_classes - 1]
+    assert distributions.LogUniform(num_classes).ids(bits).tolist() == [0, num_classes - 1]
+    assert distributions.Uniform(num_classes).ids(bits).tolist() == [0, num_classes - 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,7 +202,7 @@ def test_both_builders_give_the_same_table(native: None, num_classes: int) -> No
     q[::7] = 0
     q[-1] = 1
     q /= q.sum()
-    expected = reference.build_alias_table(q)
+    expected = alias_table.build_alias_table(q)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
@@ -228,7 +229,7 @@ def test_more_classes_than_torch_multinomial_takes(native: None) -> None:
 def test_a_race_of_many_classes_is_the_reference_s(compiled: str, kind: str) -> None:
     """More times of arrival than one block of a GPU sorts: these sorts are kernels of their own."""
     proposal = make_sampler(kind, 20_011)._proposal()
-    arguments = (proposal, key(3, 1), key(0)[:0], 300, reference.Method.RACE, None)
+    arguments = (proposal, key(3, 1), key(0)[:0], 300, Method.RACE, None)
     ids, num_draws, *_ = ops.sample(*arguments)
     with use_backend("reference"):
         want_ids, want_draws, *_ = ops.sample(*arguments)
