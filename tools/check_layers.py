@@ -4,7 +4,8 @@
   cpu, cuda and ops, by what the files of each folder include; torch headers only in csrc/ops, and
   there only those of the stable ABI; pybind11 only in the benches of kernels, csrc/simt and
   tests/ptx. Kernels know csrc/simt from the headers that stand between them and CUDA alone.
-- Stems: an operator's file has the same name for every device, and the name is one of STEMS.
+- Stems: an operator's file has the same name for every device and in sampled_softmax_cuda/ops, and
+  the name is one of STEMS; exceptions have their reason in a table.
 - csrc/cpu/kernels is compiled once per instruction set. Its sources, and all headers they reach,
   include no header of the standard library that brings templates with symbols of their own: such a
   symbol, compiled for AVX-512 in one object and for the baseline in another, is merged by the
@@ -59,6 +60,24 @@ LAYERS: dict[str, set[str]] = {
 STEMS = {"exact", "info", "loss", "negatives", "per_row", "sample"}
 ONE_DEVICE = {"cpu": {"memory", "targets", "unit_rows"}, "cuda": {"device", "torch_cuda_stub"}}
 PYBIND11 = ("csrc/simt", "tests/ptx")  # the benches of kernels
+# Stems of csrc/ops without a file in sampled_softmax_cuda/ops, and the reason.
+NOT_IN_PYTHON = {
+    "info": "asked by library.py, which knows what is loaded",
+    "memory": "one call of library.py, without a fake or a gradient",
+    "per_row": "the operators of negatives.py take samples of rows, and no others do",
+    "targets": "parts of the sweep of total.py, which no one else calls",
+    "device": "memory and stream of a GPU: no operator",
+    "torch_cuda_stub": "symbols to link with: no operator",
+}
+# Files of sampled_softmax_cuda/ops without one in csrc/ops, and the reason.
+ONLY_IN_PYTHON = {
+    "__init__": "the package",
+    "autograd": "gradients of operators under torch's transforms",
+    "dispatch": "which arguments kernels take",
+    "library": "loads the compiled libraries",
+    "padded": "an operator in Python, around that of loss.py, whose sizes a graph can know",
+    "total": "a route that puts the operators of negatives and targets together",
+}
 # The shim: each of these includes its twin of csrc/simt, and only under g++.
 SHIM = {f"csrc/cuda/device/{name}.h" for name in ("device", "async_copy", "fast_math", "mma")}
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
@@ -126,6 +145,17 @@ def check_stems() -> Iterator[Offence]:
             yield folder / f"{stem}.cpp", 1, "no stem of STEMS in tools/check_layers.py"
         for stem in sorted((STEMS | own) - found):
             yield folder, 1, f"{stem}.cpp is missing, though it is in STEMS or ONE_DEVICE"
+    compiled = STEMS.union(*ONE_DEVICE.values())
+    folder = ROOT / PACKAGE / "ops"
+    here = {path.stem for path in folder.glob("*.py")}
+    for stem in sorted(here - compiled - set(ONLY_IN_PYTHON)):
+        yield folder / f"{stem}.py", 1, "no stem of csrc/ops, nor one of ONLY_IN_PYTHON"
+    for stem in sorted(compiled - here - set(NOT_IN_PYTHON)):
+        yield folder, 1, f"{stem}.py is missing, and no exception of NOT_IN_PYTHON"
+    for stem in sorted((here & set(NOT_IN_PYTHON)) | (compiled & set(ONLY_IN_PYTHON))):
+        yield folder, 1, f"{stem} is on both sides: no exception"
+    for stem in sorted((set(NOT_IN_PYTHON) - compiled) | (set(ONLY_IN_PYTHON) - here)):
+        yield folder, 1, f"{stem} is an exception, but there is no such file"
 
 
 def check_kernels() -> Iterator[Offence]:
