@@ -296,7 +296,9 @@ def topk(
 ) -> TopK:
     """The k classes with the largest logits, in chunks of classes; no gradient.
 
-    Equal logits may come in any order, or be left out, as with torch.topk.
+    Equal logits may come in any order, or be left out, as with torch.topk. How many classes a chunk
+    has depends on the number of rows B, so torch.export with a dynamic batch gives a graph for one
+    way to chunk: for C > 1024, trace with at most 2^22 / C rows, and it serves all such batches.
 
     Args:
         input: [*, D].

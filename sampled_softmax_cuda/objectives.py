@@ -24,13 +24,13 @@ ObjectiveName = Literal["softmax", "nce", "negative_sampling", "gbce"]
 class Objective:
     """The base of all objectives: `Softmax`, `NCE`, `NegativeSampling` and `GBCE`."""
 
-    sigmoid: ClassVar[bool]
+    _sigmoid: ClassVar[bool]
     """Whether it is a sum of sigmoid cross entropies, and not a softmax."""
-    corrected: ClassVar[bool] = True
+    _corrected: ClassVar[bool] = True
     """Whether it takes logits that log expected counts correct."""
 
     @property
-    def plain(self) -> bool:
+    def _plain(self) -> bool:
         """Whether the fused operator of the softmax computes it."""
         return False
 
@@ -62,8 +62,9 @@ class Softmax(Objective):
 
     Args:
         label_smoothing: 0 to 1, the share of the label that is spread over all classes, as in
-            F.cross_entropy; the mean of their logits is estimated from the samples with weights
-            1 / n_s, normalised (1 for n_s = 0). Shared samples and no softcap only. Default 0.
+            F.cross_entropy; the mean of their logits is estimated from the samples, accidental hits
+            among them, with weights 1 / n_s, normalised (1 for n_s = 0). Shared samples and no
+            softcap only. Default 0.
         margin: subtracted from the target's product input · weight_t, before the temperature; with
             cosines that is CosFace (Wang et al., 2018). Default 0.
         angular_margin: added to the angle between input and weight_t, in radians, below pi: ArcFace
@@ -83,7 +84,7 @@ class Softmax(Objective):
         0.1
     """
 
-    sigmoid = False
+    _sigmoid = False
 
     label_smoothing: float = 0.0
     margin: float = 0.0
@@ -91,7 +92,7 @@ class Softmax(Objective):
     reweighted: bool = False
 
     @property
-    def plain(self) -> bool:
+    def _plain(self) -> bool:
         return self.label_smoothing == self.margin == self.angular_margin == 0.0
 
     def __post_init__(self) -> None:
@@ -120,7 +121,7 @@ class NCE(Objective):
     log(1 / C), keeps the first steps calm.
     """
 
-    sigmoid = True
+    _sigmoid = True
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,17 @@ class NegativeSampling(Objective):
     Compositionality", NeurIPS 2013.
     """
 
-    sigmoid = True
-    corrected = False
+    _sigmoid = True
+    _corrected = False
 
 
 @dataclass(frozen=True)
 class GBCE(Objective):
     """gSASRec's loss, (beta softplus(-z_t) + sum_s softplus(z_s)) / (S + 1) of uncorrected logits.
 
-    beta = 1 - calibration (1 - S / (C - 1)): sigmoid(z)^beta is the calibrated probability. One
-    target a row. Method: Petrov and Macdonald, "gSASRec", RecSys 2023.
+    beta = 1 - calibration (1 - S / (C - 1)): sigmoid(z)^beta is the calibrated probability. The
+    sampling rate S / (C - 1) counts as at most 1. One target a row. Method: Petrov and Macdonald,
+    "gSASRec", RecSys 2023.
 
     Args:
         calibration: 0 to 1, the paper's t: 0 is the plain binary cross entropy, 1 gives
@@ -155,8 +157,8 @@ class GBCE(Objective):
         0.250192
     """
 
-    sigmoid = True
-    corrected = False
+    _sigmoid = True
+    _corrected = False
 
     calibration: float = 0.75
 

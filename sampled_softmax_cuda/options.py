@@ -41,7 +41,10 @@ class Options:
     def plain(self) -> bool:
         """Whether the fused operator of the plain softmax computes this, for one true class."""
         return (
-            self.objective.plain and self.softcap is None and not self.cosine and self.z_loss == 0.0
+            self.objective._plain
+            and self.softcap is None
+            and not self.cosine
+            and self.z_loss == 0.0
         )
 
     @property
@@ -52,12 +55,12 @@ class Options:
     @property
     def corrects_samples(self) -> bool:
         """Whether log n is subtracted from the samples' logits."""
-        return self.objective.corrected and self.correction != "none"
+        return self.objective._corrected and self.correction != "none"
 
     @property
     def corrects_targets(self) -> bool:
         """Whether log n is subtracted from the targets' logits."""
-        return self.objective.corrected and self.correction == "both" and not self.reweighted
+        return self.objective._corrected and self.correction == "both" and not self.reweighted
 
 
 def refuse(fn: str, option: str, other: str, reason: str) -> NoReturn:
@@ -102,7 +105,7 @@ def _checked(
         z_loss=check_z_loss(fn, z_loss),
     )
     softmax = o.objective if isinstance(o.objective, Softmax) else SOFTMAX
-    if not o.objective.corrected and o.correction == "negatives":
+    if not o.objective._corrected and o.correction == "negatives":
         refuse(
             fn,
             "correction='negatives'",
@@ -115,7 +118,7 @@ def _checked(
         refuse(fn, "angular_margin", "cosine=False", "there is no angle without unit vectors")
     if softmax.label_smoothing != 0 and o.softcap is not None:
         refuse(fn, "label_smoothing", "softcap", "capped logits have no mean by linearity")
-    if o.z_loss != 0 and o.objective.sigmoid:
+    if o.z_loss != 0 and o.objective._sigmoid:
         refuse(fn, "z_loss", f"objective={o.objective}", "sigmoids have no normaliser")
     return o
 

@@ -82,7 +82,7 @@ class KeyedSamples:
     """float32 of the target's shape, log n of each target, as in `Samples`."""
 
     @property
-    def operator_arguments(self) -> tuple[Tensor | int | None, ...]:
+    def _operator_arguments(self) -> tuple[Tensor | int | None, ...]:
         """The key, what is drawn from, and how, in the order that the operators take them in."""
         how = (self.num_samples, int(self._method), self._tries, self._exclude)
         return (self.key, *self._proposal, *how)

@@ -106,7 +106,7 @@ def composed_rows(
         1.0 / o.temperature,
         o.softcap or 0.0,
         o.remove_accidental_hits,
-        o.objective.sigmoid,
+        o.objective._sigmoid,
         s.sparse_grad,
         o.corrects_samples,
     )

@@ -181,7 +181,7 @@ def target_terms(product: Tensor, bias: Tensor | None, s: Step) -> TargetTerms:
     largest = there.squeeze(1) if one else there.amax(dim=1)
     logit = torch.zeros_like(largest)
     own, share = None, 1.0
-    if not objective.sigmoid:
+    if not objective._sigmoid:
         logit = z.squeeze(1) if one else only(s.there, z, -torch.inf).logsumexp(dim=1)
         logit = only(s.counted, logit)
         if not one:
@@ -237,7 +237,7 @@ def details_of_rows(
     terms: TargetTerms, negatives: Tensor, peak: Tensor, s: Step
 ) -> tuple[Tensor, Tensor, Tensor]:
     """lse, target logit and error [B] from the negatives' loss and the largest of them."""
-    sigmoid = s.options.objective.sigmoid
+    sigmoid = s.options.objective._sigmoid
     lse = torch.maximum(terms.largest, peak) if sigmoid else terms.logit + negatives
     error = (terms.largest < peak).to(lse.dtype)
     lse, largest, error = (only(s.counted, row) for row in (lse.detach(), terms.largest, error))

@@ -103,7 +103,7 @@ def composed(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
 
 def source_of(samples: Samples | KeyedSamples, corrected: bool) -> Source:
     if isinstance(samples, KeyedSamples):
-        return Source._make((None, None, *samples.operator_arguments, corrected))
+        return Source._make((None, None, *samples._operator_arguments, corrected))
     return Source(*given_samples(samples, corrected))
 
 

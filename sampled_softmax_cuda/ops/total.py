@@ -90,7 +90,7 @@ def _sweep(
     offset = None if bias is None else bias.detach()[s.target].to(product.dtype)
     terms = target_terms(product, offset, s)
     share = scale if terms.share == 1.0 else scale * terms.share
-    sigmoid = s.options.objective.sigmoid
+    sigmoid = s.options.objective._sigmoid
     loss, peak, *grads, classes = operators.negatives_loss_and_grads(
         input,
         weight,
