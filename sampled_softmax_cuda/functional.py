@@ -142,28 +142,29 @@ def sampled_softmax_loss(
         >>> loss.shape, weight.grad.is_sparse, weight.grad.shape
         (torch.Size([]), True, torch.Size([1000, 16]))
     """
+    # By position, in the order above: by name it would take a microsecond of a small step.
     problem = make_problem(
         _NAME,
         input,
         weight,
         target,
         samples,
-        bias=bias,
-        objective=objective,
-        temperature=temperature,
-        correction=correction,
-        remove_accidental_hits=remove_accidental_hits,
-        softcap=softcap,
-        cosine=cosine,
-        z_loss=z_loss,
-        exclude=exclude,
-        ignore_index=ignore_index,
-        padding_idx=padding_idx,
-        class_weight=class_weight,
-        sample_weight=sample_weight,
-        reduction=reduction,
-        sparse_grad=sparse_grad,
-        return_details=return_details,
+        bias,
+        objective,
+        temperature,
+        correction,
+        remove_accidental_hits,
+        softcap,
+        cosine,
+        z_loss,
+        exclude,
+        ignore_index,
+        padding_idx,
+        class_weight,
+        sample_weight,
+        reduction,
+        sparse_grad,
+        return_details,
     )
     solve = route(problem)
     if not (host_rules(input) and (solve is fused or solve is rowwise)):

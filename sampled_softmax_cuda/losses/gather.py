@@ -108,6 +108,19 @@ def unit_rows(table: Tensor, classes: Tensor | None, dtype: torch.dtype, sparse:
     return F.normalize(gather_rows(table, classes, dtype, sparse), dim=1)
 
 
+def _padded_unique(wanted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The distinct ids of a list [n], filled up to n with the least, and where each of the list is
+    among them; the list in rising order, and where each of that is among them: [n] all four."""
+    ordered, order = wanted.sort(stable=True)
+    starts = torch.ones_like(ordered)
+    starts[1:] = (ordered[1:] != ordered[:-1]).to(ordered.dtype)
+    number = starts.cumsum(0) - 1
+    name = torch.empty_like(wanted).scatter_(0, order, number)
+    # Repeats of a class write the same number to the same place.
+    classes = ordered[:1].expand_as(ordered).clone().scatter_(0, name, wanted)
+    return classes, name, ordered, number
+
+
 def touched_rows(
     weight: Tensor,
     bias: Tensor | None,
@@ -120,27 +133,23 @@ def touched_rows(
 ) -> TouchedRows:
     """The rows of samples and targets by `rows_of`, in `dtype` or their own: not all C.
 
-    Classes get the numbers 0, 1, ... in rising order; there are as many rows as ids and targets,
-    the last ones unused, so that no size depends on data, but never more than C.
+    Classes get the numbers 0, 1, ... in rising order. Where sizes may not depend on data there are
+    as many rows as ids and targets, the last ones unused, but never more than C.
     """
     followed, ids_are_bad = followed_ids(ids, weight.shape[0])
     wanted = torch.cat((followed.reshape(-1), target.reshape(-1)))
-    ordered, order = wanted.sort(stable=True)
-    starts = torch.ones_like(ordered)
-    starts[1:] = (ordered[1:] != ordered[:-1]).to(ordered.dtype)
-    number = starts.cumsum(0) - 1
-    name = torch.empty_like(wanted).scatter_(0, order, number)
-    # Repeats of a class write the same number to the same place.
-    classes = ordered[:1].expand_as(ordered).clone().scatter_(0, name, wanted)
-    classes = classes[: weight.shape[0]]
     if host_rules(weight) and not (torch.compiler.is_compiling() or transforming()):
         # Sizes may be looked at here.
-        classes = classes[: int(number[-1]) + 1]
+        classes, name = torch.unique(wanted, return_inverse=True)
+        ordered, number = classes, None
+    else:
+        classes, name, ordered, number = _padded_unique(wanted)
+        classes = classes[: weight.shape[0]]
     local = None
     if exclude is not None:
         place = torch.searchsorted(ordered, exclude.contiguous()).clamp(max=ordered.numel() - 1)
-        found = ordered[place] == exclude
-        local = torch.where(found, number[place], -1)
+        named = place if number is None else number[place]
+        local = torch.where(ordered[place] == exclude, named, -1)
     names = name[: ids.numel()].view_as(ids)
     return TouchedRows(
         rows_of(weight, classes, dtype or weight.dtype, sparse),

@@ -63,7 +63,6 @@ def make_problem(
     weight: Tensor,
     target: Tensor,
     samples: Samples | KeyedSamples,
-    *,
     bias: Tensor | None = None,
     objective: Any = "softmax",
     temperature: float = 1.0,

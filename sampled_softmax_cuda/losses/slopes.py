@@ -67,9 +67,9 @@ def slopes_of_logits(product: Tensor, bias: Tensor | None, s: Step) -> tuple[Ten
     by_product: Tensor | float = 1.0
     angle = objective.angular_margin if isinstance(objective, Softmax) else 0.0
     if angle != 0.0:
-        below = (1.0 - x * x).clamp_min(torch.finfo(x.dtype).eps)
+        square, least = 1.0 - x * x, torch.finfo(x.dtype).eps
         # The sine is kept away from 0, where its slope is infinite: there it counts as constant.
-        steep = torch.where(1.0 - x * x > torch.finfo(x.dtype).eps, x, 0) * below.rsqrt()
+        steep = torch.where(square > least, x, 0) * square.clamp_min(least).rsqrt()
         turned = math.cos(angle) + math.sin(angle) * steep
         by_product = torch.where(x > math.cos(math.pi - angle), turned, 1.0)
     if o.softcap is not None:

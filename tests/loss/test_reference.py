@@ -21,6 +21,7 @@ def test_same_arguments() -> None:
     and every default."""
     ours = inspect.signature(ssc.sampled_softmax_loss).parameters
     problem = inspect.signature(make_problem_of).parameters
+    assert list(problem)[1:] == list(ours), "the function passes them on by position"
     defaults = {name: argument.default for name, argument in problem.items() if name != "fn"}
     assert defaults == {name: argument.default for name, argument in ours.items()}
 
