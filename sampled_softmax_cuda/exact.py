@@ -112,12 +112,12 @@ def exact_cross_entropy(
         weight: [C, D].
         target: [*] int64.
         bias: [C] or None.
-        temperature: divides the logits.
-        ignore_index: rows with this target give loss 0 and do not count.
+        temperature: divides the logits; 1e-30 to 1e30. Default 1.
+        ignore_index: rows with this target give loss 0 and do not count. Default -100.
         padding_idx: a class that is no class: rows with this target do not count either, and it is
-            in no normaliser. None: every class is one.
+            in no normaliser. None (default): every class is one.
         class_weight, sample_weight: as in `sampled_softmax_loss`.
-        reduction: "mean" (0 if no row counts), "sum" or "none".
+        reduction: "mean" (default; 0 if no row counts), "sum" or "none".
         softcap, cosine, z_loss: as in `sampled_softmax_loss`; cosines take a copy of weight.
         exclude: [*, E] int64, classes that are left out of the row's normaliser; negative values
             are padding.
@@ -189,8 +189,18 @@ def logits(
 ) -> Tensor:
     """(input · weightᵀ + bias) / temperature over all classes, [*, C]; differentiable once.
 
-    float32 (float64 for float64 input), whatever the dtype of the parameters; -inf for padding_idx.
-    softcap and cosine are those of `sampled_softmax_loss`.
+    float32 (float64 for float64 input), whatever the dtype of the parameters.
+
+    Args:
+        input: [*, D].
+        weight: [C, D].
+        bias: [C] or None.
+        temperature: divides the logits. Default 1.
+        softcap, cosine: as in `sampled_softmax_loss`.
+        padding_idx: a class that is no class, whose logits are -inf. None (default): all are.
+
+    Raises:
+        ValueError, TypeError: as `sampled_softmax_loss`.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -224,11 +234,16 @@ def log_prob(
         ids: int64, [*] for one class per row or [*, K] for several. Outside [0, C): IndexError on
             the CPU, and NaN on CUDA.
         bias: [C] or None.
-        temperature: divides the logits.
+        temperature: divides the logits. Default 1.
         softcap, cosine, padding_idx: as in `exact_cross_entropy`; padding has -inf.
 
     Returns:
-        Log probabilities of the shape of ids, float32 (float64 for float64 input); differentiable.
+        Log probabilities of the shape of ids, float32 (float64 for float64 input); differentiable
+        once.
+
+    Raises:
+        ValueError, TypeError: as `sampled_softmax_loss`. IndexError: an id outside [0, C), on the
+            CPU.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -305,12 +320,15 @@ def topk(
         weight: [C, D].
         k: 1 to C, or to C - 1 with a padding_idx.
         bias: [C] or None.
-        temperature: divides the logits.
+        temperature: divides the logits. Default 1.
         softcap, cosine: as in `logits`.
         padding_idx: a class that is not ranked. None: all are.
 
     Returns:
-        `TopK(values [*, k], indices [*, k])`, sorted by falling value.
+        `TopK(values [*, k], indices [*, k])`, sorted by falling value; values are as `logits`.
+
+    Raises:
+        ValueError, TypeError: as `sampled_softmax_loss`, and for a k out of range.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc

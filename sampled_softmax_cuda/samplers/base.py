@@ -122,7 +122,8 @@ class Sampler(NotScriptable, Stateful, ABC):
                 another device; exclude or num_true without per_row or of the wrong shape; on the
                 CPU, an exclude that leaves a row too few classes (on CUDA its ids are then -1 and
                 its counts NaN). TypeError: a target or exclude that is not int64, a num_samples
-                that is not an int. IndexError: an excluded id of num_classes or more, on the CPU.
+                that is not an int, a generator that is no torch.Generator. IndexError: an excluded
+                id of num_classes or more, on the CPU.
 
         Example:
             >>> import torch, sampled_softmax_cuda as ssc
