@@ -204,34 +204,61 @@ SSC_HD void multiply_left(const SgdMatrix& n, typename L::F& pp, typename L::F& 
 
 // p <- keep p − moves m / (x + eps_share), m <- beta1 m, v <- beta2 v; with SGD
 // p <- keep p − moves m, m <- beta1 m + mixed p.
-struct Debt {
-  double keep, beta1, beta2, moves, eps_share, mixed;
+template <class F>
+struct Debts {
+  F keep, beta1, beta2, moves, eps_share, mixed;
+};
+using Debt = Debts<double>;
+
+// The history at the steps up to which rows have paid: one row, or a vector of them.
+template <class F>
+struct PaidSteps {
+  F age;  // steps since
+  F column[kHistoryColumns];
+  F log_keep_at_end;  // kLogKeep at the end of the horizon, or at `age` = 0 if that is nearer
 };
 
-// What a row that was last brought up to date at step s owes at step u > s.
-template <class A>
-SSC_HD Debt row_debt(const UpdateOptions& o, const UpdateHistory& h, int64_t s, int64_t u) {
-  const auto since = [&](int column, int64_t from) {
-    return decayed<ScalarLane>(h.at(column, u) - h.at(column, from));
+SSC_HD PaidSteps<double> paid_steps(const UpdateHistory& h, int64_t paid, int64_t now) {
+  PaidSteps<double> s;
+  s.age = static_cast<double>(now - paid);
+  for (int i = 0; i < kHistoryColumns; ++i) s.column[i] = h.at(i, paid);
+  s.log_keep_at_end = h.at(kLogKeep, now - paid <= h.horizon ? now : paid + h.horizon);
+  return s;
+}
+
+// What rows owe that have paid up to some steps before `now`.
+template <class L>
+SSC_HD Debts<typename L::F> row_debts(const UpdateOptions& o, const UpdateHistory& h, int64_t now,
+                                      const PaidSteps<typename L::F>& paid) {
+  using F = typename L::F;
+  const F zero = L::splat(0.0), one = L::splat(1.0);
+  const F log_keep = L::splat(h.at(kLogKeep, now));
+  const auto since = [&](int column) {
+    return decayed<L>(L::splat(h.at(column, now)) - paid.column[column]);
   };
   const bool sgd = o.rule == UpdateRule::sgd;
-  const bool near = u - s <= h.horizon;
-  if (!o.replay || (!sgd && h.at(kMoves, s) == 0.0)) {
-    const double beta2 = sgd ? 1.0 : since(kLogBeta2, s);
-    return {since(kLogKeep, s), since(kLogBeta1, s), beta2, 0.0, 0.0, 0.0};
+  if (!o.replay) {
+    return {since(kLogKeep), since(kLogBeta1), sgd ? one : since(kLogBeta2), zero, zero, zero};
   }
-  const double later = near ? 1.0 : since(kLogKeep, s + h.horizon);
-  const double first = h.at(kMoves, s), second = h.at(kMovesByRoot, s);
+  // 1 within the horizon.
+  const F later = decayed<L>(log_keep - paid.log_keep_at_end);
+  const F first = paid.column[kMoves], second = paid.column[kMovesByRoot];
   if (!sgd) {
-    const double eps_share = A::mul(o.eps, A::div(second, first));
-    return {since(kLogKeep, s),    since(kLogBeta1, s), since(kLogBeta2, s),
-            A::mul(later, first), eps_share,           0.0};
+    const F share = L::mul(L::splat(o.eps), second / first);
+    return {since(kLogKeep),       since(kLogBeta1), since(kLogBeta2),
+            L::mul(later, first), first > zero ? share : zero, zero};
   }
-  if (near) return {first, h.at(kMoves + 3, s), 1.0, -second, 0.0, h.at(kMoves + 2, s)};
-  // Only the slow mode is left: p shrinks by its factor, and m is in a fixed ratio to it.
-  const double ratio = h.at(kLogBeta2, u);
-  const double keep = A::mul(later, first), moves = A::mul(later, second);
-  return {keep, A::mul(ratio, moves), 1.0, -moves, 0.0, A::mul(ratio, keep)};
+  // Beyond it only the slow mode is left: p shrinks by its factor, and m is in a fixed ratio to it.
+  const auto near = paid.age <= L::splat(static_cast<double>(h.horizon));
+  const F ratio = L::splat(h.at(kLogBeta2, now));
+  const F keep = L::mul(later, first), moves = L::mul(later, second);
+  const F minus = zero - moves;
+  return {keep,
+          near ? paid.column[kMoves + 3] : L::mul(ratio, moves),
+          one,
+          minus,
+          zero,
+          near ? paid.column[kMoves + 2] : L::mul(ratio, keep)};
 }
 
 // --- elements: V is a number or a vector of T -------------------------------------------------------
@@ -308,8 +335,8 @@ SSC_HD V add_square(const ElementScalars<T>& s, V square, V v, bool adam) {
 
 // --- sums over a row --------------------------------------------------------------------------------
 
-// A sum over a row has kSumWidth partial ones: element c belongs to c mod kSumWidth. They are added
-// up by fours, and those sums in halves.
+// A sum over a row has kSumWidth partial ones: element c belongs to c mod kSumWidth. These are added
+// up in halves: i and i + 64, then i and i + 32, and so on.
 constexpr int kSumWidth = 128;
 
 // --- rounding to 16 bits ----------------------------------------------------------------------------

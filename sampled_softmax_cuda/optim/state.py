@@ -8,6 +8,8 @@ import mmap
 import torch
 from torch import Tensor
 
+from ..memory import prefer_huge_pages
+
 # Below this size, memory is written at once.
 _LAZY_BYTES = 1 << 20
 
@@ -18,4 +20,4 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     if device.type != "cpu" or size < _LAZY_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
         return torch.zeros(shape, dtype=dtype, device=device)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)
+    return prefer_huge_pages(torch.frombuffer(pages, dtype=dtype)).view(shape)

@@ -241,12 +241,10 @@ def _mean_square(g: Tensor) -> Tensor:
     sums = torch.zeros_like(parts[:, 0])
     for part in parts.unbind(1):
         sums = sums + part
-    fours = sums.view(rows, -1, 4)
-    total = (fours[..., 0] + fours[..., 1]) + (fours[..., 2] + fours[..., 3])
-    while total.shape[1] > 1:
-        half = total.shape[1] // 2
-        total = total[:, :half] + total[:, half:]
-    return total / float(dim)
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return sums / float(dim)
 
 
 # --- the step -------------------------------------------------------------------------------------
