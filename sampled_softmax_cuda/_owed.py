@@ -1,9 +1,10 @@
 """Who must be asked before rows of a parameter are read: the optimizer that lets untouched rows lag
-behind. An optimizer registers its parameters here, and whoever reads rows asks `settle`."""
+behind. An optimizer registers its parameters here, and whoever reads rows calls `settle`."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -14,9 +15,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 class Settler(Protocol):
     """An optimizer whose rows owe steps."""
 
-    def settle_parameter(self, parameter: Tensor, ids: Tensor | None, to_read: bool) -> None:
+    def lags(self, parameter: Tensor, all_rows: bool) -> bool:
+        """Whether rows of the parameter, or all, must be settled before they are read."""
+
+    def settle_parameter(self, parameter: Tensor, ids: Tensor | None) -> None:
         """Let the rows `ids` of a parameter, or all, pay what they owe; ids that are no rows are
-        left out. to_read: only if reading them would be wrong otherwise."""
+        left out."""
 
 
 _settlers: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -33,16 +37,24 @@ def register(parameter: Tensor, settler: Settler) -> None:
 
 
 @torch.compiler.disable(reason="rows that lag behind are brought up to date outside of graphs")
-def _settle(parameters: tuple[Tensor | None, ...], ids: tuple[Tensor, ...] | None) -> None:
+def _settle(
+    parameters: tuple[Tensor | None, ...], ids: Callable[[], tuple[Tensor, ...]] | None
+) -> None:
+    rows = None
     for parameter in parameters:
         reference = None if parameter is None else _settlers.get(parameter)
         settler = None if reference is None else reference()
-        if settler is not None:
-            rows = None if ids is None else torch.cat([x.reshape(-1) for x in ids])
-            settler.settle_parameter(parameter, rows, True)
+        if settler is None or not settler.lags(parameter, ids is None):
+            continue
+        if rows is None and ids is not None:
+            rows = torch.cat([x.reshape(-1) for x in ids()])
+        settler.settle_parameter(parameter, rows)
 
 
-def settle(parameters: tuple[Tensor | None, ...], ids: tuple[Tensor, ...] | None) -> None:
-    """Bring rows of these parameters up to date before they are read: `ids`, or all of them."""
+def settle(
+    parameters: tuple[Tensor | None, ...], ids: Callable[[], tuple[Tensor, ...]] | None = None
+) -> None:
+    """Bring rows of these parameters up to date before they are read: those that `ids` returns, of
+    any shapes, or all of them. Costs nothing where no row lags behind."""
     if _any:
         _settle(parameters, ids)

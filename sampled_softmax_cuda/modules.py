@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import _checks, exact
+from . import _checks, _owed, exact
 from ._arguments import as_bool, describe
 from ._parallel import SparseRows, active_ddp, in_process_group
 from ._torchscript import NotScriptable
@@ -268,6 +268,7 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
                 # DDP expects sparse gradients of this loss too.
                 weight = with_sparse_grad(weight)
                 bias = None if bias is None else with_sparse_grad(bias)
+            self._settle_all()
             return exact.exact_cross_entropy(
                 input, weight, target, bias=bias, exclude=exclude, **shared
             )
@@ -287,6 +288,7 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
             exclude = None
         else:
             samples = self.sampler.sample(target, self.num_samples, **how)
+        _owed.settle((self.weight, self.bias), lambda: (target, samples.materialize().ids))
         return sampled_softmax_loss(
             input,
             self.weight,
@@ -300,6 +302,14 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
             exclude=exclude,
             **shared,
         )
+
+    def _settle_all(self) -> None:
+        """All rows are about to be read: those that an optimizer lets lag behind catch up."""
+        _owed.settle((self.weight, self.bias))
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._settle_all()
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _check_own_parameters(self) -> None:
         """ValueError unless weight and bias are parameters themselves, which can have a row-sparse
@@ -324,14 +334,17 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
 
     def logits(self, input: Tensor) -> Tensor:
         """The logits of all classes, [*, C], float32; see `sampled_softmax_cuda.exact`."""
+        self._settle_all()
         return exact.logits(input, self.weight, bias=self.bias, **self._logit_options())
 
     def log_prob(self, input: Tensor, ids: Tensor) -> Tensor:
         """Exact log probability of the classes ids, [*] or [*, K], without logits [*, C]."""
+        self._settle_all()
         return exact.log_prob(input, self.weight, ids, bias=self.bias, **self._logit_options())
 
     def topk(self, input: Tensor, k: int) -> TopK:
         """The k classes with the largest logits: values and indices [*, k], without [*, C]."""
+        self._settle_all()
         return exact.topk(input, self.weight, k, bias=self.bias, **self._logit_options())
 
     def extra_repr(self) -> str:

@@ -67,8 +67,6 @@ class UpdateOptions:
     maximize: bool = False
     replay: bool = False
     plain_eps: bool = False
-    rounding: Rounding = "nearest"
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +87,8 @@ class RowUpdate:
         horizon: the steps for which a debt grows term by term.
         grad_scale: a number that gradients are divided by, or None.
         found_inf: a number; unless it is 0, nothing happens. Or None.
+        rounding: of a 16-bit parameter.
+        seed: of its stochastic rounding, 64 bits.
     """
 
     options: UpdateOptions
@@ -105,6 +105,8 @@ class RowUpdate:
     horizon: int = 0
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    rounding: Rounding = "nearest"
+    seed: int = 0
 
     @property
     def dtype(self) -> torch.dtype:

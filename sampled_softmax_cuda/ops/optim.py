@@ -15,7 +15,7 @@ _ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
 
 
 def _number(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().double()
+    return None if x is None else x.detach().double().reshape(())
 
 
 def row_update(update: RowUpdate) -> None:
@@ -51,8 +51,8 @@ def row_update(update: RowUpdate) -> None:
         o.maximize,
         o.replay,
         o.plain_eps,
-        _ROUNDING[o.rounding],
-        o.seed,
+        _ROUNDING[update.rounding],
+        update.seed,
         _number(update.grad_scale),
         _number(update.found_inf),
     )

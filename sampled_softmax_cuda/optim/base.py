@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +30,20 @@ class _Work(NamedTuple):
     group: dict[str, Any]
     parameter: Tensor
     gradient: RowGradient
+
+
+class _ParameterName(NamedTuple):
+    """How messages name a parameter; put together only if there is one."""
+
+    groups: list[dict[str, Any]]
+    group: dict[str, Any]
+    position: int
+
+    def __str__(self) -> str:
+        if "param_names" in self.group:
+            return str(self.group["param_names"][self.position])
+        number = next(i for i, other in enumerate(self.groups) if other is self.group)
+        return f"param_groups[{number}]['params'][{self.position}]"
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -63,7 +76,7 @@ class RowOptimizer(torch.optim.Optimizer):
         try:
             self._check_group(group)
             for position, p in enumerate(group["params"]):
-                check_parameter(self._name, self._parameter_name(group, position), p)
+                check_parameter(self._name, _ParameterName(self.param_groups, group, position), p)
         except Exception:
             self.param_groups.pop()
             raise
@@ -73,12 +86,6 @@ class RowOptimizer(torch.optim.Optimizer):
     @property
     def _name(self) -> str:
         return f"optim.{type(self).__name__}"
-
-    def _parameter_name(self, group: dict[str, Any], position: int) -> str:
-        if "param_names" in group:
-            return str(group["param_names"][position])
-        number = next(i for i, other in enumerate(self.param_groups) if other is group)
-        return f"param_groups[{number}]['params'][{position}]"
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """The options of a group as Python numbers; ValueError or TypeError if they don't fit."""
@@ -149,14 +156,16 @@ class RowOptimizer(torch.optim.Optimizer):
             names.append("compensation")
         return names
 
-    def _check_state(self, name: str, p: Tensor, group: dict[str, Any]) -> None:
+    def _check_state(self, name: object, p: Tensor) -> None:
         """ValueError if the state belongs to a parameter of another size or place."""
-        for key, value in self.state.get(p, {}).items():
-            if not isinstance(value, Tensor) or key == "step":
+        state = self.state.get(p)
+        if not state:
+            return
+        for key, value in state.items():
+            if key == "step" or not isinstance(value, Tensor):
                 continue
             row_wise = key == self.second_name and self.rule.row_wise
-            shape = tuple(p.shape[:1]) or (1,) if row_wise else tuple(p.shape)
-            if tuple(value.shape) != shape:
+            if value.shape != (p.shape[:1] or (1,) if row_wise else p.shape):
                 raise ValueError(
                     f"{self._name}: {name} is {list(p.shape)} now, and its state {key!r} is"
                     f" {list(value.shape)}: make a new optimizer for a parameter of another size,"
@@ -235,8 +244,8 @@ class RowOptimizer(torch.optim.Optimizer):
         for group, position, p in parameters:
             if p.grad is None:
                 continue
-            name = self._parameter_name(group, position)
-            self._check_state(name, p, group)
+            name = _ParameterName(self.param_groups, group, position)
+            self._check_state(name, p)
             check = group["error_if_nonfinite"] and found_inf is None
             gradient = row_gradient(self._name, name, p, p.grad, check)
             work.append(_Work(group, p, gradient))
@@ -310,10 +319,9 @@ class RowOptimizer(torch.optim.Optimizer):
         """`row_update` of a parameter with its states."""
         state = self.state[p]
         rows = _as_rows(p.data)
-        seed = group["seed"] | self._numbers[p] << 32
         row_update(
             RowUpdate(
-                replace(options, rounding=group["rounding"], seed=seed),
+                options,
                 rows,
                 state["step"],
                 first=None if self.first_name is None else state.get(self.first_name),
@@ -322,6 +330,8 @@ class RowOptimizer(torch.optim.Optimizer):
                 last_step=None if history is None else history.last_step,
                 history=None if history is None else history.numbers,
                 horizon=0 if history is None else history.horizon,
+                rounding=group["rounding"],
+                seed=group["seed"] | self._numbers[p] << 32,
                 **arguments,
             )
         )
@@ -356,22 +366,24 @@ class RowOptimizer(torch.optim.Optimizer):
         for p in list(self._histories):
             self.settle_parameter(p, ids)
 
+    def lags(self, parameter: Tensor, all_rows: bool) -> bool:
+        """Whether rows of a parameter must be settled before they are read, or all rows: single
+        ones with skipped="decay" lag behind until they are touched."""
+        history = self._histories.get(parameter)
+        if history is None or history.steps == 0:
+            return False
+        return all_rows or history.options.replay
+
     @torch.no_grad()
-    def settle_parameter(
-        self, parameter: Tensor, ids: Tensor | None = None, to_read: bool = False
-    ) -> None:
+    def settle_parameter(self, parameter: Tensor, ids: Tensor | None = None) -> None:
         """Let rows of one parameter pay; see `settle`. Ids that are no rows are left out.
 
         Args:
             parameter: one of this optimizer's.
             ids: [*] int64, or None for all rows.
-            to_read: because they will be read: with skipped="decay", which lets single rows lag
-                behind until they are touched, only for all rows.
         """
         history = self._histories.get(parameter)
         if history is None or history.steps == 0:
-            return
-        if to_read and ids is not None and not history.options.replay:
             return
         group, _ = self._place(parameter)
         rows = None if ids is None else ids.reshape(-1).to(parameter.device)

@@ -20,7 +20,7 @@ class RowGradient(NamedTuple):
     order: Tensor | None
 
 
-def check_parameter(fn: str, name: str, p: Tensor) -> None:
+def check_parameter(fn: str, name: object, p: Tensor) -> None:
     """TypeError or ValueError for a parameter that can't be updated."""
     if p.layout != torch.strided:
         raise ValueError(f"{fn}: {name} must be a dense parameter, got layout {p.layout}")
@@ -30,7 +30,7 @@ def check_parameter(fn: str, name: str, p: Tensor) -> None:
         )
 
 
-def _check_layout(fn: str, name: str, p: Tensor, grad: Tensor) -> None:
+def _check_layout(fn: str, name: object, p: Tensor, grad: Tensor) -> None:
     if grad.shape != p.shape:
         raise ValueError(
             f"{fn}: the gradient of {name} must be {list(p.shape)} like it, got"
@@ -54,7 +54,7 @@ def _check_layout(fn: str, name: str, p: Tensor, grad: Tensor) -> None:
 
 
 def row_gradient(
-    fn: str, name: str, p: Tensor, grad: Tensor, error_if_nonfinite: bool
+    fn: str, name: object, p: Tensor, grad: Tensor, error_if_nonfinite: bool
 ) -> RowGradient:
     """The gradient in the form of a row update.
 
@@ -85,7 +85,7 @@ def row_gradient(
     return RowGradient(values, ids, order)
 
 
-def _nonfinite_message(fn: str, name: str, grad: Tensor, at: int) -> str:
+def _nonfinite_message(fn: str, name: object, grad: Tensor, at: int) -> str:
     values, row = grad, at
     if grad.layout == torch.sparse_coo:
         values, row = grad._values(), int(grad._indices()[0, at])

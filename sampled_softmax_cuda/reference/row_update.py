@@ -169,7 +169,7 @@ def _row_debt(u: RowUpdate, paid: Tensor, step: int) -> _Debt:
 def _random_halves(u: RowUpdate, step: int, rows: Tensor, dim: int, array: int) -> Tensor:
     """The 16 random bits of each element of rows, int64 [N, dim]."""
     offset = (step << 24) + (array << 22)
-    key = torch.tensor([u.options.seed, offset], device=rows.device)
+    key = torch.tensor([u.seed, offset], device=rows.device)
     draws = philox_bits(key, 0, (dim + 3) // 4, subsequence=rows)
     halves = torch.stack([(draws >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], dim=-1)
     return halves.flatten(1)[:, :dim]
@@ -227,7 +227,7 @@ class _Rows:
 
     def write_param(self, values: Tensor) -> None:
         u = self.u
-        self.write(u.param, values, _PARAM, u.options.rounding == "stochastic")
+        self.write(u.param, values, _PARAM, u.rounding == "stochastic")
         if u.compensation is not None:
             self.write(u.compensation, values - self.read(u.param), _PARAM, False)
 
