@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Settler(Protocol):
         left out."""
 
 
-_settlers: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_settlers: Any = WeakIdKeyDictionary()  # parameter -> weak reference to its optimizer
 
 # Whether any parameter is registered: a plain bool, on which torch.compile guards.
 _any = False
@@ -36,7 +36,9 @@ def register(parameter: Tensor, settler: Settler) -> None:
     _any = True
 
 
-@torch.compiler.disable(reason="rows that lag behind are brought up to date outside of graphs")
+@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+    reason="rows that lag behind are brought up to date outside of graphs"
+)
 def _settle(
     parameters: tuple[Tensor | None, ...], ids: Callable[[], tuple[Tensor, ...]] | None
 ) -> None:

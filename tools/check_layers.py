@@ -33,13 +33,16 @@ MAX_LINES = 420
 
 # Folder -> the other folders whose headers it may include, with all folders in them. Only kernels
 # include the headers of csrc/cpu/kernels, which need SSC_ISA.
-CPU = {"csrc/cpu/base", "csrc/cpu/sample", "csrc/cpu/loss", "csrc/cpu/per_row"}
+CPU = {
+    "csrc/cpu/base", "csrc/cpu/sample", "csrc/cpu/loss", "csrc/cpu/per_row", "csrc/cpu/update",
+}  # fmt: skip
 LAYERS: dict[str, set[str]] = {
     "csrc/core": set(),
     "csrc/cpu/base": set(),
     "csrc/cpu/sample": {"csrc/core", "csrc/cpu/base"},
     "csrc/cpu/loss": {"csrc/core", "csrc/cpu/base"},
     "csrc/cpu/per_row": {"csrc/core", *CPU},
+    "csrc/cpu/update": {"csrc/core", "csrc/cpu/base", "csrc/cpu/sample"},
     "csrc/cpu/kernels": {"csrc/core", *CPU},
     "csrc/cuda/device": {"csrc/core"},
     "csrc/cuda/tile": {"csrc/cuda/device"},
@@ -58,7 +61,10 @@ LAYERS: dict[str, set[str]] = {
 }
 # The files of csrc/ops/<device>, apart from those that only one device needs.
 STEMS = {"exact", "info", "loss", "negatives", "per_row", "sample"}
-ONE_DEVICE = {"cpu": {"memory", "targets", "unit_rows"}, "cuda": {"device", "torch_cuda_stub"}}
+ONE_DEVICE = {
+    "cpu": {"memory", "optim", "targets", "unit_rows"},
+    "cuda": {"device", "torch_cuda_stub"},
+}
 PYBIND11 = ("csrc/simt", "tests/ptx")  # the benches of kernels
 # Stems of csrc/ops without a file in sampled_softmax_cuda/ops, and the reason.
 NOT_IN_PYTHON = {

@@ -56,10 +56,10 @@ struct UpdateOptions {
 // For each step s of the last `capacity`, at s mod capacity: the logs of the products of w, β1 and
 // β2 from the start to s, and what the rows of step s owe by now. Columns, each [capacity]:
 enum HistoryColumn : int {
-  kLogKeep = 0,   // of w; SGD: of the slow mode's factor
+  kLogKeep = 0,  // of w; SGD: of the slow mode's factor
   kLogBeta1 = 1,
-  kLogBeta2 = 2,  // SGD: m / p of the slow mode at s
-  kMoves = 3,     // F; SGD: the four numbers of the product of matrices, row by row
+  kLogBeta2 = 2,     // SGD: m / p of the slow mode at s
+  kMoves = 3,        // F; SGD: the four numbers of the product of matrices, row by row
   kMovesByRoot = 4,  // G
   kHistoryColumns = 7,
 };
@@ -70,9 +70,7 @@ struct UpdateHistory {
   int64_t horizon;  // below capacity
 
   SSC_MEMBER double* column(int index) const { return data + index * capacity; }
-  SSC_MEMBER double& at(int index, int64_t step) const {
-    return column(index)[step % capacity];
-  }
+  SSC_MEMBER double& at(int index, int64_t step) const { return column(index)[step % capacity]; }
 };
 
 // exp(y) for y <= 0, to 1e-16 of 1; 0 below −60.
@@ -82,9 +80,7 @@ SSC_HD typename L::F decayed(typename L::F y) {
 }
 
 // log(x), 0 <= x, with a floor in place of −inf, whose differences would be NaN.
-SSC_HD double floored_log(double x) {
-  return portable_log<ScalarLane>(x < 1e-300 ? 1e-300 : x);
-}
+SSC_HD double floored_log(double x) { return portable_log<ScalarLane>(x < 1e-300 ? 1e-300 : x); }
 
 // --- the numbers of a step ----------------------------------------------------------------------
 
@@ -93,7 +89,7 @@ struct StepScalars {
   double step_size;
   double root_scale;  // 1 / sqrt(bc2)
   double eps;
-  double keep;  // w
+  double keep;            // w
   double fresh1, fresh2;  // what a gradient counts for in m and v
 };
 
@@ -129,8 +125,8 @@ template <class A>
 SSC_HD SgdMatrix sgd_matrix(const UpdateOptions& o, const StepScalars& s) {
   const double mp = A::mul(s.fresh1, o.l2);
   const double direct = o.nesterov ? o.l2 : 0.0, through = o.nesterov ? o.beta1 : 1.0;
-  return {1.0 - A::mul(o.lr, direct + A::mul(through, mp)),
-          -A::mul(o.lr, A::mul(through, o.beta1)), mp, o.beta1};
+  return {1.0 - A::mul(o.lr, direct + A::mul(through, mp)), -A::mul(o.lr, A::mul(through, o.beta1)),
+          mp, o.beta1};
 }
 
 // The share of the history that step `s.step` writes of its own: the products up to it.
@@ -159,17 +155,17 @@ SSC_HD void open_step(const UpdateOptions& o, const StepScalars& s, const Update
 
 // What step t adds to the debts of the rows of a step before it.
 struct StepMove {
-  double log_beta1, log_beta2;           // at t
-  double size;                           // lr / bc1
-  double root_scale;                     // 1 / sqrt(bc2)
-  double keep;                           // w
+  double log_beta1, log_beta2;  // at t
+  double size;                  // lr / bc1
+  double root_scale;            // 1 / sqrt(bc2)
+  double keep;                  // w
   SgdMatrix matrix;
 };
 
 template <class A>
 SSC_HD StepMove step_move(const UpdateOptions& o, const StepScalars& s, const UpdateHistory& h) {
-  StepMove move = {h.at(kLogBeta1, s.step), h.at(kLogBeta2, s.step), s.step_size,
-                   s.root_scale,            s.keep,                  {}};
+  StepMove move = {
+      h.at(kLogBeta1, s.step), h.at(kLogBeta2, s.step), s.step_size, s.root_scale, s.keep, {}};
   if (o.rule == UpdateRule::sgd) move.matrix = sgd_matrix<A>(o, s);
   return move;
 }
@@ -245,20 +241,20 @@ SSC_HD Debts<typename L::F> row_debts(const UpdateOptions& o, const UpdateHistor
   const F first = paid.column[kMoves], second = paid.column[kMovesByRoot];
   if (!sgd) {
     const F share = L::mul(L::splat(o.eps), second / first);
-    return {since(kLogKeep),       since(kLogBeta1), since(kLogBeta2),
-            L::mul(later, first), first > zero ? share : zero, zero};
+    return {since(kLogKeep),
+            since(kLogBeta1),
+            since(kLogBeta2),
+            L::mul(later, first),
+            first > zero ? share : zero,
+            zero};
   }
   // Beyond it only the slow mode is left: p shrinks by its factor, and m is in a fixed ratio to it.
   const auto near = paid.age <= L::splat(static_cast<double>(h.horizon));
   const F ratio = L::splat(h.at(kLogBeta2, now));
   const F keep = L::mul(later, first), moves = L::mul(later, second);
   const F minus = zero - moves;
-  return {keep,
-          near ? paid.column[kMoves + 3] : L::mul(ratio, moves),
-          one,
-          minus,
-          zero,
-          near ? paid.column[kMoves + 2] : L::mul(ratio, keep)};
+  return {keep, near ? paid.column[kMoves + 3] : L::mul(ratio, moves), one, minus,
+          zero, near ? paid.column[kMoves + 2] : L::mul(ratio, keep)};
 }
 
 // --- elements: V is a number or a vector of T -------------------------------------------------------
@@ -273,10 +269,17 @@ struct ElementScalars {
 
 template <class T>
 SSC_HD ElementScalars<T> element_scalars(const UpdateOptions& o, const StepScalars& s) {
-  return {static_cast<T>(o.gradient_scale), static_cast<T>(o.l2),         static_cast<T>(s.keep),
-          static_cast<T>(s.step_size),      static_cast<T>(s.root_scale), static_cast<T>(s.eps),
-          static_cast<T>(o.beta1),          static_cast<T>(o.beta2),      static_cast<T>(s.fresh1),
-          static_cast<T>(s.fresh2),         o.nesterov};
+  return {static_cast<T>(o.gradient_scale),
+          static_cast<T>(o.l2),
+          static_cast<T>(s.keep),
+          static_cast<T>(s.step_size),
+          static_cast<T>(s.root_scale),
+          static_cast<T>(s.eps),
+          static_cast<T>(o.beta1),
+          static_cast<T>(o.beta2),
+          static_cast<T>(s.fresh1),
+          static_cast<T>(s.fresh2),
+          o.nesterov};
 }
 
 // SGD without momentum has no m.

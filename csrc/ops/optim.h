@@ -69,8 +69,8 @@ inline UpdateShape check_update(const UpdateTensors& t, const UpdateOptions& opt
                   "Adam needs two moments");
   STD_TORCH_CHECK(!is_adagrad(options.rule) || t.second.has_value(), "Adagrad needs a sum");
   const ScalarType wide = is_double(t.param) ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(t.state_dtype() == wide || (t.state_dtype() == ScalarType::BFloat16 &&
-                                              wide == ScalarType::Float),
+  STD_TORCH_CHECK(t.state_dtype() == wide ||
+                      (t.state_dtype() == ScalarType::BFloat16 && wide == ScalarType::Float),
                   "moments must be float32 or bfloat16, float64 for a float64 parameter");
   STD_TORCH_CHECK(t.step.numel() == 1 && t.step.scalar_type() == ScalarType::Float,
                   "step must be one float32 number");

@@ -58,9 +58,7 @@ def row_update(update: RowUpdate) -> None:
     )
 
 
-def gradient_faults(
-    values: Tensor, ids: Tensor | None, rows: int, finite: bool
-) -> tuple[int, int]:
+def gradient_faults(values: Tensor, ids: Tensor | None, rows: int, finite: bool) -> tuple[int, int]:
     """Where a gradient on the CPU can't be used.
 
     Args:

@@ -1,8 +1,8 @@
 """Optimizers for row-sparse gradients: a step costs as much as the rows that it touches.
 
 `torch.optim.Optimizer`s with the names and options of torch's, for gradients that are row-sparse
-(`sparse_grad=True`, `nn.Embedding(sparse=True)`, tied weights) or dense, on the CPU and on CUDA; and
-clipping of both kinds together. docs/optim.md says which to take.
+(`sparse_grad=True`, `nn.Embedding(sparse=True)`, tied weights) or dense, on the CPU and on CUDA;
+and clipping of both kinds together. docs/optim.md says which to take.
 """
 
 from .adagrad import Adagrad, RowWiseAdagrad

@@ -99,9 +99,9 @@ class RowWiseAdagrad(Adagrad):
     parameter [C] has a sum for each number, and so is Adagrad's.
 
     Args:
-        params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize, rounding, seed,
-            error_if_nonfinite, capturable: as in `sampled_softmax_cuda.optim.Adagrad`. The sums are
-            float32, float64 for float64 parameters.
+        params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize, rounding,
+            seed, error_if_nonfinite, capturable: as in `sampled_softmax_cuda.optim.Adagrad`. The
+            sums are float32, float64 for float64 parameters.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc

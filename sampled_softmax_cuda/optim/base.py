@@ -9,19 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import _owed
-from .._arguments import as_bool, as_float, as_int, check_int64
-from .._checks import check_choice
+from .._arguments import check_int64
 from .._rules import may_look
 from ..ops.optim import gradient_faults, row_update
 from ..updates import RowUpdate, Rule, UpdateOptions
 from .gradients import RowGradient, check_parameter, row_gradient
+from .groups import ParameterName, check_group
 from .history import History
-from .state import lazy_zeros
+from .state import check_state, lazy_zeros
 
-_SKIPPED = ("decay", "freeze", "replay")
-_ROUNDING = ("nearest", "stochastic", "kahan")
 _HALVES = (torch.bfloat16, torch.float16)
-
 
 
 class _Work(NamedTuple):
@@ -30,20 +27,6 @@ class _Work(NamedTuple):
     group: dict[str, Any]
     parameter: Tensor
     gradient: RowGradient
-
-
-class _ParameterName(NamedTuple):
-    """How messages name a parameter; put together only if there is one."""
-
-    groups: list[dict[str, Any]]
-    group: dict[str, Any]
-    position: int
-
-    def __str__(self) -> str:
-        if "param_names" in self.group:
-            return str(self.group["param_names"][self.position])
-        number = next(i for i, other in enumerate(self.groups) if other is self.group)
-        return f"param_groups[{number}]['params'][{self.position}]"
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -76,7 +59,7 @@ class RowOptimizer(torch.optim.Optimizer):
         try:
             self._check_group(group)
             for position, p in enumerate(group["params"]):
-                check_parameter(self._name, _ParameterName(self.param_groups, group, position), p)
+                check_parameter(self._name, ParameterName(self.param_groups, group, position), p)
         except Exception:
             self.param_groups.pop()
             raise
@@ -89,41 +72,7 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """The options of a group as Python numbers; ValueError or TypeError if they don't fit."""
-        fn = self._name
-        for key in ("lr", "weight_decay", "eps", "lr_decay", "initial_accumulator_value"):
-            if key not in group or (key == "lr" and isinstance(group[key], Tensor)):
-                continue
-            group[key] = as_float(fn, key, group[key])
-            if not 0.0 <= group[key] < float("inf"):
-                raise ValueError(f"{fn}: {key} must be finite and at least 0, got {group[key]}")
-        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-            raise ValueError(f"{fn}: lr must be one number, got {list(group['lr'].shape)}")
-        for key in ("maximize", "error_if_nonfinite", "capturable", "nesterov"):
-            if key in group:
-                group[key] = as_bool(fn, key, group[key])
-        if "skipped" in group:
-            check_choice(fn, "skipped", group["skipped"], _SKIPPED)
-        check_choice(fn, "rounding", group["rounding"], _ROUNDING)
-        group["seed"] = as_int(fn, "seed", group["seed"], least=0)
-        if group["seed"] >= 1 << 32:
-            raise ValueError(f"{fn}: seed must be below 2^32, got {group['seed']}")
-        dtype = group["state_dtype"]
-        if dtype not in (None, torch.float32, torch.bfloat16, torch.float64):
-            raise ValueError(
-                f"{fn}: state_dtype must be None, torch.float32 or torch.bfloat16, got {dtype!r}"
-            )
-        rates = group.get("betas", (group.get("momentum", 0.0),))
-        if not isinstance(rates, (tuple, list)) or len(rates) != (2 if "betas" in group else 1):
-            raise ValueError(f"{fn}: betas must be a pair of numbers, got {rates!r}")
-        rates = tuple(as_float(fn, "betas" if "betas" in group else "momentum", x) for x in rates)
-        for x in rates:
-            if not 0.0 <= x < 1.0:
-                name = "betas" if "betas" in group else "momentum"
-                raise ValueError(f"{fn}: {name} must be in [0, 1), got {x}")
-        if "betas" in group:
-            group["betas"] = rates
-        elif "momentum" in group:
-            group["momentum"] = rates[0]
+        check_group(self._name, group)
 
     def _options(self, group: dict[str, Any], lr: float | Tensor, sparse: bool) -> UpdateOptions:
         """The numbers of a step with dense or row-sparse gradients."""
@@ -155,28 +104,6 @@ class RowOptimizer(torch.optim.Optimizer):
         if group["rounding"] == "kahan" and p.dtype in _HALVES:
             names.append("compensation")
         return names
-
-    def _check_state(self, name: object, p: Tensor) -> None:
-        """ValueError if the state belongs to a parameter of another size or place."""
-        state = self.state.get(p)
-        if not state:
-            return
-        for key, value in state.items():
-            if key == "step" or not isinstance(value, Tensor):
-                continue
-            row_wise = key == self.second_name and self.rule.row_wise
-            if value.shape != (p.shape[:1] or (1,) if row_wise else p.shape):
-                raise ValueError(
-                    f"{self._name}: {name} is {list(p.shape)} now, and its state {key!r} is"
-                    f" {list(value.shape)}: make a new optimizer for a parameter of another size,"
-                    " or change its state alike"
-                )
-            if value.device != p.device:
-                raise ValueError(
-                    f"{self._name}: {name} is on {p.device} now, and its state {key!r} on"
-                    f" {value.device}: move the model before you make the optimizer, or load its"
-                    " state_dict again"
-                )
 
     def _state(self, p: Tensor, group: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The state of a parameter, and whether it is new."""
@@ -216,7 +143,7 @@ class RowOptimizer(torch.optim.Optimizer):
     # --- the step ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step with the gradients that are there.
 
         Args:
@@ -237,15 +164,18 @@ class RowOptimizer(torch.optim.Optimizer):
         )
         return loss
 
-    @torch.compiler.disable(reason="a step of sampled_softmax_cuda.optim is an operator by itself")
+    @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+        reason="a step of sampled_softmax_cuda.optim is an operator by itself"
+    )
     def _step_parameters(self, parameters: Iterable[tuple[dict[str, Any], int, Tensor]]) -> None:
         found_inf = getattr(self, "found_inf", None)
         work = []
         for group, position, p in parameters:
             if p.grad is None:
                 continue
-            name = _ParameterName(self.param_groups, group, position)
-            self._check_state(name, p)
+            name = ParameterName(self.param_groups, group, position)
+            row_wise = self.second_name if self.rule.row_wise else None
+            check_state(self._name, name, p, self.state.get(p), row_wise)
             check = group["error_if_nonfinite"] and found_inf is None
             gradient = row_gradient(self._name, name, p, p.grad, check)
             work.append(_Work(group, p, gradient))
@@ -437,7 +367,7 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
-        return super().__getstate__()  # type: ignore[no-any-return]
+        return super().__getstate__()
 
 
 def _as_rows(p: Tensor) -> Tensor:

@@ -109,4 +109,4 @@ class SGD(RowOptimizer):
         )
 
     def _owes(self, group: dict[str, Any]) -> bool:
-        return group["momentum"] > 0 or group["weight_decay"] > 0
+        return bool(group["momentum"] > 0 or group["weight_decay"] > 0)

@@ -1,9 +1,10 @@
-"""Memory of an optimizer's state."""
+"""The state of a parameter: its memory, and whether it still fits."""
 
 from __future__ import annotations
 
 import math
 import mmap
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,3 +22,28 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
         return torch.zeros(shape, dtype=dtype, device=device)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return prefer_huge_pages(torch.frombuffer(pages, dtype=dtype)).view(shape)
+
+
+def check_state(
+    fn: str, name: object, p: Tensor, state: dict[str, Any] | None, row_wise: str | None
+) -> None:
+    """ValueError if the state belongs to a parameter of another size or place.
+
+    Args:
+        name: the parameter's, for the message.
+        row_wise: the state that has one number for each row, or None.
+    """
+    for key, value in (state or {}).items():
+        if key == "step" or not isinstance(value, Tensor):
+            continue
+        if value.shape != (p.shape[:1] or (1,) if key == row_wise else p.shape):
+            raise ValueError(
+                f"{fn}: {name} is {list(p.shape)} now, and its state {key!r} is"
+                f" {list(value.shape)}: make a new optimizer for a parameter of another size, or"
+                " change its state alike"
+            )
+        if value.device != p.device:
+            raise ValueError(
+                f"{fn}: {name} is on {p.device} now, and its state {key!r} on {value.device}: move"
+                " the model before you make the optimizer, or load its state_dict again"
+            )

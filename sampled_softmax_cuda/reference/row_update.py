@@ -33,8 +33,8 @@ def _floored_log(x: float) -> float:
 
 
 def _root(x: Tensor) -> Tensor:
-    """sqrt(x), rounded correctly for float32, which torch's own on the CPU is not; float64 may be off
-    by one in the last place."""
+    """sqrt(x), rounded correctly for float32, which torch's own on the CPU is not; float64 may be
+    off by one in the last place."""
     return x.double().sqrt().to(x.dtype)
 
 
@@ -216,9 +216,7 @@ class _Rows:
                     _to_bf16 if array.dtype == torch.bfloat16 else _to_fp16
                 )
                 dim = values.shape[1]
-                stored = convert(
-                    values, _random_halves(self.u, self.step, self.rows, dim, which)
-                )
+                stored = convert(values, _random_halves(self.u, self.step, self.rows, dim, which))
         array[self.rows] = stored.view(len(stored), *array.shape[1:])
 
     def read_param(self) -> Tensor:
@@ -354,9 +352,7 @@ def _take_step(u: RowUpdate, s: _Step, g: Tensor, x: _Numbers) -> _Numbers:
     return _Numbers(p, m, v)
 
 
-def gradient_faults(
-    values: Tensor, ids: Tensor | None, rows: int, finite: bool
-) -> tuple[int, int]:
+def gradient_faults(values: Tensor, ids: Tensor | None, rows: int, finite: bool) -> tuple[int, int]:
     """`gradient_faults` of the operators."""
 
     def first(faults: Tensor) -> int:

@@ -2,8 +2,8 @@
 // that are rounded one by one where -ffp-contract=off. Loops over columns of both.
 #pragma once
 
-#include "csrc/cpu/kernels/simd.h"
 #include "csrc/core/host_device.h"
+#include "csrc/cpu/kernels/simd.h"
 
 namespace ssc::SSC_ISA {
 

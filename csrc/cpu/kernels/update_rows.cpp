@@ -11,7 +11,7 @@ namespace {
 using A = Arithmetic;
 
 constexpr int64_t kBlock = 16;  // positions whose debts are found together
-constexpr int64_t kAhead = 4;  // rows between a prefetch and its use
+constexpr int64_t kAhead = 4;   // rows between a prefetch and its use
 // Of a row's lines, those after which the processor's own prefetcher goes on. To ask for all would
 // fill the line buffers (measured on Intel: 2.1 ms for three arrays of 4,608 rows in place of 1.45).
 constexpr int64_t kPrefetchedBytes = 4 * 64;
@@ -252,11 +252,10 @@ class RowKernel {
       const int64_t count = length - begin < kChunk ? length - begin : kChunk;
       const T* const g = gradient(from, to, begin, count, gradient_buffer);
       // Without decay p isn't needed yet, and whoever waits for it here can't do so later.
-      const T* const p =
-          scalars_.l2 == T(0) ? g : read_param(row, begin, count, param_buffer);
+      const T* const p = scalars_.l2 == T(0) ? g : read_param(row, begin, count, param_buffer);
       for_columns<T>(count, [&](auto kind, int64_t c) {
-        const auto full = full_gradient<A>(scalars_, load_columns<T>(g + c, kind),
-                                           load_columns<T>(p + c, kind));
+        const auto full =
+            full_gradient<A>(scalars_, load_columns<T>(g + c, kind), load_columns<T>(p + c, kind));
         T* const sum = sums + c % kSumWidth;
         store_columns<T>(sum, load_columns<T>(sum, kind) + A::mul(full, full));
       });

@@ -40,9 +40,8 @@ void run_rows(const RowUpdate& update, Isa isa, const ParallelFor& parallel_for)
   if (update.dim == 0) return;
   const UpdateKernels& kernels = update_kernels(isa);
   const auto philox = sample_kernels(isa).philox;
-  parallel_for(update.count, row_grain(update.dim), [&](int64_t begin, int64_t end) {
-    kernels.rows(update, philox, begin, end);
-  });
+  parallel_for(update.count, row_grain(update.dim),
+               [&](int64_t begin, int64_t end) { kernels.rows(update, philox, begin, end); });
 }
 
 }  // namespace

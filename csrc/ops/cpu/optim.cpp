@@ -1,11 +1,12 @@
 // Steps of row-sparse optimizers, and the payment of what untouched rows owe.
+#include "csrc/ops/optim.h"
+
 #include <limits>
 #include <optional>
 #include <tuple>
 
 #include "csrc/cpu/update/update.h"
 #include "csrc/ops/cpu/arguments.h"
-#include "csrc/ops/optim.h"
 
 namespace ssc::ops::cpu {
 namespace {
@@ -57,16 +58,26 @@ ParallelFor threads_for(const RowUpdate& update) {
 void row_update_cpu(const Tensor& param, const OptionalTensor& values, const OptionalTensor& ids,
                     const OptionalTensor& order, const OptionalTensor& first,
                     const OptionalTensor& second, const OptionalTensor& compensation,
-                    const OptionalTensor& last_step, const OptionalTensor& history,
-                    int64_t horizon, const Tensor& step, int64_t rule, double lr,
-                    const OptionalTensor& lr_tensor, double beta1, double beta2, double eps,
-                    double l2, double decay, double lr_decay, double dampening, bool nesterov,
-                    bool maximize, bool replay, bool plain_eps, int64_t rounding, int64_t seed,
+                    const OptionalTensor& last_step, const OptionalTensor& history, int64_t horizon,
+                    const Tensor& step, int64_t rule, double lr, const OptionalTensor& lr_tensor,
+                    double beta1, double beta2, double eps, double l2, double decay,
+                    double lr_decay, double dampening, bool nesterov, bool maximize, bool replay,
+                    bool plain_eps, int64_t rounding, int64_t seed,
                     const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
   if (number(found_inf, 0.0) != 0.0) return;
   const double scale = (maximize ? -1.0 : 1.0) / number(grad_scale, 1.0);
-  const UpdateOptions options = {static_cast<UpdateRule>(rule), number(lr_tensor, lr), beta1, beta2,
-                                 eps, l2, decay, lr_decay, dampening, scale, nesterov, replay,
+  const UpdateOptions options = {static_cast<UpdateRule>(rule),
+                                 number(lr_tensor, lr),
+                                 beta1,
+                                 beta2,
+                                 eps,
+                                 l2,
+                                 decay,
+                                 lr_decay,
+                                 dampening,
+                                 scale,
+                                 nesterov,
+                                 replay,
                                  plain_eps};
   const UpdateTensors tensors = {param,        values,    ids,     order,   first, second,
                                  compensation, last_step, history, horizon, step};
