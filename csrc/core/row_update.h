@@ -138,7 +138,11 @@ SSC_HD void open_step(const UpdateOptions& o, const StepScalars& s, const Update
   if (o.rule == UpdateRule::sgd) {
     const SgdMatrix n = sgd_matrix<A>(o, s);
     const double ratio = h.at(kLogBeta2, t - 1);
-    const double factor = n.pp + A::mul(n.pm, ratio);
+    // The slow of two modes whose factors have the product β1: never below its root. Where both
+    // turn together there is no slow one, and the root is their size.
+    const double least = A::root(o.beta1);
+    const double free = n.pp + A::mul(n.pm, ratio);
+    const double factor = free > least ? free : least;
     h.at(kLogKeep, t) = h.at(kLogKeep, t - 1) + floored_log(factor);
     h.at(kLogBeta2, t) = A::div(n.mp + A::mul(n.mm, ratio), factor);
     h.at(kMoves, t) = 1.0;

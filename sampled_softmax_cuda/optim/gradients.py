@@ -65,7 +65,7 @@ def row_gradient(
     _check_layout(fn, name, p, grad)
     ids = order = None
     if grad.layout == torch.strided:
-        values = grad.contiguous()
+        values = grad.contiguous() if grad.dim() > 0 else grad.reshape(1)
     else:
         values = grad._values().contiguous()
         ids = grad._indices()[0]

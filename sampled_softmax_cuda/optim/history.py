@@ -23,6 +23,8 @@ def debt_horizon(options: UpdateOptions, dtype: torch.dtype) -> int:
     ratio = options.beta1
     if options.rule.adam:
         ratio /= math.sqrt(options.beta2)
+    elif options.l2 > 0:  # the faster of two modes whose factors have the product beta1
+        ratio = math.sqrt(ratio)
     if ratio <= 0:
         return 1
     least = 1e-18 if dtype == torch.float64 else 1e-10

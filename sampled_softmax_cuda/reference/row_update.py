@@ -92,7 +92,7 @@ def _close(u: RowUpdate, s: _Step) -> None:
     if o.rule == Rule.SGD:
         pp, pm, mp, mm = _sgd_matrix(o, s)
         ratio = float(before[_LOG_BETA2])
-        factor = pp + pm * ratio
+        factor = max(pp + pm * ratio, math.sqrt(o.beta1))
         now[_LOG_KEEP] = before[_LOG_KEEP] + _floored_log(factor)
         now[_LOG_BETA2] = (mp + mm * ratio) / factor
         now[_MOVES:] = now.new_tensor([1.0, 0.0, 0.0, 1.0])
