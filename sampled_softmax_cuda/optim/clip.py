@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._arguments import as_float
+from .._rules import may_look
 
 
 def _with_gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -16,20 +17,19 @@ def _with_gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [p for p in parameters if p.grad is not None]
 
 
-def _merged_rows(grad: Tensor) -> Tensor:
+def merge_rows(grad: Tensor) -> Tensor:
     """A sparse gradient whose values have each row once; further ones of a row are zero.
 
-    On the CPU it is coalesced. On a GPU that would wait for the number of rows: there the number of
-    values stays.
+    In place of `coalesce`, which on a GPU waits for the number of rows: here the number of values
+    stays.
     """
-    if grad.is_coalesced() or grad.is_cpu:
-        return grad.coalesce()
     ids, order = torch.sort(grad._indices()[0], stable=True)
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[1:] = ids[1:] != ids[:-1]
-    first = torch.cummax(torch.where(starts, torch.arange(len(ids), device=ids.device), 0), 0)
+    positions = torch.arange(len(ids), device=ids.device)
+    first = torch.cummax(torch.where(starts, positions, 0), 0).values
     values = grad._values()
-    merged = torch.zeros_like(values).index_add_(0, first.values, values[order])
+    merged = torch.zeros_like(values).index_add_(0, first, values[order])
     return torch.sparse_coo_tensor(ids[None], merged, grad.shape, check_invariants=False)
 
 
@@ -39,7 +39,8 @@ def _values(parameters: list[Tensor]) -> list[Tensor]:
     for p in parameters:
         assert p.grad is not None
         if p.grad.is_sparse:
-            p.grad = _merged_rows(p.grad)
+            host = p.grad.is_coalesced() or may_look(p.grad)
+            p.grad = p.grad.coalesce() if host else merge_rows(p.grad)
             values.append(p.grad._values())
         else:
             values.append(p.grad)

@@ -166,9 +166,7 @@ def test_dense_and_sparse_gradients_in_turn(device: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adamw"])
-def test_a_history_that_is_full(
-    device: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_history_that_is_full(device: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows pay when the history has no room for another step."""
     from sampled_softmax_cuda.optim import history
 
