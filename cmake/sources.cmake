@@ -84,6 +84,7 @@ set(SSC_CPP_TESTS
     tests/cpp/test_sample.cpp
     tests/cpp/test_targets.cpp
     tests/cpp/test_unit_rows.cpp
+    tests/cpp/test_update.cpp
 )
 
 # csrc/simt: the executor of CUDA kernels on the CPU, and the kernels that its tests run.

@@ -164,5 +164,5 @@ def test_bad_ids_to_settle(either: str, ids: Any, message: str) -> None:
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, "SGD", ssc.optim.SGD([parameter(SHAPE)])])
 def test_a_wrong_optimizer_in_the_backward_pass(optimizer: Any) -> None:
-    with pytest.raises(TypeError, match="a class of sampled_softmax_cuda.optim"):
+    with pytest.raises(TypeError, match=r"a class of sampled_softmax_cuda\.optim"):
         ssc.optim.in_backward([parameter(SHAPE)], optimizer, lr=0.1)
