@@ -157,7 +157,7 @@ SSC_HD void open_step(const UpdateOptions& o, const StepScalars& s, const Update
   h.at(kMovesByRoot, t) = 0.0;
 }
 
-// What step t adds to the debts of the rows of a step before it.
+// The share of step t in the debts of the rows of a step before it.
 struct StepMove {
   double log_beta1, log_beta2;  // at t
   double size;                  // lr / bc1
@@ -226,7 +226,7 @@ SSC_HD PaidSteps<double> paid_steps(const UpdateHistory& h, int64_t paid, int64_
   return s;
 }
 
-// What rows owe that have paid up to some steps before `now`.
+// The debts of rows that have paid up to some steps before `now`.
 template <class L>
 SSC_HD Debts<typename L::F> row_debts(const UpdateOptions& o, const UpdateHistory& h, int64_t now,
                                       const PaidSteps<typename L::F>& paid) {

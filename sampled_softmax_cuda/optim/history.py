@@ -1,4 +1,4 @@
-"""What untouched rows of one parameter owe: the step up to which each has paid, and the numbers of
+"""The debts of untouched rows of one parameter: the step up to which each has paid, and the numbers of
 the steps since."""
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _close(u: RowUpdate, s: _Step) -> None:
 
 
 class _Debt(NamedTuple):
-    """What rows owe, each [N, 1] float64."""
+    """The debts of rows, each [N, 1] float64."""
 
     keep: Tensor
     beta1: Tensor
@@ -312,7 +312,7 @@ def _gradients(u: RowUpdate, rows: int, places: Tensor) -> Tensor:
 
 
 def _pay(u: RowUpdate, paid: Tensor, step: int, x: _Numbers) -> _Numbers:
-    """What rows owe at `step` that have paid up to the steps `paid` [N]."""
+    """Pay what rows owe at `step` that have paid up to the steps `paid` [N]."""
     owes = (paid < step)[:, None]
     debt = _row_debt(u, paid, step)
     keep, beta1, beta2, moves, eps_share, mixed = (part.to(u.dtype) for part in debt)

@@ -1,5 +1,5 @@
-"""What torch.optim has no twin of, against formulas written out here: row-wise rules, rows that
-catch up with "decay", and rounding of 16-bit weights."""
+"""Rules that torch.optim has no twin of, against formulas written out here: row-wise ones, rows
+that catch up with "decay", and rounding of 16-bit weights."""
 
 from __future__ import annotations
 
