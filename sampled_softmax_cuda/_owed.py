@@ -3,6 +3,7 @@ behind. An optimizer registers its parameters here, and whoever reads rows calls
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
+
+from ._parallel import active_ddp
 
 
 class Settler(Protocol):
@@ -22,6 +25,12 @@ class Settler(Protocol):
         """Let the rows `ids` of a parameter, or all, pay what they owe; ids that are no rows are
         left out."""
 
+
+_DRIFT = (
+    "SampledSoftmaxLoss: with skipped='replay' rows catch up when a rank reads them, so that under"
+    " DistributedDataParallel the weights of ranks come to differ by rounding: use skipped='decay'"
+    " or 'freeze' there"
+)
 
 _settlers: Any = WeakIdKeyDictionary()  # parameter -> weak reference to its optimizer
 
@@ -49,6 +58,8 @@ def _settle(
         if settler is None or not settler.lags(parameter, ids is None):
             continue
         if rows is None and ids is not None:
+            if active_ddp() is not None:
+                warnings.warn(_DRIFT, stacklevel=3)
             rows = torch.cat([x.reshape(-1) for x in ids()])
         settler.settle_parameter(parameter, rows)
 

@@ -182,3 +182,14 @@ def test_modules_made_of_dtensors(results: Results) -> None:
         assert "weight must be a plain tensor, got a DTensor (Replicate(),)" in found["error"]
     for found in results("ColwiseParallel"):  # torch's own, before anything of ours is called
         assert "ColwiseParallel currently only support nn.Linear and nn.Embedding" in found["error"]
+
+
+def test_the_weights_of_ranks_stay_the_same(results: Results) -> None:
+    """With ssc.optim and stochastic rounding, whose seed ranks share."""
+    first, second = (found["weight"] for found in results("optimizer, decay"))
+    assert torch.equal(first, second)
+    assert not any(found["warned"] for found in results("optimizer, decay"))
+
+
+def test_rows_that_replay_warn_of_ranks_that_differ(results: Results) -> None:
+    assert all(found["warned"] for found in results("optimizer, replay"))

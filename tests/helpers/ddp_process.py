@@ -292,6 +292,25 @@ def _unused_head() -> dict[str, Any]:
     return {}
 
 
+def _optimizer(rank: int, skipped: Any) -> dict[str, Any]:
+    """bfloat16 weights after some steps of ssc.optim: the same on both ranks, and the warning of
+    rows that catch up where they are read."""
+    torch.manual_seed(0)
+    head = ssc.SampledSoftmaxLoss(D, C, 8, sparse_grad=True, dtype=torch.bfloat16)
+    ddp = DistributedDataParallel(head)
+    optimizer = ssc.optim.AdamW(head.parameters(), lr=0.1, skipped=skipped, rounding="stochastic")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(6):
+            torch.manual_seed(10 * step + rank)
+            optimizer.zero_grad()
+            ddp(torch.randn(4, D, dtype=torch.bfloat16), torch.randint(C, (4,))).backward()
+            ssc.optim.clip_grad_norm_(head.parameters(), 1.0)
+            optimizer.step()
+    messages = [str(w.message) for w in caught if "come to differ" in str(w.message)]
+    return {"weight": head.state_dict()["weight"].float(), "warned": len(messages) > 0}
+
+
 def _cases(rank: int) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "unseen": _unseen,
@@ -304,6 +323,8 @@ def _cases(rank: int) -> dict[str, Callable[[], dict[str, Any]]]:
         "function outside": lambda: _outside(Body.loss, Body(False)),
         "negatives": lambda: _negatives(rank),
         "unused head": _unused_head,
+        "optimizer, decay": lambda: _optimizer(rank, "decay"),
+        "optimizer, replay": lambda: _optimizer(rank, "replay"),
     }
 
 
