@@ -1,5 +1,5 @@
-"""The debts of untouched rows of one parameter: the step up to which each has paid, and the numbers of
-the steps since."""
+"""The debts of untouched rows of one parameter: the step up to which each has paid, and the numbers
+of the steps since."""
 
 from __future__ import annotations
 
