@@ -284,6 +284,43 @@ SSC_EVERY_CPU float gather_ids(const float* data, const int64_t* ids, size_t rea
   return result;
 }
 
+typedef uint64_t Words __attribute__((vector_size(64)));
+
+// Arrays of rows that are changed in place, as a weight and an optimizer's states are.
+struct RowArrays {
+  Words* const* data;
+  const size_t* row_words;  // in units of 64 bytes
+  size_t count;
+};
+
+// array[id] += gradient & mask for the rows of these ids in every array, a shorter gradient being
+// used again from its start. With the mask 0, which the compiler doesn't know, all memory is read
+// and written and no value changes. `lines` of 64 bytes of each row `distance` ahead are prefetched.
+SSC_EVERY_CPU void change_rows(const RowArrays& arrays, const Words* gradient,
+                               size_t gradient_words, const int64_t* ids, size_t count,
+                               size_t distance, size_t lines, uint64_t mask) {
+  const Words masks = Words{} + mask;
+  for (size_t i = 0; i < count; ++i) {
+    const auto coming = static_cast<size_t>(ids[std::min(i + distance, count - 1)]);
+    const auto id = static_cast<size_t>(ids[i]);
+    const Words* g = gradient + i * gradient_words;
+    for (size_t k = 0; k < arrays.count; ++k) {
+      const size_t words = arrays.row_words[k], ahead = std::min(lines, words);
+      for (size_t d = 0; d < ahead; ++d) {
+        __builtin_prefetch(arrays.data[k] + coming * words + d, 1);
+      }
+    }
+    for (size_t k = 0; k < arrays.count; ++k) {
+      const size_t words = arrays.row_words[k];
+      Words* a = arrays.data[k] + id * words;
+      for (size_t begin = 0; begin < words; begin += gradient_words) {
+        const size_t part = std::min(gradient_words, words - begin);
+        for (size_t d = 0; d < part; ++d) a[begin + d] += g[d] & masks;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -346,6 +383,28 @@ double roof_gather_ids_seconds(const float* data, const int64_t* ids, size_t rea
     const size_t count =
         timed ? span.end - span.begin : std::min<size_t>(64, span.end - span.begin);
     g_sink = gather_ids(data, ids + span.begin, count, row_floats, distance);
+  });
+}
+
+// Reads, changes and writes the rows ids [rows] of `count` arrays with rows of row_words[k] times 64
+// bytes, by a gradient with rows of gradient_words times 64 bytes.
+double roof_change_seconds(void* const* arrays, const size_t* row_words, size_t count,
+                           const void* gradient, size_t gradient_words, const int64_t* ids,
+                           size_t rows, size_t distance, size_t lines, uint64_t mask, int threads,
+                           double warm_seconds) {
+  const RowArrays all{reinterpret_cast<Words* const*>(arrays), row_words, count};
+  const auto* values = static_cast<const Words*>(gradient);
+  return timed_on_threads(threads, warm_seconds, [&](int thread, bool timed) {
+    const Span span = share_of(rows, threads, thread);
+    const Words* part = values + span.begin * gradient_words;
+    if (timed) {
+      change_rows(all, part, gradient_words, ids + span.begin, span.end - span.begin, distance,
+                  lines, mask);
+      return;
+    }
+    Words sum = {};  // the gradient alone, so that the timed rows are met where they lie
+    for (size_t i = 0; i < (span.end - span.begin) * gradient_words; ++i) sum += part[i];
+    g_sink = static_cast<float>(sum[0]);
   });
 }
 
