@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <ctime>
 #include <thread>
 #include <vector>
 #if defined(__x86_64__)
@@ -24,11 +25,18 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+double thread_cpu_seconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 // Runs work(thread, timed) on `threads` threads: first untimed for at least warm_seconds (the cores
 // reach their steady frequency; another library's idle threads stop spinning), then once, timed
-// from the moment when the last thread is ready until the last one is done.
+// from the moment when the last thread is ready until the last one is done; or, with cpu_time, the
+// CPU time of the thread that took the most.
 template <class Work>
-double timed_on_threads(int threads, double warm_seconds, Work&& work) {
+double timed_on_threads(int threads, double warm_seconds, Work&& work, bool cpu_time = false) {
   std::atomic<int> ready{0};
   std::vector<double> finished(static_cast<size_t>(threads));
   std::atomic<int64_t> start_ticks{0};
@@ -42,10 +50,13 @@ double timed_on_threads(int threads, double warm_seconds, Work&& work) {
     }
     while (start_ticks.load() == 0) {
     }
+    const double cpu_start = thread_cpu_seconds();
     work(thread, /*timed=*/true);
+    const double cpu_seconds = thread_cpu_seconds() - cpu_start;
     const Clock::duration elapsed =
         Clock::now().time_since_epoch() - Clock::duration(start_ticks.load());
-    finished[static_cast<size_t>(thread)] = std::chrono::duration<double>(elapsed).count();
+    finished[static_cast<size_t>(thread)] =
+        cpu_time ? cpu_seconds : std::chrono::duration<double>(elapsed).count();
   };
   std::vector<std::thread> pool;
   for (int thread = 1; thread < threads; ++thread) pool.emplace_back(body, thread);
@@ -387,14 +398,14 @@ double roof_gather_ids_seconds(const float* data, const int64_t* ids, size_t rea
 }
 
 // Reads, changes and writes the rows ids [rows] of `count` arrays with rows of row_words[k] times 64
-// bytes, by a gradient with rows of gradient_words times 64 bytes.
+// bytes, by a gradient with rows of gradient_words times 64 bytes. One thread is timed in CPU time.
 double roof_change_seconds(void* const* arrays, const size_t* row_words, size_t count,
                            const void* gradient, size_t gradient_words, const int64_t* ids,
                            size_t rows, size_t distance, size_t lines, uint64_t mask, int threads,
                            double warm_seconds) {
   const RowArrays all{reinterpret_cast<Words* const*>(arrays), row_words, count};
   const auto* values = static_cast<const Words*>(gradient);
-  return timed_on_threads(threads, warm_seconds, [&](int thread, bool timed) {
+  const auto work = [&](int thread, bool timed) {
     const Span span = share_of(rows, threads, thread);
     const Words* part = values + span.begin * gradient_words;
     if (timed) {
@@ -405,7 +416,8 @@ double roof_change_seconds(void* const* arrays, const size_t* row_words, size_t 
     Words sum = {};  // the gradient alone, so that the timed rows are met where they lie
     for (size_t i = 0; i < (span.end - span.begin) * gradient_words; ++i) sum += part[i];
     g_sink = static_cast<float>(sum[0]);
-  });
+  };
+  return timed_on_threads(threads, warm_seconds, work, /*cpu_time=*/threads == 1);
 }
 
 }  // extern "C"

@@ -112,7 +112,8 @@ class Roof:
         warm: float = 8e-3,
     ) -> float:
         """Seconds of a plain read-modify-write of the rows ids (int64 [N], contiguous) of arrays
-        [C, ...] by a gradient [N, ...]; no value changes. Rows take a multiple of 64 bytes.
+        [C, ...] by a gradient [N, ...]; no value changes. Rows take a multiple of 64 bytes. One
+        thread is timed in CPU time, several by the clock on the wall.
 
         ahead: how many rows ahead is prefetched, and how many lines of 64 bytes of each.
         """
