@@ -80,20 +80,19 @@ def main() -> None:
     options.add_argument("--seeds", type=arguments.positive, default=1)
     options.add_argument("--classes", type=arguments.positive, help="the most frequent ones only")
     options.add_argument("--text", type=Path, help="a folder of text files")
+    options.add_argument("--cache", type=Path, default=EXAMPLES.parent / ".cache")
     options.add_argument("--ways", type=arguments.names(WAYS), default=tuple(WAYS))
     options.add_argument("--rate", type=float, default=2e-3, help="AdamW's")
     options.add_argument("--windows", type=arguments.positive, default=16)
     options.add_argument("--num-samples", type=arguments.positive, default=2048)
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    settings = Settings(
-        windows=args.windows, num_samples=args.num_samples, table_rate=args.rate
-    )
+    settings = Settings(windows=args.windows, num_samples=args.num_samples, table_rate=args.rate)
     steps = args.steps
     if args.quick:
         settings = replace(settings, windows=2, num_samples=32, width=16, hidden=16)
         settings, steps = replace(settings, held_out_windows=2), 5
-    corpus = load_corpus(args.text, args.classes, EXAMPLES.parent / ".cache")
+    corpus = load_corpus(args.text, args.classes, args.cache)
     rows: list[Row] = []
     for seed in range(args.seeds):
         for way in args.ways:

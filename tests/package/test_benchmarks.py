@@ -195,6 +195,31 @@ def test_bench_optim_times_all_its_tables(tmp_path: Path) -> None:
     assert {row["growth"] for row in grown} == {"1.0"}
 
 
+@pytest.mark.slow
+def test_plot_skipped_shows_that_replay_is_dense(tmp_path: Path) -> None:
+    _, rows = run_script("plot_skipped", output=tmp_path)
+    check_rows(rows)
+    differences = {row["way"]: float(row["largest_difference"]) for row in rows}
+    assert differences["replay"] < 1e-6 < 1e-3 < differences["freeze"]
+    assert differences["decay"] > 1e-3
+
+
+@pytest.mark.slow
+def test_compare_skipped_trains_in_all_ways(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(30):
+        words = (f"w{(number * k * k) % 97}" for k in range(400))
+        (text / f"{number}.txt").write_text(" ".join(words))
+    options = ("--text", str(text), "--cache", str(tmp_path), "--rate", "0.05")
+    _, rows = run_script("compare_skipped", *options, output=tmp_path)
+    check_rows(rows)
+    found = {row["skipped"]: float(row["perplexity"]) for row in rows}
+    assert list(found) == ["freeze", "decay", "replay", "dense"]
+    assert found["replay"] == pytest.approx(found["dense"], rel=1e-3)
+    assert found["freeze"] != found["dense"]
+
+
 def test_the_rows_roof_changes_no_value() -> None:
     """Any bits stay: NaNs, and rows that are wider or narrower than the gradient's."""
     loaded = roof.load_roof()
