@@ -407,15 +407,13 @@ double roof_change_seconds(void* const* arrays, const size_t* row_words, size_t 
   const auto* values = static_cast<const Words*>(gradient);
   const auto work = [&](int thread, bool timed) {
     const Span span = share_of(rows, threads, thread);
+    const size_t count = span.end - span.begin;
     const Words* part = values + span.begin * gradient_words;
     if (timed) {
-      change_rows(all, part, gradient_words, ids + span.begin, span.end - span.begin, distance,
-                  lines, mask);
-      return;
+      change_rows(all, part, gradient_words, ids + span.begin, count, distance, lines, mask);
+    } else {  // the gradient alone, so that the timed rows are met where they lie
+      g_sink = read_all(reinterpret_cast<const float*>(part), {0, 16 * count * gradient_words});
     }
-    Words sum = {};  // the gradient alone, so that the timed rows are met where they lie
-    for (size_t i = 0; i < (span.end - span.begin) * gradient_words; ++i) sum += part[i];
-    g_sink = static_cast<float>(sum[0]);
   };
   return timed_on_threads(threads, warm_seconds, work, /*cpu_time=*/threads == 1);
 }
