@@ -310,7 +310,6 @@ struct RowArrays {
 SSC_EVERY_CPU void change_rows(const RowArrays& arrays, const Words* gradient,
                                size_t gradient_words, const int64_t* ids, size_t count,
                                size_t distance, size_t lines, uint64_t mask) {
-  const Words masks = Words{} + mask;
   for (size_t i = 0; i < count; ++i) {
     const auto coming = static_cast<size_t>(ids[std::min(i + distance, count - 1)]);
     const auto id = static_cast<size_t>(ids[i]);
@@ -326,7 +325,7 @@ SSC_EVERY_CPU void change_rows(const RowArrays& arrays, const Words* gradient,
       Words* a = arrays.data[k] + id * words;
       for (size_t begin = 0; begin < words; begin += gradient_words) {
         const size_t part = std::min(gradient_words, words - begin);
-        for (size_t d = 0; d < part; ++d) a[begin + d] += g[d] & masks;
+        for (size_t d = 0; d < part; ++d) a[begin + d] += g[d] & mask;
       }
     }
   }
