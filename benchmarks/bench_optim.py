@@ -226,35 +226,44 @@ def step_table(args: Any, roof: Roof | None, repetitions: int) -> list[Row]:
 
 
 def training_table(args: Any, repetitions: int) -> list[Row]:
-    """Whole training steps; `ratio` is to ours with AdamW, `over_loss` the optimizer's share of the
-    loss alone, by the paired ratios of both."""
+    """Whole training steps, ours beside one kind of peers after the other, so that the states of
+    all needn't be there at once; `ratio` is to ours with AdamW, `over_loss` the optimizer's time
+    over that of the loss alone, both paired."""
     batch, width, samples = args.shape
     problem = make_problem(batch, width, samples, args.classes, torch.float32, "log_uniform")
-    ours = {name: OURS[name] for name in ("SGD", "Adagrad", "RowWiseAdagrad", "AdamW decay")}
     options: dict[str, Any] = {"threads": args.threads, "clock": clock_of(args.threads)}
+    rows: list[Row] = []
+    for peers in ("torch", "composed", "TensorFlow"):
+        timings = measure(training_cases(problem, peers, options), repetitions)
+        if peers == "TensorFlow":  # by itself: passes over all rows leave the others a cold cache
+            adam = tensorflow_case(problem, "Adam", options)
+            timings += measure([adam], min(repetitions, 7))
+        config = {"table": "training", "batch": batch, "width": width, "samples": samples}
+        config |= {"classes": args.classes, "dtype": "float32", "beside": peers}
+        group = rows_from(timings, config, "ours, AdamW decay")
+        for row, over in zip(group, rows_from(timings, {}, "ours, no optimizer"), strict=True):
+            if row["case"].startswith("our") and row["role"] != "part":
+                row["over_loss"] = digits(over["ratio"] - 1)
+        shape = f"B={batch} D={width} S={samples} C={args.classes:,} float32"
+        print_rows(f"training, ours and {peers}: {shape}", group, COLUMNS)
+        rows += group
+    return rows
+
+
+def training_cases(problem: Problem, peers: str, options: dict[str, Any]) -> list[Case]:
+    """Ours, and the peers of one kind."""
     cases = [Case("ours, no optimizer", training_step(problem, our_loss, None), "part", **options)]
     cases += [
-        Case(f"ours, {name}", training_step(problem, our_loss, make), "ours", **options)
-        for name, make in ours.items()
+        Case(f"ours, {name}", training_step(problem, our_loss, OURS[name]), "ours", **options)
+        for name in ("SGD", "Adagrad", "AdamW decay")
     ]
-    for title, loss in (("our loss", our_loss), ("composed in PyTorch", eager_loss)):
-        cases += [
-            Case(f"{title}, {name}", training_step(problem, loss, make), **options)
-            for name, make in TORCH.items()
-        ]
-    timings = measure([*cases, tensorflow_case(problem, "Adagrad", options)], repetitions)
-    # By itself: its passes over all rows leave the others a cold cache, and late pages.
-    timings += measure([tensorflow_case(problem, "Adam", options)], min(repetitions, 7))
-    config = {"table": "training", "batch": batch, "width": width, "samples": samples}
-    config |= {"classes": args.classes, "dtype": "float32"}
-    rows = rows_from(timings, config, "ours, AdamW decay")
-    for row, over in zip(rows, rows_from(timings, {}, "ours, no optimizer"), strict=True):
-        if row["case"].startswith("our") and row["role"] != "part":
-            row["over_loss"] = digits(over["ratio"] - 1)
-    print_rows(
-        f"training: B={batch} D={width} S={samples} C={args.classes:,} float32", rows, COLUMNS
-    )
-    return rows
+    if peers == "TensorFlow":
+        return [*cases, tensorflow_case(problem, "Adagrad", options)]
+    title, loss = ("our loss", our_loss) if peers == "torch" else ("composed", eager_loss)
+    return cases + [
+        Case(f"{title}, {name}", training_step(problem, loss, make), **options)
+        for name, make in TORCH.items()
+    ]
 
 
 def tensorflow_case(problem: Problem, name: str, options: dict[str, Any]) -> Case:
@@ -302,8 +311,9 @@ def classes_table(args: Any, roof: Roof | None, repetitions: int) -> list[Row]:
 def draw_bars(axes: Any, rows: list[Row]) -> None:
     """Whole training steps, or else the first configuration of steps alone."""
     training = [row for row in rows if row["table"] == "training"]
+    training = [r for r in training if r["role"] == "peer" or r["beside"] == "torch"]
     same = training or [
-        row for row in rows if all(row[n] == rows[0][n] for n in ("width", "dtype"))
+        row for row in rows if all(row[n] == rows[0][n] for n in ("table", "width", "dtype"))
     ]
     shown = sorted(
         (row for row in same if row["median_ms"] != ""), key=lambda row: -row["median_ms"]

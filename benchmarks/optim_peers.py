@@ -16,7 +16,8 @@ import sampled_softmax_cuda as ssc
 
 Make = Callable[..., torch.optim.Optimizer]  # of parameters
 
-LR = 1e-3
+# So small that hundreds of steps on one batch leave the weights as they are.
+LR = 1e-6
 WARM_STEPS = 30  # a virtual machine finds its memory for some steps after the first
 
 OURS: dict[str, Make] = {
