@@ -323,7 +323,7 @@ def draw_bars(axes: Any, rows: list[Row]) -> None:
     what = "Training step" if training else "Optimizer's step"
     shape = f"B={first['batch']} S={first['samples']} " if training else ""
     axes.set_title(
-        f"{what} on {first['threads']} cores: {shape}D={first['width']} C={first['classes']:,}",
+        f"{what}, threads: {first['threads']}; {shape}D={first['width']} C={first['classes']:,}",
         fontsize=10,
     )
 
