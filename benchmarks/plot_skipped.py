@@ -5,7 +5,7 @@ random; in the other steps it has none. The dense optimizer, torch.optim.AdamW, 
 the left is the weight as a reader finds it who lets it catch up first (`optimizer.settle`), on the
 right as it lies in memory. Some seconds; the same picture at every run.
 
-    python benchmarks/plot_skipped.py --output docs/images
+    python benchmarks/plot_skipped.py --output benchmarks/results
 """
 
 from __future__ import annotations
@@ -113,9 +113,8 @@ def main() -> None:
     ]
     print_rows("One rare row", rows, ("way", "touched", "last", "largest_difference"))
     constants = environment()
-    if args.output.name != "images":
-        write_csv(args.output / "plot_skipped.csv", [{**row, **constants} for row in rows])
-    draw(args.output / "skipped_rows.png", settled, stored)
+    write_csv(args.output / "plot_skipped.csv", [{**row, **constants} for row in rows])
+    draw(args.output / "plot_skipped.png", settled, stored)
 
 
 if __name__ == "__main__":
