@@ -129,7 +129,7 @@ demo: build
 	$(BIN)/python examples/code_lm.py $(DEMO_ARGS)
 
 bench: build
-	for name in sample loss options per_row scale memory stages isa; do \
+	for name in sample loss options optim per_row scale memory stages isa; do \
 	    $(BIN)/python benchmarks/bench_$$name.py --quick || exit 1; \
 	done
 

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <ctime>
 #include <thread>
 #include <vector>
 #if defined(__x86_64__)
@@ -24,11 +25,18 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+double thread_cpu_seconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 // Runs work(thread, timed) on `threads` threads: first untimed for at least warm_seconds (the cores
 // reach their steady frequency; another library's idle threads stop spinning), then once, timed
-// from the moment when the last thread is ready until the last one is done.
+// from the moment when the last thread is ready until the last one is done; or, with cpu_time, the
+// CPU time of the thread that took the most.
 template <class Work>
-double timed_on_threads(int threads, double warm_seconds, Work&& work) {
+double timed_on_threads(int threads, double warm_seconds, Work&& work, bool cpu_time = false) {
   std::atomic<int> ready{0};
   std::vector<double> finished(static_cast<size_t>(threads));
   std::atomic<int64_t> start_ticks{0};
@@ -42,10 +50,13 @@ double timed_on_threads(int threads, double warm_seconds, Work&& work) {
     }
     while (start_ticks.load() == 0) {
     }
+    const double cpu_start = thread_cpu_seconds();
     work(thread, /*timed=*/true);
+    const double cpu_seconds = thread_cpu_seconds() - cpu_start;
     const Clock::duration elapsed =
         Clock::now().time_since_epoch() - Clock::duration(start_ticks.load());
-    finished[static_cast<size_t>(thread)] = std::chrono::duration<double>(elapsed).count();
+    finished[static_cast<size_t>(thread)] =
+        cpu_time ? cpu_seconds : std::chrono::duration<double>(elapsed).count();
   };
   std::vector<std::thread> pool;
   for (int thread = 1; thread < threads; ++thread) pool.emplace_back(body, thread);
@@ -284,6 +295,42 @@ SSC_EVERY_CPU float gather_ids(const float* data, const int64_t* ids, size_t rea
   return result;
 }
 
+typedef uint64_t Words __attribute__((vector_size(64)));
+
+// Arrays of rows that are changed in place, as a weight and an optimizer's states are.
+struct RowArrays {
+  Words* const* data;
+  const size_t* row_words;  // in units of 64 bytes
+  size_t count;
+};
+
+// array[id] += gradient & mask for the rows of these ids in every array, a shorter gradient being
+// used again from its start. With the mask 0, which the compiler doesn't know, all memory is read
+// and written and no value changes. `lines` of 64 bytes of each row `distance` ahead are prefetched.
+SSC_EVERY_CPU void change_rows(const RowArrays& arrays, const Words* gradient,
+                               size_t gradient_words, const int64_t* ids, size_t count,
+                               size_t distance, size_t lines, uint64_t mask) {
+  for (size_t i = 0; i < count; ++i) {
+    const auto coming = static_cast<size_t>(ids[std::min(i + distance, count - 1)]);
+    const auto id = static_cast<size_t>(ids[i]);
+    const Words* g = gradient + i * gradient_words;
+    for (size_t k = 0; k < arrays.count; ++k) {
+      const size_t words = arrays.row_words[k], ahead = std::min(lines, words);
+      for (size_t d = 0; d < ahead; ++d) {
+        __builtin_prefetch(arrays.data[k] + coming * words + d, 1);
+      }
+    }
+    for (size_t k = 0; k < arrays.count; ++k) {
+      const size_t words = arrays.row_words[k];
+      Words* a = arrays.data[k] + id * words;
+      for (size_t begin = 0; begin < words; begin += gradient_words) {
+        const size_t part = std::min(gradient_words, words - begin);
+        for (size_t d = 0; d < part; ++d) a[begin + d] += g[d] & mask;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -347,6 +394,27 @@ double roof_gather_ids_seconds(const float* data, const int64_t* ids, size_t rea
         timed ? span.end - span.begin : std::min<size_t>(64, span.end - span.begin);
     g_sink = gather_ids(data, ids + span.begin, count, row_floats, distance);
   });
+}
+
+// Reads, changes and writes the rows ids [rows] of `count` arrays with rows of row_words[k] times 64
+// bytes, by a gradient with rows of gradient_words times 64 bytes. One thread is timed in CPU time.
+double roof_change_seconds(void* const* arrays, const size_t* row_words, size_t count,
+                           const void* gradient, size_t gradient_words, const int64_t* ids,
+                           size_t rows, size_t distance, size_t lines, uint64_t mask, int threads,
+                           double warm_seconds) {
+  const RowArrays all{reinterpret_cast<Words* const*>(arrays), row_words, count};
+  const auto* values = static_cast<const Words*>(gradient);
+  const auto work = [&](int thread, bool timed) {
+    const Span span = share_of(rows, threads, thread);
+    const size_t count = span.end - span.begin;
+    const Words* part = values + span.begin * gradient_words;
+    if (timed) {
+      change_rows(all, part, gradient_words, ids + span.begin, count, distance, lines, mask);
+    } else {  // the gradient alone, so that the timed rows are met where they lie
+      g_sink = read_all(reinterpret_cast<const float*>(part), {0, 16 * count * gradient_words});
+    }
+  };
+  return timed_on_threads(threads, warm_seconds, work, /*cpu_time=*/threads == 1);
 }
 
 }  // extern "C"

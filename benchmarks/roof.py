@@ -12,6 +12,7 @@ import ctypes
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 
 import native
 import torch
@@ -46,6 +47,14 @@ class Roof:
                 "gather_ids_seconds",
                 number,
                 (pointer, pointer, size, size, size, threads, number),
+            ),
+            (
+                "change_seconds",
+                number,
+                (
+                    *(pointer, pointer, size, pointer, size, pointer),
+                    *(size, size, size, ctypes.c_uint64, threads, number),
+                ),
             ),
         ):
             function = getattr(library, f"roof_{name}")
@@ -90,6 +99,42 @@ class Roof:
         return float(
             self._lib.roof_gather_ids_seconds(
                 table.data_ptr(), ids.data_ptr(), ids.numel(), width, distance, threads, 0.0
+            )
+        )
+
+    def change_rows(
+        self,
+        arrays: Sequence[torch.Tensor],
+        gradient: torch.Tensor,
+        ids: torch.Tensor,
+        threads: int,
+        ahead: tuple[int, int],
+        warm: float = 8e-3,
+    ) -> float:
+        """Seconds of a plain read-modify-write of the rows ids (int64 [N], contiguous) of arrays
+        [C, ...] by a gradient [N, ...]; no value changes. Rows take a multiple of 64 bytes. One
+        thread is timed in CPU time, several by the clock on the wall.
+
+        ahead: how many rows ahead is prefetched, and how many lines of 64 bytes of each.
+        """
+        sizes = [t.stride(0) * t.element_size() for t in (*arrays, gradient)]
+        if any(size % 64 for size in sizes) or not all(t.is_contiguous() for t in arrays):
+            raise ValueError(f"roof: rows must take a multiple of 64 bytes, got {sizes}")
+        pointers = (ctypes.c_void_p * len(arrays))(*(t.data_ptr() for t in arrays))
+        words = (ctypes.c_size_t * len(arrays))(*(size // 64 for size in sizes[:-1]))
+        return float(
+            self._lib.roof_change_seconds(
+                pointers,
+                words,
+                len(arrays),
+                gradient.data_ptr(),
+                sizes[-1] // 64,
+                ids.data_ptr(),
+                ids.numel(),
+                *ahead,
+                0,
+                threads,
+                warm,
             )
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +84,14 @@ class LanguageModel(nn.Module):
 class Trainer:
     """A model, the softmax above it and their optimisers, for one kind of run."""
 
-    def __init__(self, kind: str, corpus: Corpus, settings: Settings) -> None:
+    def __init__(
+        self,
+        kind: str,
+        corpus: Corpus,
+        settings: Settings,
+        table_optimizer: Callable[..., torch.optim.Optimizer] = ssc.optim.Adagrad,
+    ) -> None:
         torch.manual_seed(settings.seed)
-        torch.sparse.check_sparse_tensor_invariants.disable()  # Adagrad asks for a choice
         self.kind, self.corpus, self.settings = kind, corpus, settings
         self.rng = np.random.default_rng(settings.seed)
         self.model = LanguageModel(corpus.num_classes, settings.width, settings.hidden)
@@ -107,7 +113,7 @@ class Trainer:
         tables = [self.model.embedding.weight, *self.head.parameters()]
         others = [p for p in self.model.parameters() if p is not self.model.embedding.weight]
         self.optimizers = (
-            torch.optim.Adagrad(tables, lr=settings.table_rate),
+            table_optimizer(tables, lr=settings.table_rate),
             torch.optim.Adam(others, lr=settings.recurrent_rate, betas=(0.9, 0.99)),
         )
         self.held_out = corpus.windows(settings.held_out_windows, settings.held_out_length)

@@ -124,7 +124,6 @@ class Trainer:
 
     def __init__(self, way: Way, items: Items, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
-        torch.sparse.check_sparse_tensor_invariants.disable()  # Adagrad asks for a choice
         self.way, self.sessions, self.settings = way, items.train, settings
         self.rng = np.random.default_rng(settings.seed)
         # Its own: from a generator that the trainers share, the clock would decide who draws what.
@@ -138,7 +137,7 @@ class Trainer:
         tables = [self.model.embedding.weight, self.rows]
         others = [p for p in self.model.parameters() if p is not tables[0]]
         self.optimizers = (
-            torch.optim.Adagrad(tables, lr=settings.table_rate),
+            ssc.optim.Adagrad(tables, lr=settings.table_rate),
             torch.optim.Adam(others, lr=settings.dense_rate, betas=(0.9, 0.99)),
         )
         self.steps, self.seconds = 0, 0.0

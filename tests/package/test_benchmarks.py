@@ -180,6 +180,62 @@ def test_bench_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_bench_optim_times_all_its_tables(tmp_path: Path) -> None:
+    _, rows = run_script("bench_optim", output=tmp_path)
+    check_rows(rows)
+    assert list(dict.fromkeys(row["table"] for row in rows)) == ["step", "training", "classes"]
+    steps = [row for row in rows if row["table"] == "step" and row["dtype"] == "float32"]
+    assert [row["role"] for row in steps] == ["ours"] * 6 + ["peer"] * 3
+    if steps[0]["roof"]:
+        assert [row["roof"] for row in steps] == list("121333123")  # weight and states
+    training = [row for row in rows if row["table"] == "training"]
+    assert {row["beside"] for row in training} == {"torch", "composed", "TensorFlow"}
+    assert {row["ratio"] for row in training if row["case"] == "ours, AdamW decay"} == {"1.0"}
+    assert not any(row["failure"] for row in training if "TensorFlow" not in row["case"])
+    grown = [row for row in rows if row["table"] == "classes" and row["classes"] == "500"]
+    assert {row["growth"] for row in grown} == {"1.0"}
+
+
+@pytest.mark.slow
+def test_plot_skipped_shows_that_replay_is_dense(tmp_path: Path) -> None:
+    _, rows = run_script("plot_skipped", output=tmp_path)
+    check_rows(rows)
+    differences = {row["way"]: float(row["largest_difference"]) for row in rows}
+    assert differences["replay"] < 1e-6 < 1e-3 < differences["freeze"]
+    assert differences["decay"] > 1e-3
+
+
+@pytest.mark.slow
+def test_compare_skipped_trains_in_all_ways(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(30):
+        words = (f"w{(number * k * k) % 97}" for k in range(400))
+        (text / f"{number}.txt").write_text(" ".join(words))
+    options = ("--text", str(text), "--cache", str(tmp_path), "--rate", "0.05")
+    _, rows = run_script("compare_skipped", *options, output=tmp_path)
+    check_rows(rows)
+    found = {row["skipped"]: float(row["perplexity"]) for row in rows}
+    assert list(found) == ["freeze", "decay", "replay", "dense"]
+    assert found["replay"] == pytest.approx(found["dense"], rel=1e-3)
+    assert found["freeze"] != found["dense"]
+
+
+def test_the_rows_roof_changes_no_value() -> None:
+    """Any bits stay: NaNs, and rows that are wider or narrower than the gradient's."""
+    loaded = roof.load_roof()
+    if loaded is None:
+        pytest.skip("no C++ compiler")
+    bits = torch.randint(-(2**63), 2**63 - 1, (50, 16), generator=torch.Generator().manual_seed(0))
+    arrays = [bits.clone(), bits[:, :8].clone()]
+    ids = torch.tensor([3, 7, 49])
+    assert loaded.change_rows(arrays, bits[:3, :8].clone(), ids, 2, (2, 100), warm=0.0) > 0
+    assert torch.equal(arrays[0], bits) and torch.equal(arrays[1], bits[:, :8])
+    with pytest.raises(ValueError, match="64 bytes"):
+        loaded.change_rows([torch.zeros(50, 3)], bits[:3], ids, 1, (0, 0))
+
+
+@pytest.mark.slow
 def test_bench_per_row(tmp_path: Path) -> None:
     _, rows = run_script("bench_per_row", output=tmp_path)
     check_rows(rows)
