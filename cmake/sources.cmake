@@ -67,6 +67,7 @@ set(SSC_CUDA_OPS_SOURCES
     csrc/ops/cuda/info.cpp
     csrc/ops/cuda/loss.cpp
     csrc/ops/cuda/negatives.cpp
+    csrc/ops/cuda/optim.cpp
     csrc/ops/cuda/per_row.cpp
     csrc/ops/cuda/sample.cpp
 )
@@ -110,6 +111,7 @@ set(SSC_SIMT_KERNELS
     tests/simt/bind_per_row.cu
     tests/simt/bind_sample.cu
     tests/simt/bind_step.cu
+    tests/simt/bind_update.cu
     tests/simt/blocks.cu
     tests/simt/errors.cu
     tests/simt/gemm_tile.cu
@@ -124,6 +126,7 @@ set(SSC_SIMT_OPS_SOURCES
     csrc/ops/cuda/exact.cpp
     csrc/ops/cuda/loss.cpp
     csrc/ops/cuda/negatives.cpp
+    csrc/ops/cuda/optim.cpp
     csrc/ops/cuda/per_row.cpp
     csrc/ops/cuda/sample.cpp
     csrc/ops/schema.cpp
@@ -154,6 +157,9 @@ set(SSC_CUDA_SOURCES
     csrc/cuda/sample/race.cu
     csrc/cuda/sample/rows.cu
     csrc/cuda/sample/with_replacement.cu
+    csrc/cuda/update/history.cu
+    csrc/cuda/update/row_plan.cu
+    csrc/cuda/update/row_update.cu
 )
 
 # csrc/cuda: what g++ can't compile because it uses CUB.

@@ -7,7 +7,9 @@ code for the device
 
 - a __grid_constant__ parameter is read by its members, or passed on by itself as an argument;
 - the operands of ?: are no structs with a name, be it a parameter, a variable or a member;
-- no variable is a copy of such a struct, to be overwritten in part.
+- no variable is a copy of such a struct, to be overwritten in part;
+- no struct that is made of members of one, and of other values, is stored as a whole: for 7.5 to
+  12.0 the parameter itself is stored then. Taken by value, without __grid_constant__, it is right.
 
 g++ compiles all of them rightly, so csrc/simt can't see the fault. Names of types are looked for in
 the sources' text; `make ptx-check` executes what nvcc makes of them. Prints one line per offence as
@@ -104,11 +106,28 @@ def check_function(
             last = re.fullmatch(r"(?:[\w\]\[]+(?:\.|->))*(\w+)", operand)
             if last is not None and last[1] in whole:
                 yield choice.start(), f"{operand} is chosen as a whole: choose member by member"
+    yield from stored_mixtures(given, body)
     types = "|".join(sorted(structs))
     of_others = given | members | references(function.parameters + body, structs)
     for copy in re.finditer(rf"\b(?:{types})\s*{TEMPLATE}\s+\w+\s*=\s*((?:\w+\.)*(\w+));", body):
         if copy[2] in of_others:
             yield copy.start(), f"a copy of {copy[1]}: read its members where they are"
+
+
+def stored_mixtures(given: set[str], body: str) -> Iterator[tuple[int, str]]:
+    """Structs in braces with members of a __grid_constant__ parameter that are stored whole."""
+    if not given:
+        return
+    member = re.compile(rf"(?:^|,)\s*(?:{'|'.join(sorted(given))})\.[\w.]+\s*(?:,|$)")
+    for made in re.finditer(r"([^;{}]*?)=?\s*(?:\b\w+)?\s*\{([^;{}]*)\}\s*;", body):
+        if member.search(made[2]) is None:
+            continue
+        target = made[1].strip()
+        name = re.search(r"(\w+)$", target)
+        stored = name is None or re.search(r"^\*|->|\]|\.", target) is not None
+        if stored or re.search(rf"[^=!<>]=\s*{name[1]}\s*;", body):
+            message = "of a parameter's members, stored as a whole: take it by value"
+            yield made.start(2), message
 
 
 def check_text(text: str, structs: set[str], members: set[str]) -> Iterator[tuple[int, str]]:

@@ -50,6 +50,7 @@ LAYERS: dict[str, set[str]] = {
     "csrc/cuda/loss": {"csrc/core", "csrc/cuda/device", "csrc/cuda/tile"},
     "csrc/cuda/negatives": {"csrc/core", "csrc/cuda/device", "csrc/cuda/tile", "csrc/cuda/loss"},
     "csrc/cuda/per_row": {"csrc/core", "csrc/cuda/device", "csrc/cuda/sample"},
+    "csrc/cuda/update": {"csrc/core", "csrc/cuda/device"},
     "csrc/simt": {"csrc/core", "csrc/cuda"},
     "csrc/ops": {"csrc/core", "csrc/cpu/base"},
     "csrc/ops/cpu": {"csrc/core", *CPU, "csrc/ops"},
@@ -60,11 +61,8 @@ LAYERS: dict[str, set[str]] = {
     "tests/ptx": {"csrc/simt", "tests/simt_ops"},
 }
 # The files of csrc/ops/<device>, apart from those that only one device needs.
-STEMS = {"exact", "info", "loss", "negatives", "per_row", "sample"}
-ONE_DEVICE = {
-    "cpu": {"memory", "optim", "targets", "unit_rows"},
-    "cuda": {"device", "torch_cuda_stub"},
-}
+STEMS = {"exact", "info", "loss", "negatives", "optim", "per_row", "sample"}
+ONE_DEVICE = {"cpu": {"memory", "targets", "unit_rows"}, "cuda": {"device", "torch_cuda_stub"}}
 PYBIND11 = ("csrc/simt", "tests/ptx")  # the benches of kernels
 # Stems of csrc/ops without a file in sampled_softmax_cuda/ops, and the reason.
 NOT_IN_PYTHON = {

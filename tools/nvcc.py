@@ -31,6 +31,9 @@ SOURCES = (
     "sample/race",
     "sample/rows",
     "sample/with_replacement",
+    "update/history",
+    "update/row_plan",
+    "update/row_update",
 )
 ARCHITECTURES = (75, 80, 90, 120)
 

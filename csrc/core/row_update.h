@@ -27,13 +27,13 @@ namespace ssc {
 
 enum class UpdateRule : int { sgd = 0, adagrad, row_wise_adagrad, adam, row_wise_adam };
 
-constexpr bool is_adagrad(UpdateRule rule) {
+SSC_HD constexpr bool is_adagrad(UpdateRule rule) {
   return rule == UpdateRule::adagrad || rule == UpdateRule::row_wise_adagrad;
 }
-constexpr bool is_adam(UpdateRule rule) {
+SSC_HD constexpr bool is_adam(UpdateRule rule) {
   return rule == UpdateRule::adam || rule == UpdateRule::row_wise_adam;
 }
-constexpr bool is_row_wise(UpdateRule rule) {
+SSC_HD constexpr bool is_row_wise(UpdateRule rule) {
   return rule == UpdateRule::row_wise_adagrad || rule == UpdateRule::row_wise_adam;
 }
 
@@ -70,7 +70,10 @@ struct UpdateHistory {
   int64_t horizon;  // below capacity
 
   SSC_MEMBER double* column(int index) const { return data + index * capacity; }
-  SSC_MEMBER double& at(int index, int64_t step) const { return column(index)[step % capacity]; }
+  // Steps are counted in float32; a GPU has no division of 64 bits.
+  SSC_MEMBER double& at(int index, int64_t step) const {
+    return column(index)[static_cast<uint32_t>(step) % static_cast<uint32_t>(capacity)];
+  }
 };
 
 // exp(y) for y <= 0, to 1e-16 of 1; 0 below −60.
@@ -219,11 +222,11 @@ struct PaidSteps {
 };
 
 SSC_HD PaidSteps<double> paid_steps(const UpdateHistory& h, int64_t paid, int64_t now) {
-  PaidSteps<double> s;
-  s.age = static_cast<double>(now - paid);
-  for (int i = 0; i < kHistoryColumns; ++i) s.column[i] = h.at(i, paid);
-  s.log_keep_at_end = h.at(kLogKeep, now - paid <= h.horizon ? now : paid + h.horizon);
-  return s;
+  PaidSteps<double> columns;
+  columns.age = static_cast<double>(now - paid);
+  for (int i = 0; i < kHistoryColumns; ++i) columns.column[i] = h.at(i, paid);
+  columns.log_keep_at_end = h.at(kLogKeep, now - paid <= h.horizon ? now : paid + h.horizon);
+  return columns;
 }
 
 // The debts of rows that have paid up to some steps before `now`.
@@ -287,20 +290,19 @@ SSC_HD ElementScalars<T> element_scalars(const UpdateOptions& o, const StepScala
 }
 
 // SGD without momentum has no m.
-template <class A, class T, class V>
-SSC_HD void pay_sgd(const Debt& d, V& p, V& m) {
+template <class A, class T, class V, class F>
+SSC_HD void pay_sgd(const Debts<F>& d, V& p, V& m) {
   const V old = p;
   p = A::mul(p, static_cast<T>(d.keep)) - A::mul(m, static_cast<T>(d.moves));
   m = A::mul(m, static_cast<T>(d.beta1)) + A::mul(old, static_cast<T>(d.mixed));
 }
 
 // x: sqrt(v).
-template <class A, class T, class V>
-SSC_HD void pay_adam(const Debt& d, V x, V& p, V& m) {
+template <class A, class T, class V, class F>
+SSC_HD void pay_adam(const Debts<F>& d, V x, V& p, V& m) {
+  const T moves = static_cast<T>(d.moves);
   p = A::mul(p, static_cast<T>(d.keep));
-  if (d.moves != 0.0) {
-    p = p - A::div(A::mul(m, static_cast<T>(d.moves)), x + static_cast<T>(d.eps_share));
-  }
+  if (moves != T(0)) p = p - A::div(A::mul(m, moves), x + static_cast<T>(d.eps_share));
   m = A::mul(m, static_cast<T>(d.beta1));
 }
 
@@ -347,6 +349,9 @@ SSC_HD V add_square(const ElementScalars<T>& s, V square, V v, bool adam) {
 constexpr int kSumWidth = 128;
 
 // --- rounding to 16 bits ----------------------------------------------------------------------------
+
+// How numbers that were computed in 32 bits become 16: `kahan` keeps what is lost beside them.
+enum class Rounding : int { nearest = 0, stochastic, kahan };
 
 // Random bits of the elements of row r at step t, for each array of numbers with 16 bits: element c
 // has the bits 16 (c mod 4) and up of draw c / 4 of this key.

@@ -44,6 +44,10 @@ def kernel(body: str) -> str:
         ("Count c = a.count;\n  if (tries) c.distinct = true;", "a copy of a.count"),
         ("return given;", "given is a __grid_constant__ parameter"),
         ("const Count* c = &given;", "given is a __grid_constant__ parameter"),
+        ("const Count c = {given.distinct, *tries};\n  *out = c;", "stored as a whole"),
+        ("*out = {given.distinct, *tries};", "stored as a whole"),
+        ("out->count = Count{given.distinct, *tries};", "stored as a whole"),
+        ("out[i] = {true, a.count.tries};", "stored as a whole"),
     ],
 )
 def test_what_nvcc_would_miscompile(body: str, message: str, tmp_path: Path) -> None:
@@ -59,6 +63,9 @@ def test_what_nvcc_would_miscompile(body: str, message: str, tmp_path: Path) -> 
         "use(given, a);  // given ? a : b",
         "const Count& c = a.count;\n  use(c.distinct ? c.tries : 0.0);",
         "const int64_t n = a.samples;",
+        "const Count c = {given.distinct, *tries};\n  use(c);",
+        "const Count c = {given.distinct ? b : d, *tries};\n  *out = c;",
+        "out->distinct = given.distinct;\n  out->tries = *tries;",
     ],
 )
 def test_what_it_compiles_rightly(body: str, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ pytestmark = [
     pytest.mark.skipif(not LIBRARY.is_file(), reason="`make cuda` builds it, with nvcc"),
 ]
 
-# Operators that only the CPU has: by their nature, or because a GPU takes the parts that autograd
-# composes, with no factor of the backward pass to look at.
+# Operators that only the CPU has: by their nature, because a GPU takes the parts that autograd
+# composes, with no factor of the backward pass to look at, or because one would wait for them.
 CPU_ONLY = {
     "advise_huge_pages",
     "build_alias_table",
@@ -37,6 +37,7 @@ CPU_ONLY = {
     "add_target_grads",
     "unit_rows",
     "unit_rows_grad",
+    "gradient_faults",
 }
 
 # Loads both libraries; prints, one per line, the operators of each device and the architectures.

@@ -37,8 +37,12 @@ BUDGETS = {
     "loss/score": Budget(255, 8),
     "negatives/score": Budget(255, 8),
     "loss/products": Budget(168, 8),
+    "update/history": Budget(64, 32),
+    "update/row_plan": Budget(64, 32),
+    "update/row_update": Budget(64, 32),
 }
 MATMULS = ("loss/score", "negatives/score", "loss/products")
+DOUBLE_ROWS = Budget(128, 16)  # of update/row_update
 HALF_PRODUCTS = {"MmaTile": Budget(128, 16), "FmaTile": Budget(232, 8)}  # the latter on 7.5
 
 
@@ -71,6 +75,9 @@ WIDE = [
     ("sample/distinct", r"insert_kernel", {"STG?.E.128": 1}),
     ("sample/distinct", r"compact_kernel", {"LDG.E.128": 1}),
     ("sample/race", r"arrival_times_kernel", {"STG?.E.128": 2}),
+    ("update/row_update", r"<true, float, float", {"STG?.E.128": 3, "LDG.E.128": 4}),
+    ("update/row_update", r"<true, bfloat16, bfloat16", {"STG?.E.64": 3, "LDG.E.64": 4}),
+    ("update/row_update", r"<true, double", {"STG?.E.128": 6, "LDG.E.128": 8}),
 ]
 
 
@@ -78,6 +85,8 @@ def budget_of(source: str, kernel: nvcc.Kernel) -> Budget:
     kind, _, dtype = kernel.tile.partition("<")
     if source == "loss/products" and dtype in ("bfloat16", "float16"):
         return HALF_PRODUCTS[kind]
+    if source == "update/row_update" and "double" in kernel.name:
+        return DOUBLE_ROWS
     return BUDGETS[source]
 
 

@@ -11,8 +11,6 @@
 
 namespace ssc {
 
-enum class Rounding : int { nearest = 0, stochastic, kahan };
-
 // A parameter with its state, and the rows that a call is about.
 //
 //   param, values    dtype param_dtype; param [C, dim] with rows `stride` elements apart, values

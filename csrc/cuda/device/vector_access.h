@@ -36,6 +36,11 @@ __device__ __forceinline__ void store_vector(void* address, V value) {
   *static_cast<V*>(address) = value;
 }
 
+template <class T, int kElements>
+struct __align__(sizeof(T) * kElements) Elements {
+  T at[kElements];
+};
+
 // Read-only for the whole kernel (ld.global.nc): may stay in L1.
 __device__ __forceinline__ uint4 load16_cached(const void* address) {
   return __ldg(static_cast<const uint4*>(address));

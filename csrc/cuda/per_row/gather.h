@@ -13,11 +13,6 @@ constexpr int kRowsInFlight = 4;  // of a warp
 template <class T, bool kWide>
 constexpr int kLoadElements = kWide ? 16 / static_cast<int>(sizeof(T)) : 1;
 
-template <class T, int kElements>
-struct __align__(sizeof(T) * kElements) Elements {
-  T at[kElements];
-};
-
 template <class T>
 bool rows_are_wide(const T* data, int64_t stride, int64_t dim) {
   constexpr int64_t kWidth = 16 / static_cast<int64_t>(sizeof(T));

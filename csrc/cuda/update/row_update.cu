@@ -1,0 +1,285 @@
+// A warp per row. Row-wise rules read the gradient twice, the second time from the cache; nothing
+// else is touched twice.
+#include <algorithm>
+
+#include "csrc/cuda/device/grid.h"
+#include "csrc/cuda/update/arithmetic.h"
+#include "csrc/cuda/update/columns.h"
+#include "csrc/cuda/update/row_gradient.h"
+#include "csrc/cuda/update/update.h"
+
+namespace ssc::cuda {
+namespace {
+
+using A = Arithmetic;
+
+constexpr int kThreads = 256;
+
+// The second moment of a row-wise rule: its root before and after.
+template <class T>
+struct Roots {
+  T old, now;
+};
+
+// What is the same for all columns of a row.
+template <class T>
+struct RowStep {
+  UpdateRule rule;
+  bool pays, steps, momentum;
+  Debts<T> debt;
+  Roots<T> roots;
+};
+
+// One column, with debts and step as in csrc/cpu/kernels/update_rows.cpp.
+template <class T>
+__device__ __forceinline__ void update_column(const ElementScalars<T>& s, const RowStep<T>& row,
+                                              T g, T& p, T& m, T& v) {
+  const bool row_wise = is_row_wise(row.rule);
+  if (row.pays) {
+    if (row.rule == UpdateRule::sgd) {
+      pay_sgd<A, T>(row.debt, p, m);
+    } else {
+      const T x = row_wise ? row.roots.old : row.debt.moves == T(0) ? v : A::root(v);
+      pay_adam<A, T>(row.debt, x, p, m);
+      v = A::mul(v, static_cast<T>(row.debt.beta2));
+    }
+  }
+  if (!row.steps) return;
+  const T full = full_gradient<A>(s, g, p);
+  if (row.rule == UpdateRule::sgd) {
+    if (row.momentum) {
+      step_momentum<A>(s, full, p, m);
+    } else {
+      step_sgd<A>(s, full, p);
+    }
+    return;
+  }
+  const bool adam = is_adam(row.rule);
+  T x = row.roots.now;
+  if (!row_wise) {
+    v = add_square<A>(s, A::mul(full, full), v, adam);
+    x = A::root(v);
+  }
+  if (adam) {
+    step_adam<A>(s, full, x, p, m);
+  } else {
+    step_adagrad<A>(s, full, x, p);
+  }
+}
+
+template <bool kWide, class P, class S>
+class RowKernel {
+ public:
+  using T = typename AccumulatorOf<P>::Type;
+
+  __device__ __forceinline__ RowKernel(const RowUpdate<P, S>& update, const StepNumbers* numbers)
+      : u_(update),
+        scalars_(element_scalars<T>(numbers->options, numbers->step)),
+        now_(numbers->step.step),
+        lane_(static_cast<int>(threadIdx.x) % 32) {}
+
+  __device__ __forceinline__ void run(const RowPlan& plan, int64_t at) const {
+    const int64_t n = plan.begin + at;
+    const RowTask task = plan.tasks == nullptr ? RowTask::step : plan.tasks[at];
+    if (task == RowTask::none) return;
+    const int64_t row = u_.ids == nullptr ? n : u_.ids[n];
+    const int64_t left = u_.total - row * u_.dim, length = left < u_.dim ? left : u_.dim;
+    const bool alone = plan.used == nullptr || n + 1 >= u_.count || u_.ids[n + 1] != row;
+    const RowGradient<P> gradient = {u_.values, u_.ids, u_.order,  u_.dim, u_.count,
+                                     row,       n,      plan.used, alone};
+    RowStep<T> step = {u_.rule, task == RowTask::pay, u_.values != nullptr, u_.first != nullptr, {},
+                       {}};
+    if (step.pays) {
+      const Debt& d = plan.debts[at];
+      step.debt = {static_cast<T>(d.keep),  static_cast<T>(d.beta1),     static_cast<T>(d.beta2),
+                   static_cast<T>(d.moves), static_cast<T>(d.eps_share), static_cast<T>(d.mixed)};
+    }
+    if (u_.row_second != nullptr) step.roots = update_row_second(gradient, step, row, length);
+    for (int64_t c = lane_ * kColumns; c - lane_ * kColumns < length; c += kSumWidth) {
+      update_columns(gradient, step, row, length, c);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ Columns<T> read_param(int64_t row, int64_t length, int64_t c) const {
+    Columns<T> p = read_columns<kWide, T>(u_.param + row * u_.stride, c, length);
+    if (u_.compensation != nullptr) {
+      const Columns<T> rest = read_columns<kWide, T>(u_.compensation + row * u_.dim, c, length);
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) p.at[k] += rest.at[k];
+    }
+    return p;
+  }
+
+  __device__ __forceinline__ uint64_t random(int64_t row, RoundedArray array, int64_t c) const {
+    return philox_draw(rounding_key(u_.seed, now_, row, array),
+                       static_cast<uint64_t>(c / kColumns));
+  }
+
+  __device__ __forceinline__ void write_param(const Columns<T>& p, int64_t row, int64_t length,
+                                              int64_t c) const {
+    P* const to = u_.param + row * u_.stride;
+    if constexpr (sizeof(P) == 2) {
+      if (u_.rounding == Rounding::stochastic) {
+        write_columns<kWide>(rounded<P>(p, random(row, RoundedArray::param, c)), to, c, length);
+        return;
+      }
+    }
+    const Columns<P> stored = rounded<P>(p);
+    write_columns<kWide>(stored, to, c, length);
+    if (u_.compensation == nullptr) return;
+    Columns<T> rest;
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) rest.at[k] = p.at[k] - to_accumulator(stored.at[k]);
+    write_columns<kWide>(rounded<P>(rest), u_.compensation + row * u_.dim, c, length);
+  }
+
+  __device__ __forceinline__ void write_moment(const Columns<T>& x, S* rows, RoundedArray array,
+                                               int64_t row, int64_t length, int64_t c) const {
+    S* const to = rows + row * u_.dim;
+    if constexpr (sizeof(S) == 2) {
+      write_columns<kWide>(rounded<S>(x, random(row, array, c)), to, c, length);
+    } else {
+      write_columns<kWide>(x, to, c, length);
+    }
+  }
+
+  __device__ __forceinline__ Roots<T> update_row_second(const RowGradient<P>& gradient,
+                                                        const RowStep<T>& step, int64_t row,
+                                                        int64_t length) const {
+    T v = u_.row_second[row];
+    Roots<T> roots = {A::root(v), T(0)};
+    if (step.pays) v = A::mul(v, static_cast<T>(step.debt.beta2));
+    if (step.steps) {
+      const T sum = sum_of_squares(gradient, row, length);
+      v = add_square<A>(scalars_, A::div(sum, static_cast<T>(length)), v, is_adam(step.rule));
+      roots.now = A::root(v);
+    }
+    __syncwarp();  // all have read it
+    if (lane_ == 0) u_.row_second[row] = v;
+    return roots;
+  }
+
+  __device__ __forceinline__ T sum_of_squares(const RowGradient<P>& gradient, int64_t row,
+                                              int64_t length) const {
+    Columns<T> sums = {};
+    for (int64_t c = lane_ * kColumns; c - lane_ * kColumns < length; c += kSumWidth) {
+      const Columns<T> g = gradient.template sum<kWide, T>(c, length);
+      Columns<T> p = {};
+      if (scalars_.l2 != T(0)) p = read_param(row, length, c);
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const T full = full_gradient<A>(scalars_, g.at[k], p.at[k]);
+        if (c + k < length) sums.at[k] += A::mul(full, full);
+      }
+    }
+    return sum_of_columns(sums);
+  }
+
+  __device__ __forceinline__ void update_columns(const RowGradient<P>& gradient,
+                                                 const RowStep<T>& step, int64_t row,
+                                                 int64_t length, int64_t c) const {
+    Columns<T> g = {}, m = {}, v = {};
+    if (step.steps) g = gradient.template sum<kWide, T>(c, length);
+    Columns<T> p = read_param(row, length, c);
+    if (u_.first != nullptr) m = read_columns<kWide, T>(u_.first + row * u_.dim, c, length);
+    if (u_.second != nullptr) v = read_columns<kWide, T>(u_.second + row * u_.dim, c, length);
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) {
+      update_column(scalars_, step, g.at[k], p.at[k], m.at[k], v.at[k]);
+    }
+    write_param(p, row, length, c);
+    if (u_.first != nullptr) write_moment(m, u_.first, RoundedArray::first, row, length, c);
+    if (u_.second != nullptr) write_moment(v, u_.second, RoundedArray::second, row, length, c);
+  }
+
+  const RowUpdate<P, S>& u_;
+  ElementScalars<T> scalars_;
+  int64_t now_;
+  int lane_;
+};
+
+template <bool kWide, class P, class S>
+__global__ void __launch_bounds__(kThreads, sizeof(P) == 8 ? 2 : 4)
+    row_update_kernel(const __grid_constant__ RowUpdate<P, S> update, const StepNumbers* numbers,
+                      const __grid_constant__ RowPlan plan) {
+  if (numbers->stopped) return;
+  const RowKernel<kWide, P, S> kernel(update, numbers);
+  constexpr int kWarps = kThreads / 32;
+  for (int64_t at = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; at < plan.count;
+       at += static_cast<int64_t>(gridDim.x) * kWarps) {
+    kernel.run(plan, at);
+  }
+}
+
+// Whether the 4 columns of a lane are aligned in every array.
+template <class P, class S>
+bool is_wide(const RowUpdate<P, S>& u) {
+  const auto aligned = [](const auto* rows) {
+    const int64_t bytes = std::min<int64_t>(kColumns * static_cast<int64_t>(sizeof(*rows)), 16);
+    return reinterpret_cast<uintptr_t>(rows) % static_cast<uintptr_t>(bytes) == 0;
+  };
+  return u.dim % kColumns == 0 && u.stride % kColumns == 0 && u.total % kColumns == 0 &&
+         aligned(u.param) && aligned(u.values) && aligned(u.first) && aligned(u.second) &&
+         aligned(u.compensation);
+}
+
+// --- plans ----------------------------------------------------------------------------------------
+
+// Of all rows, those that have a plan at a time.
+constexpr int64_t kPlannedRows = int64_t{1} << 18;
+
+int64_t planned(int64_t count, bool chosen) {
+  return chosen ? count : std::min(count, kPlannedRows);
+}
+
+// Debts, then the bits, then the tasks.
+RowPlan plan_in(void* workspace, int64_t count, bool chosen, bool owes, bool steps) {
+  const int64_t size = planned(count, chosen);
+  auto* const bytes = static_cast<char*>(workspace);
+  auto* const bits = bytes + (owes ? size * static_cast<int64_t>(sizeof(Debt)) : 0);
+  auto* const tasks = bits + (chosen ? ceil_div(size, 32) * 4 : 0);
+  RowPlan plan{};
+  plan.count = size;
+  if (owes) plan.debts = reinterpret_cast<Debt*>(bytes);
+  if (chosen && steps) plan.used = reinterpret_cast<uint32_t*>(bits);
+  if (chosen || owes) plan.tasks = reinterpret_cast<RowTask*>(tasks);
+  return plan;
+}
+
+}  // namespace
+
+int64_t update_rows_bytes(int64_t count, bool chosen, bool owes) {
+  const int64_t size = planned(count, chosen);
+  return (owes ? size * static_cast<int64_t>(sizeof(Debt)) : 0) +
+         (chosen ? ceil_div(size, 32) * 4 : 0) + (chosen || owes ? size : 0);
+}
+
+template <class P, class S>
+cudaError_t update_rows(const RowUpdate<P, S>& u, const StepNumbers* numbers, void* workspace,
+                        cudaStream_t stream) {
+  if (u.count == 0 || u.dim == 0) return cudaSuccess;
+  const bool steps = u.values != nullptr, owes = u.last_step != nullptr;
+  RowPlan plan = plan_in(workspace, u.count, u.ids != nullptr, owes, steps);
+  const PlannedRows rows = {
+      u.ids, u.order, u.values, u.rows, u.dim, static_cast<int>(sizeof(P)), u.last_step, u.history};
+  const auto kernel = is_wide(u) ? row_update_kernel<true, P, S> : row_update_kernel<false, P, S>;
+  for (const int64_t most = plan.count; plan.begin < u.count; plan.begin += most) {
+    plan.count = std::min(most, u.count - plan.begin);
+    if (plan.tasks != nullptr) {
+      const cudaError_t error = plan_rows(rows, numbers, plan, stream);
+      if (error != cudaSuccess) return error;
+    }
+    const cudaError_t error =
+        launch(kernel, element_blocks(plan.count * 32), kThreads, 0, stream, u, numbers, plan);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+#define SSC_UPDATE_ROWS_INSTANCE(P, S) \
+  template cudaError_t update_rows(const RowUpdate<P, S>&, const StepNumbers*, void*, cudaStream_t)
+SSC_FOR_UPDATES(SSC_UPDATE_ROWS_INSTANCE);
+#undef SSC_UPDATE_ROWS_INSTANCE
+
+}  // namespace ssc::cuda
