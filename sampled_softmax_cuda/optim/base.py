@@ -254,9 +254,9 @@ class RowOptimizer(torch.optim.Optimizer):
                 options,
                 rows,
                 state["step"],
-                first=None if self.first_name is None else state.get(self.first_name),
-                second=None if self.second_name is None else state[self.second_name],
-                compensation=state.get("compensation"),
+                first=_state_rows(state.get(self.first_name)),
+                second=_state_rows(state.get(self.second_name)),
+                compensation=_state_rows(state.get("compensation")),
                 last_step=None if history is None else history.last_step,
                 history=None if history is None else history.numbers,
                 horizon=0 if history is None else history.horizon,
@@ -336,6 +336,8 @@ class RowOptimizer(torch.optim.Optimizer):
         Takes the state of the optimizers of torch.optim with the same rule too.
         """
         super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            self._check_group(group)
         self._histories.clear()
         numbers = (n for group in state_dict["param_groups"] for n in group["params"])
         for number, (group, p) in zip(
@@ -368,6 +370,11 @@ class RowOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
         return super().__getstate__()
+
+
+def _state_rows(value: Tensor | None) -> Tensor | None:
+    """A state as `_as_rows` takes its parameter; states are contiguous."""
+    return value.reshape(1) if value is not None and value.dim() == 0 else value
 
 
 def _as_rows(p: Tensor) -> Tensor:

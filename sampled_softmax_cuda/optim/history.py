@@ -42,6 +42,12 @@ class History:
 
     def __init__(self, p: Tensor, step: Tensor, options: UpdateOptions, fresh: bool) -> None:
         self.horizon = debt_horizon(options, p.dtype)
+        if self.horizon >= CAPACITY - 2:
+            raise ValueError(
+                f"optim: skipped='replay' would remember {self.horizon:,} steps for beta1 or"
+                f" momentum={options.beta1}, and at most {CAPACITY - 3:,} are kept: use"
+                " skipped='decay'"
+            )
         self.options = options
         self.last_step = lazy_zeros((p.shape[0],), torch.int32, p.device)
         self.numbers = lazy_zeros((HISTORY_COLUMNS, CAPACITY), torch.float64, p.device)

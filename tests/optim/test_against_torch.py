@@ -174,7 +174,7 @@ def test_a_history_that_is_full(device: str, kind: str, monkeypatch: pytest.Monk
     gradients = row_gradients((50, 2), 1100, rows=1)
     options: dict[str, Any]
     if kind == "momentum":
-        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+        options = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
         p, o = trained(lambda p: ssc.optim.SGD(p, skipped="replay", **options), gradients)
         q, _ = trained(lambda p: torch.optim.SGD(p, **options), gradients, dense=True)
     else:

@@ -125,6 +125,21 @@ def test_bad_options(kind: Any, options: dict[str, Any], message: str) -> None:
     assert str(error.value).startswith(f"optim.{kind.__name__}: ")
 
 
+def test_a_momentum_that_is_remembered_for_too_long(either: str) -> None:
+    p = parameter(SHAPE)
+    optimizer = ssc.optim.SGD([p], lr=0.1, momentum=0.9999, skipped="replay")
+    p.grad = good()
+    with pytest.raises(ValueError, match=r"would remember .* steps .* use skipped='decay'"):
+        optimizer.step()
+    assert torch.equal(p, parameter(SHAPE))
+
+
+def test_a_state_with_an_option_that_is_not_there(device: str) -> None:
+    saved = torch.optim.AdamW([parameter(SHAPE)], amsgrad=True).state_dict()
+    with pytest.raises(ValueError, match="amsgrad=True is not available"):
+        ssc.optim.AdamW([parameter(SHAPE)]).load_state_dict(saved)
+
+
 @pytest.mark.parametrize(
     ("p", "message"),
     [

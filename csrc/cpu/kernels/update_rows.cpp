@@ -27,9 +27,13 @@ class RowKernel {
         rule_(update.options.rule) {}
 
   void run(int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < begin + kAhead && n < end; ++n) prefetch(n);
+    // Short rows are done before a line of memory has come.
+    const int64_t ahead = u_.dim * static_cast<int64_t>(sizeof(P)) < 256 ? kBlock : kAhead;
+    prefetch_last_steps(begin, end);
+    for (int64_t n = begin; n < begin + ahead && n < end; ++n) prefetch(n);
     for (int64_t first = begin; first < end; first += kBlock) {
       const int64_t count = end - first < kBlock ? end - first : kBlock;
+      prefetch_last_steps(first + kBlock, end);
       Position positions[kBlock];
       for (int64_t i = 0; i < count; ++i) positions[i] = position(first + i);
       if (u_.last_step != nullptr) find_debts(positions, count);
@@ -37,7 +41,7 @@ class RowKernel {
         for (int64_t i = 0; i < count; ++i) find_mean_square(positions[i], first + i);
       }
       for (int64_t i = 0; i < count; ++i) {
-        if (first + i + kAhead < end) prefetch(first + i + kAhead);
+        if (first + i + ahead < end) prefetch(first + i + ahead);
         if (positions[i].row >= 0) do_row(positions[i], first + i);
       }
     }
@@ -78,7 +82,15 @@ class RowKernel {
     if (u_.second != nullptr && !is_row_wise(rule_)) lines(second(row), size_s);
     if (u_.second != nullptr && is_row_wise(rule_)) lines(&row_second(row), 1);
     if (u_.compensation != nullptr) lines(compensation(row), size_p);
-    if (u_.last_step != nullptr) lines(u_.last_step + row, 1);
+  }
+
+  // Those of a block of positions, which are read together.
+  void prefetch_last_steps(int64_t begin, int64_t end) const {
+    if (u_.last_step == nullptr) return;
+    for (int64_t n = begin; n < begin + kBlock && n < end; ++n) {
+      const int64_t row = row_of(n);
+      if (row >= 0 && row < u_.rows) __builtin_prefetch(u_.last_step + row, 0, 2);
+    }
   }
 
   P* param(int64_t row) const { return static_cast<P*>(u_.param) + row * u_.stride; }
@@ -96,9 +108,17 @@ class RowKernel {
     if (row < 0 || row >= u_.rows || repeated) {
       at.row = -1;
     } else if (u_.last_step != nullptr) {
-      // Whoever comes first pays, if an id is there twice.
-      at.paid =
-          __atomic_exchange_n(u_.last_step + row, static_cast<int32_t>(now), __ATOMIC_RELAXED);
+      int32_t* const last = u_.last_step + row;
+      if (steps) {
+        at.paid = *last;
+        *last = static_cast<int32_t>(now);
+      } else {
+        // Whoever comes first pays, if an id is there twice. Exchanges wait for each other's memory.
+        at.paid = __atomic_load_n(last, __ATOMIC_RELAXED);
+        if (at.paid < now) {
+          at.paid = __atomic_exchange_n(last, static_cast<int32_t>(now), __ATOMIC_RELAXED);
+        }
+      }
       at.owes = at.paid < (steps ? now - 1 : now);
       if (!steps && !at.owes) at.row = -1;
     }
