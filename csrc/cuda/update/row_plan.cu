@@ -1,4 +1,4 @@
-// What there is to do at each position of an update, a lane each: a debt takes some hundred
+// The tasks and debts of the positions of an update, a lane each: a debt takes some hundred
 // operations in double, which a warp per row would do 32 times. 56 bytes of a position are written
 // and as many of the history read; of gradients only those of repeats are looked at. A GPU's sparse
 // gradients have rows of zeros with id 0 in the place of a class's repeats, thousands perhaps.

@@ -21,7 +21,7 @@ struct Roots {
   T old, now;
 };
 
-// What is the same for all columns of a row.
+// The numbers that all columns of a row share.
 template <class T>
 struct RowStep {
   UpdateRule rule;
@@ -226,7 +226,7 @@ bool is_wide(const RowUpdate<P, S>& u) {
 
 // --- plans ----------------------------------------------------------------------------------------
 
-// Of all rows, those that have a plan at a time.
+// So many of all rows have a plan at a time.
 constexpr int64_t kPlannedRows = int64_t{1} << 18;
 
 int64_t planned(int64_t count, bool chosen) {

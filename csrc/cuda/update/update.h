@@ -63,7 +63,7 @@ struct RowUpdate {
   uint64_t seed;
 };
 
-// Of the workspace of update_rows.
+// The size of the workspace of update_rows.
 int64_t update_rows_bytes(int64_t count, bool chosen, bool owes);
 
 // plan_rows and update_rows, the latter a part of all rows after the other where no ids choose some.
@@ -84,7 +84,7 @@ struct RowPlan {
   uint32_t* used;  // bit n: 0 for a repeat of the position before whose gradient is +0 throughout
 };
 
-// What plan_rows needs to know.
+// The part of a RowUpdate that plan_rows needs.
 struct PlannedRows {
   const int64_t *ids, *order;
   const void* values;
