@@ -58,7 +58,7 @@ CHANGED = ("param", "first", "second", "compensation", "last_step", "history", "
 
 
 def run(bench: Bench, u: RowUpdate) -> dict[str, Tensor]:
-    """What the update changes, after it."""
+    """The tensors that the update changes, after it."""
     rows, dim = u.param.shape
     o = u.options
     changed = {name: getattr(u, name) for name in CHANGED if getattr(u, name) is not None}
