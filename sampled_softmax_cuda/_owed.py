@@ -32,7 +32,7 @@ _DRIFT = (
     " or 'freeze' there"
 )
 
-_settlers: Any = WeakIdKeyDictionary()  # parameter -> weak reference to its optimizer
+_settlers: Any = WeakIdKeyDictionary()  # parameter -> weak references to optimizers
 
 # Whether any parameter is registered: a plain bool, on which torch.compile guards.
 _any = False
@@ -41,7 +41,10 @@ _any = False
 def register(parameter: Tensor, settler: Settler) -> None:
     """Ask `settler` from now on before rows of `parameter` are read."""
     global _any
-    _settlers[parameter] = weakref.ref(settler)
+    others = [reference for reference in _settlers.get(parameter, []) if reference() is not None]
+    if all(reference() is not settler for reference in others):
+        others.append(weakref.ref(settler))
+    _settlers[parameter] = others
     _any = True
 
 
@@ -53,15 +56,17 @@ def _settle(
 ) -> None:
     rows = None
     for parameter in parameters:
-        reference = None if parameter is None else _settlers.get(parameter)
-        settler = None if reference is None else reference()
-        if settler is None or not settler.lags(parameter, ids is None):
+        if parameter is None:
             continue
-        if rows is None and ids is not None:
-            if active_ddp() is not None:
-                warnings.warn(_DRIFT, stacklevel=3)
-            rows = torch.cat([x.reshape(-1) for x in ids()])
-        settler.settle_parameter(parameter, rows)
+        for reference in _settlers.get(parameter, ()):
+            settler = reference()
+            if settler is None or not settler.lags(parameter, ids is None):
+                continue
+            if rows is None and ids is not None:
+                if active_ddp() is not None:
+                    warnings.warn(_DRIFT, stacklevel=3)
+                rows = torch.cat([x.reshape(-1) for x in ids()])
+            settler.settle_parameter(parameter, rows)
 
 
 def settle(

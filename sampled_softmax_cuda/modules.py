@@ -307,6 +307,10 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
         """All rows are about to be read: those that an optimizer lets lag behind catch up."""
         _owed.settle((self.weight, self.bias))
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle_all()  # a copy has no debts
+        return self.__dict__.copy()
+
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._settle_all()
         super()._save_to_state_dict(*args, **kwargs)

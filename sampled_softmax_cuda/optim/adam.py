@@ -54,6 +54,11 @@ class _AdamBase(RowOptimizer):
             raise ValueError(f"{self._name}: amsgrad=True is not available")
         if group["skipped"] != "replay":
             return
+        if group["eps"] == 0:
+            raise ValueError(
+                f"{self._name}: skipped='replay' needs eps > 0, or rows that never had a gradient"
+                " would become 0 / 0"
+            )
         beta1, beta2 = group["betas"]
         if beta1 >= math.sqrt(beta2):
             raise ValueError(

@@ -15,7 +15,9 @@ from ..ops.optim import gradient_faults, row_update
 from ..updates import RowUpdate, Rule, UpdateOptions
 from .gradients import RowGradient, check_parameter, row_gradient
 from .groups import ParameterName, check_group
-from .history import History
+from .history import History, check_horizon
+from .hooks import StepsInBackward
+from .loading import completed_groups, fitted_state, numbered
 from .state import check_state, lazy_zeros
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -29,7 +31,7 @@ class _Work(NamedTuple):
     gradient: RowGradient
 
 
-class RowOptimizer(torch.optim.Optimizer):
+class RowOptimizer(StepsInBackward, torch.optim.Optimizer):
     """The base of the optimizers of `sampled_softmax_cuda.optim`.
 
     A step reads and writes the rows of a parameter that have a gradient, and their states, in one
@@ -46,7 +48,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._histories: dict[Tensor, History] = {}
-        self._hooks: list[Any] = []
+        self._hooks = []
+        self._checked: dict[int, list[Any]] = {}  # options of groups, by their addresses
         self._numbers: dict[Tensor, int] = {}  # so that no two parameters share random bits
         super().__init__(params, defaults)
 
@@ -65,6 +68,8 @@ class RowOptimizer(torch.optim.Optimizer):
             raise
         for p in group["params"]:
             self._numbers[p] = len(self._numbers)
+            if self._hooks:
+                self._hook(p)
 
     @property
     def _name(self) -> str:
@@ -73,6 +78,14 @@ class RowOptimizer(torch.optim.Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         """The options of a group as Python numbers; ValueError or TypeError if they don't fit."""
         check_group(self._name, group)
+
+    def _check_changed(self, group: dict[str, Any]) -> None:
+        """The same for options that were changed since they were checked, such as by a scheduler;
+        only a comparison for those that were not."""
+        values = [group[name] for name in self.defaults]
+        if self._checked.get(id(group)) != values:
+            self._check_group(group)
+            self._checked[id(group)] = [group[name] for name in self.defaults]
 
     def _options(self, group: dict[str, Any], lr: float | Tensor, sparse: bool) -> UpdateOptions:
         """The numbers of a step with dense or row-sparse gradients."""
@@ -134,7 +147,7 @@ class RowOptimizer(torch.optim.Optimizer):
             del self._histories[p]
         elif not sparse:
             return None
-        if not owes:
+        if not owes or p.shape[0] == 0:
             return None
         history = self._histories[p] = History(p, self.state[p]["step"], options, new)
         _owed.register(p, self)
@@ -174,43 +187,16 @@ class RowOptimizer(torch.optim.Optimizer):
             if p.grad is None:
                 continue
             name = ParameterName(self.param_groups, group, position)
+            self._check_changed(group)
             row_wise = self.second_name if self.rule.row_wise else None
             check_state(self._name, name, p, self.state.get(p), row_wise)
+            if group.get("skipped") == "replay" and p.grad.layout != torch.strided:
+                check_horizon(self._name, name, self._options(group, 0.0, True), p.dtype)
             check = group["error_if_nonfinite"] and found_inf is None
             gradient = row_gradient(self._name, name, p, p.grad, check)
             work.append(_Work(group, p, gradient))
         for item in work:
             self._update(item)
-
-    def enter_backward(self) -> None:
-        """Take each parameter's step as soon as its gradient is complete, and free the gradient."""
-
-        def hook(p: Tensor) -> None:
-            group, position = self._place(p)
-            with torch.no_grad():
-                self._step_parameters([(group, position, p)])
-            p.grad = None
-
-        self.leave_backward()
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(hook)
-            for group in self.param_groups
-            for p in group["params"]
-        ]
-
-    def leave_backward(self) -> None:
-        """End `enter_backward`."""
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
-
-    def _place(self, p: Tensor) -> tuple[dict[str, Any], int]:
-        """The group of a parameter, and its position there."""
-        for group in self.param_groups:
-            for position, other in enumerate(group["params"]):
-                if other is p:
-                    return group, position
-        raise KeyError(p)
 
     def _update(self, work: _Work) -> None:
         group, p, gradient = work
@@ -271,7 +257,7 @@ class RowOptimizer(torch.optim.Optimizer):
     # --- debts ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def settle(self, ids: Tensor | None = None) -> None:
+    def settle(self, ids: Tensor | None = None, parameter: Tensor | None = None) -> None:
         """Let rows that had no gradient for a while pay what they owe: the decay of their moments
         and of their weights and, with skipped="replay", the moves that they have missed.
 
@@ -280,20 +266,27 @@ class RowOptimizer(torch.optim.Optimizer):
         needs no call: it settles the rows that it changes. Without such debts nothing happens.
 
         Args:
-            ids: [*] int64, rows of every parameter of this optimizer; on the CPU, ValueError if one
-                is out of range. None: all rows, in one pass over the parameters.
+            ids: [*] int64, rows of `parameter`, or of every parameter of this optimizer; on the
+                CPU, ValueError if one is out of range. None: all rows, in one pass.
+            parameter: one of this optimizer's, such as `embedding.weight`; None: all of them.
         """
+        fn = f"{self._name}.settle"
+        if parameter is not None and parameter not in self._numbers:
+            raise ValueError(f"{fn}: parameter must be one of this optimizer's")
+        lagging = list(self._histories) if parameter is None else [parameter]
         if ids is not None:
-            check_int64(f"{self._name}.settle", "ids", ids)
-        for p in list(self._histories):
-            if ids is not None and may_look(ids):
-                at, _ = gradient_faults(ids.reshape(-1), ids.reshape(-1), p.shape[0], False)
+            check_int64(fn, "ids", ids)
+            ids = ids.reshape(-1).contiguous()
+            for p in lagging if may_look(ids) else []:
+                at, _ = gradient_faults(ids, ids, p.shape[0], False)
                 if at >= 0:
+                    several = parameter is None and len(lagging) > 1
+                    advice = "; pass the parameter that they are rows of" if several else ""
                     raise ValueError(
-                        f"{self._name}.settle: ids[{at}] = {int(ids.reshape(-1)[at])} is out of"
-                        f" range: expected [0, C={p.shape[0]})"
+                        f"{fn}: ids[{at}] = {int(ids[at])} is out of range: expected"
+                        f" [0, C={p.shape[0]}){advice}"
                     )
-        for p in list(self._histories):
+        for p in lagging:
             self.settle_parameter(p, ids)
 
     def lags(self, parameter: Tensor, all_rows: bool) -> bool:
@@ -316,7 +309,7 @@ class RowOptimizer(torch.optim.Optimizer):
         if history is None or history.steps == 0:
             return
         group, _ = self._place(parameter)
-        rows = None if ids is None else ids.reshape(-1).to(parameter.device)
+        rows = None if ids is None else ids.reshape(-1).to(parameter.device).contiguous()
         self._run(parameter, group, history.options, history, ids=rows)
         if ids is None:
             history.steps = 0
@@ -335,31 +328,47 @@ class RowOptimizer(torch.optim.Optimizer):
 
         Takes the state of the optimizers of torch.optim with the same rule too.
         """
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            self._check_group(group)
-        self._histories.clear()
-        numbers = (n for group in state_dict["param_groups"] for n in group["params"])
-        for number, (group, p) in zip(
-            numbers, ((g, p) for g in self.param_groups for p in g["params"]), strict=True
-        ):
-            saved = state_dict["state"].get(number, {})
-            for name, value in saved.items():
-                self.state[p][name] = self._loaded(name, value, p, group)
+        fitted: dict[Tensor, dict[str, Any]] = {}
 
-    def _loaded(self, name: str, value: Any, p: Tensor, group: dict[str, Any]) -> Any:
-        if name == "step":
-            step = value if isinstance(value, Tensor) else torch.tensor(float(value))
-            return step.to(p.device, torch.float32, copy=True)
-        if not isinstance(value, Tensor):
-            return value
-        dtype = self._state_of(name, p.data[:0], group).dtype if p.dim() > 0 else value.dtype
-        return value.to(p.device, dtype)
+        # After the hooks of users, and before anything is written.
+        def check(_: Any, final: dict[str, Any]) -> dict[str, Any]:
+            groups = completed_groups(self.param_groups, final["param_groups"])
+            for group in groups:
+                self._check_group(group)
+            for number, group, p in numbered(self.param_groups, groups):
+                saved = final["state"].get(number, {})
+                needed = self._state_names(p, group)
+                fitted[p] = fitted_state(
+                    self._name,
+                    number,
+                    saved,
+                    p,
+                    [name for name in needed if name != "compensation"],
+                    lambda name, p=p, group=group: self._state_of(name, p, group),  # type: ignore[misc]
+                )
+            return {**final, "param_groups": groups}
+
+        # torch has put everything into the parameter's dtype by then.
+        def write(_: Any) -> None:
+            for p, state in fitted.items():
+                if state:
+                    self.state[p] = state
+
+        handles = [
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(write, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._histories = {}
         self._hooks = getattr(self, "_hooks", [])
+        self._checked = {}
         self._numbers = {}
         for group in self.param_groups:
             for name, value in self.defaults.items():

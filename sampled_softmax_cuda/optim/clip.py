@@ -44,7 +44,7 @@ def _values(parameters: list[Tensor]) -> list[Tensor]:
             values.append(p.grad._values())
         else:
             values.append(p.grad)
-    return values
+    return [value for value in values if value.numel() > 0]
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def check_group(fn: str, group: dict[str, Any]) -> None:
     if group["seed"] >= 1 << 32:
         raise ValueError(f"{fn}: seed must be below 2^32, got {group['seed']}")
     dtype = group["state_dtype"]
-    if dtype not in (None, torch.float32, torch.bfloat16, torch.float64):
+    if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(
             f"{fn}: state_dtype must be None, torch.float32 or torch.bfloat16, got {dtype!r}"
         )
@@ -64,3 +64,9 @@ def check_group(fn: str, group: dict[str, Any]) -> None:
         group["betas"] = rates
     elif "momentum" in group:
         group["momentum"] = rates[0]
+    owes = group.get("skipped", "freeze") != "freeze"
+    if owes and not isinstance(group["lr"], Tensor) and group["lr"] * group["weight_decay"] >= 1.0:
+        raise ValueError(
+            f"{fn}: lr * weight_decay must be below 1 for rows that catch up, got"
+            f" {group['lr']} * {group['weight_decay']}: use skipped='freeze', or a smaller decay"
+        )

@@ -28,7 +28,20 @@ def debt_horizon(options: UpdateOptions, dtype: torch.dtype) -> int:
     if ratio <= 0:
         return 1
     least = 1e-18 if dtype == torch.float64 else 1e-10
-    return max(math.ceil(math.log(least) / math.log(ratio)), 1)
+    steps = max(math.ceil(math.log(least) / math.log(ratio)), 1)
+    # Powers of two, so that a beta1 that rises in each step changes it rarely.
+    return 1 << (steps - 1).bit_length()
+
+
+def check_horizon(fn: str, name: object, options: UpdateOptions, dtype: torch.dtype) -> None:
+    """ValueError if debts of a parameter would have to be remembered for too many steps."""
+    steps = debt_horizon(options, dtype)
+    if steps >= CAPACITY - 2:
+        raise ValueError(
+            f"{fn}: skipped='replay' would remember {steps:,} steps of {name} for a beta1 or"
+            f" momentum of {options.beta1}, and fewer than {CAPACITY - 2:,} are kept: use"
+            " skipped='decay'"
+        )
 
 
 class History:
@@ -42,12 +55,6 @@ class History:
 
     def __init__(self, p: Tensor, step: Tensor, options: UpdateOptions, fresh: bool) -> None:
         self.horizon = debt_horizon(options, p.dtype)
-        if self.horizon >= CAPACITY - 2:
-            raise ValueError(
-                f"optim: skipped='replay' would remember {self.horizon:,} steps for beta1 or"
-                f" momentum={options.beta1}, and at most {CAPACITY - 3:,} are kept: use"
-                " skipped='decay'"
-            )
         self.options = options
         self.last_step = lazy_zeros((p.shape[0],), torch.int32, p.device)
         self.numbers = lazy_zeros((HISTORY_COLUMNS, CAPACITY), torch.float64, p.device)

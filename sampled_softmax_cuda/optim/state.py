@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..memory import prefer_huge_pages
 
+_AGAIN = "move the model before you make the optimizer, or load its state_dict again"
+
 # Below this size, memory is written at once.
 _LAZY_BYTES = 1 << 20
 
@@ -42,8 +44,16 @@ def check_state(
                 f" {list(value.shape)}: make a new optimizer for a parameter of another size, or"
                 " change its state alike"
             )
+        if key == "compensation" and value.dtype != p.dtype:
+            raise ValueError(
+                f"{fn}: {name} is {p.dtype} now, and its {key} {value.dtype}: {_AGAIN}"
+            )
+        if (value.dtype == torch.float64) != (p.dtype == torch.float64):
+            raise ValueError(
+                f"{fn}: {name} is {p.dtype} now, and its state {key!r} {value.dtype}: {_AGAIN}"
+            )
         if value.device != p.device:
             raise ValueError(
-                f"{fn}: {name} is on {p.device} now, and its state {key!r} on {value.device}: move"
-                " the model before you make the optimizer, or load its state_dict again"
+                f"{fn}: {name} is on {p.device} now, and its state {key!r} on {value.device}:"
+                f" {_AGAIN}"
             )

@@ -170,8 +170,8 @@ def test_a_history_that_is_full(device: str, kind: str, monkeypatch: pytest.Monk
     """All rows pay when the history has no room for another step."""
     from sampled_softmax_cuda.optim import history
 
-    monkeypatch.setattr(history, "CAPACITY", 512)
-    gradients = row_gradients((50, 2), 1100, rows=1)
+    monkeypatch.setattr(history, "CAPACITY", 600)
+    gradients = row_gradients((50, 2), 1300, rows=1)
     options: dict[str, Any]
     if kind == "momentum":
         options = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}

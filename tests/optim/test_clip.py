@@ -77,3 +77,11 @@ def test_a_norm_that_is_not_finite(device: str) -> None:
     p.grad = torch.full((4, 2), math.inf, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="non-finite"):
         ssc.optim.clip_grad_norm_(p, 1.0, error_if_nonfinite=True)
+
+
+def test_a_gradient_without_rows(device: str) -> None:
+    p = parameter((4, 2))
+    p.grad = row_gradients((4, 2), 1, rows=0)[0]
+    for norm_type in (2.0, math.inf):
+        assert float(ssc.optim.clip_grad_norm_(p, 1.0, norm_type)) == 0.0
+    ssc.optim.clip_grad_value_(p, 1.0)

@@ -114,6 +114,8 @@ OPTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (ssc.optim.AdamW, {"betas": 0.9}, "betas must be a pair"),
     (ssc.optim.AdamW, {"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got 1.0"),
     (ssc.optim.AdamW, {"betas": (0.99, 0.9), "skipped": "replay"}, "grow without end"),
+    (ssc.optim.AdamW, {"eps": 0.0, "skipped": "replay"}, "needs eps > 0"),
+    (ssc.optim.AdamW, {"lr": 1.0, "weight_decay": 1.5}, r"lr \* weight_decay must be below 1"),
     (ssc.optim.Adam, {"weight_decay": 0.1, "skipped": "replay"}, "use AdamW"),
 ]
 
@@ -134,10 +136,74 @@ def test_a_momentum_that_is_remembered_for_too_long(either: str) -> None:
     assert torch.equal(p, parameter(SHAPE))
 
 
-def test_a_state_with_an_option_that_is_not_there(device: str) -> None:
-    saved = torch.optim.AdamW([parameter(SHAPE)], amsgrad=True).state_dict()
-    with pytest.raises(ValueError, match="amsgrad=True is not available"):
-        ssc.optim.AdamW([parameter(SHAPE)]).load_state_dict(saved)
+def stepped(make: Any, shape: tuple[int, ...] = SHAPE) -> Any:
+    """An optimizer after a step with a dense gradient."""
+    p = parameter(shape)
+    optimizer = make([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer
+
+
+STATES: list[tuple[Any, str]] = [
+    (lambda p: torch.optim.AdamW(p, amsgrad=True), "amsgrad=True is not available"),
+    (lambda p: torch.optim.SGD(p, momentum=0.9), "has no 'exp_avg', which this optimizer needs"),
+    (lambda p: torch.optim.AdamW(p, betas=(0.99, 0.9)), "grow without end"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), STATES)
+def test_a_state_that_does_not_fit_changes_nothing(device: str, make: Any, message: str) -> None:
+    optimizer = stepped(lambda p: ssc.optim.AdamW(p, lr=0.3, skipped="replay"))
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(stepped(make).state_dict())
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for name, value in before["state"][0].items():
+        assert torch.equal(after["state"][0][name], value), name
+
+
+def test_a_state_of_another_size(device: str) -> None:
+    optimizer = stepped(lambda p: ssc.optim.AdamW(p))
+    with pytest.raises(
+        ValueError, match=r"'exp_avg' of parameter 0 must be \[8, 3\], got \[9, 3\]"
+    ):
+        optimizer.load_state_dict(stepped(torch.optim.AdamW, (9, 3)).state_dict())
+
+
+def test_a_parameter_of_another_dtype_changes_nothing(device: str) -> None:
+    """Not even the parameter before it."""
+    first, second = parameter(SHAPE, torch.float32), parameter(SHAPE, torch.float32)
+    optimizer = ssc.optim.AdamW([first, second], lr=0.1)
+    first.grad, second.grad = torch.ones_like(first), torch.ones_like(second)
+    optimizer.step()
+    before = first.detach().clone()
+    second.data = second.data.double()
+    second.grad = torch.ones_like(second)
+    with pytest.raises(ValueError, match=r"\[1\] is torch.float64 now, and its state 'exp_avg'"):
+        optimizer.step()
+    assert torch.equal(first, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"skipped": "replya"}, "skipped must be one of"),
+        ({"rounding": "kaahn"}, "rounding must be one of"),
+        ({"betas": (0.95, 0.81), "skipped": "replay"}, "grow without end"),
+        ({"betas": (1.0, 0.9)}, "betas must be in"),
+        ({"lr": float("nan")}, "lr must be finite"),
+    ],
+)
+def test_options_that_are_changed_later(device: str, change: dict[str, Any], message: str) -> None:
+    optimizer = stepped(lambda p: ssc.optim.AdamW(p))
+    (p,) = optimizer.param_groups[0]["params"]
+    before = p.detach().clone()
+    optimizer.param_groups[0].update(change)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert torch.equal(p, before)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -389,3 +390,151 @@ def test_compiled_code_breaks_at_a_step(native: str) -> None:
         torch.testing.assert_close(first, step(twin, other, h, target), rtol=1e-10, atol=1e-12)
     with pytest.raises(Exception, match="an operator by itself"):
         torch.compile(lambda: optimizer._step_parameters([]), backend="eager", fullgraph=True)()
+
+
+# --- edges that were found broken -----------------------------------------------------------------
+
+
+def test_ids_of_any_layout_and_tables_of_two_sizes(device: str) -> None:
+    """A column of a batch, and rows that only one of two parameters has."""
+    p, q = parameter((20, 4)), parameter((5, 4))
+    optimizer = ssc.optim.AdamW([p, q], lr=0.1, skipped="replay")
+    for ids in ([1, 18], [3, 4]):
+        p.grad = sparse(torch.tensor(ids), torch.ones(2, 4, dtype=p.dtype), (20, 4))
+        q.grad = sparse(torch.tensor([3, 4]), torch.ones(2, 4, dtype=p.dtype), (5, 4))
+        optimizer.step()
+    before = p.detach().clone()
+    ids = torch.tensor([[1, 999], [0, 999], [18, 999]])[:, 0]
+    if device in ("reference", "native"):
+        with pytest.raises(ValueError, match="pass the parameter that they are rows of"):
+            optimizer.settle(ids)
+    optimizer.settle(ids, p)
+    assert (p != before).any(1).nonzero().flatten().tolist() == [0, 1, 18]
+    with pytest.raises(ValueError, match="must be one of this optimizer's"):
+        optimizer.settle(ids, parameter((20, 4)))
+
+
+def test_hooks_of_loading(device: str) -> None:
+    gradients = row_gradients((5, 3), 1)
+    _, optimizer = trained(lambda p: ssc.optim.Adam(p), gradients)
+    p = parameter((5, 3))
+    other = ssc.optim.Adam([p])
+
+    def before(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+        changed = {**state["state"][0], "exp_avg": torch.full((5, 3), 7.0, dtype=p.dtype)}
+        return {**state, "state": {0: changed}}
+
+    def after(made: Any) -> None:
+        made.state[p]["exp_avg_sq"].fill_(3.0)
+
+    other.register_load_state_dict_pre_hook(before)
+    other.register_load_state_dict_post_hook(after)
+    other.load_state_dict(optimizer.state_dict())
+    assert (other.state[p]["exp_avg"] == 7.0).all()
+    assert (other.state[p]["exp_avg_sq"] == 3.0).all()
+
+
+def test_loading_keeps_options_that_torch_does_not_have(device: str) -> None:
+    a, b = parameter((5, 3)), parameter((5, 3))
+    groups = [
+        {"params": [a], "skipped": "freeze", "rounding": "stochastic", "seed": 7},
+        {"params": [b]},
+    ]
+    optimizer = ssc.optim.AdamW(groups, lr=0.5)
+    optimizer.load_state_dict(torch.optim.AdamW([{"params": [a]}, {"params": [b]}]).state_dict())
+    kept = [(g["skipped"], g["rounding"], g["seed"], g["lr"]) for g in optimizer.param_groups]
+    assert kept == [("freeze", "stochastic", 7, 1e-3), ("decay", "nearest", 0, 1e-3)]
+
+
+def test_torchs_momentum_with_dampening_is_not_new(device: str) -> None:
+    q = parameter((4, 3))
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+    second = torch.optim.SGD([q], **options)
+    p, first = None, None
+    for step in range(6):
+        if step == 3:
+            p = nn.Parameter(q.detach().clone())
+            first = ssc.optim.SGD([p], **options)
+            first.load_state_dict(copy.deepcopy(second.state_dict()))
+        gradient = torch.randn_like(q)
+        for x, optimizer in ((q, second), (p, first)):
+            if x is not None and optimizer is not None:
+                x.grad = gradient.clone()
+                optimizer.step()
+    torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+def test_states_of_a_parameter_in_another_layout(device: str) -> None:
+    p = nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    q = nn.Parameter(p.detach().clone(memory_format=torch.preserve_format))
+    second = torch.optim.AdamW([q])
+    q.grad = torch.ones_like(q)
+    second.step()
+    p.data.copy_(q.data)
+    first = ssc.optim.AdamW([p])
+    first.load_state_dict(copy.deepcopy(second.state_dict()))
+    p.grad, q.grad = torch.full_like(p, 2.0), torch.full_like(q, 2.0)
+    first.step()
+    second.step()
+    torch.testing.assert_close(p, q)
+
+
+def test_a_copied_head_has_no_debts(device: str) -> None:
+    head = make_head(sparse_grad=True)
+    optimizer = ssc.optim.AdamW(head.parameters(), skipped="replay", **EXACT)
+    for step in range(4):
+        optimizer.zero_grad()
+        head(*batch(step)).backward()
+        optimizer.step()
+    copied, other = copy.deepcopy((head, optimizer))
+    optimizer.settle()
+    other.settle()
+    assert torch.equal(copied.weight, head.weight)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0,)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_parameter_without_rows(device: str, kind: Any, shape: tuple[int, ...]) -> None:
+    p = parameter(shape)
+    optimizer = kind([p])
+    p.grad = sparse(torch.zeros(0, dtype=torch.int64), torch.zeros(shape, dtype=p.dtype), shape)
+    optimizer.step()
+    optimizer.settle()
+    assert len(optimizer.state_dict()["state"]) == 1
+
+
+def test_steps_in_the_backward_pass_of_a_model(either: str) -> None:
+    """A frozen parameter, a scheduler, later parameters, and a gradient that is refused."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[0].weight.requires_grad_(False)
+    optimizer = ssc.optim.in_backward(model, ssc.optim.SGD, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(torch.ones(2, 3)).sum().backward()
+        scheduler.step()
+    later = nn.Parameter(torch.ones(3))
+    optimizer.add_param_group({"params": [later]})
+    (later * 2).sum().backward()
+    assert later.grad is None
+    assert bool((later < 1).all())
+    with pytest.raises(ValueError, match="has nan"):
+        (later * float("nan")).sum().backward()
+    assert later.grad is None
+    (later * 2).sum().backward()
+
+
+def test_two_optimizers_of_one_parameter(device: str) -> None:
+    """Both are asked before its rows are read."""
+    head = make_head(sparse_grad=True, bias=False)
+    optimizers = [
+        ssc.optim.AdamW(head.parameters(), skipped=skipped)  # type: ignore[arg-type]
+        for skipped in ("replay", "decay")
+    ]
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+        head(*batch(0)).backward()
+        optimizer.step()
+    head.eval()
+    head(*batch(1))
+    assert not any(optimizer.lags(head.weight, True) for optimizer in optimizers)
