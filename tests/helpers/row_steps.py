@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import sampled_softmax_cuda as ssc
+
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -64,3 +66,29 @@ def trained(
         p.grad = gradient.to_dense() if dense else gradient.clone()
         optimizer.step()
     return p, optimizer
+
+
+# The optimizers.
+KINDS: list[Any] = [
+    ssc.optim.SGD,
+    ssc.optim.Adagrad,
+    ssc.optim.RowWiseAdagrad,
+    ssc.optim.Adam,
+    ssc.optim.AdamW,
+    ssc.optim.RowWiseAdam,
+]
+EXACT: dict[str, Any] = {"lr": 0.01, "eps": 1e-300, "weight_decay": 0.1}
+
+
+def make_head(**options: Any) -> ssc.SampledSoftmaxLoss:
+    """A head in float64, the same each time."""
+    torch.manual_seed(0)
+    return ssc.SampledSoftmaxLoss(8, 200, 16, dtype=torch.float64, **options)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Input and target of a step of that head, the first row ignored."""
+    torch.manual_seed(step)
+    h, target = torch.randn(6, 8, dtype=torch.float64), torch.randint(200, (6,))
+    target[0] = -100
+    return h, target
