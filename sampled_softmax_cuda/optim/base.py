@@ -103,14 +103,16 @@ class RowOptimizer(StepsInBackward, torch.optim.Optimizer):
         wanted = group["state_dtype"]
         return torch.bfloat16 if wanted == torch.bfloat16 else torch.float32
 
-    def _state_of(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """A new state of zeros."""
+    def _state_form(
+        self, name: str, p: Tensor, group: dict[str, Any]
+    ) -> tuple[tuple[int, ...], torch.dtype]:
+        """The shape and the dtype of a state."""
         if name == self.second_name and self.rule.row_wise:
             rows = p.shape[0] if p.dim() > 0 else 1
             dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-            return lazy_zeros((rows,), dtype, p.device)
+            return (rows,), dtype
         dtype = p.dtype if name == "compensation" else self._state_dtype(p, group)
-        return lazy_zeros(tuple(p.shape), dtype, p.device)
+        return tuple(p.shape), dtype
 
     def _state_names(self, p: Tensor, group: dict[str, Any]) -> list[str]:
         names = [name for name in (self.first_name, self.second_name) if name is not None]
@@ -127,7 +129,7 @@ class RowOptimizer(StepsInBackward, torch.optim.Optimizer):
             state["step"] = torch.tensor(step, dtype=torch.float32, device=p.device)
         for name in self._state_names(p, group):
             if state.get(name) is None:
-                state[name] = self._state_of(name, p, group)
+                state[name] = lazy_zeros(*self._state_form(name, p, group), p.device)
                 self._initialize(name, state[name], group)
         return state, new
 
@@ -344,7 +346,7 @@ class RowOptimizer(StepsInBackward, torch.optim.Optimizer):
                     saved,
                     p,
                     [name for name in needed if name != "compensation"],
-                    lambda name, p=p, group=group: self._state_of(name, p, group),  # type: ignore[misc]
+                    lambda name, p=p, group=group: self._state_form(name, p, group),  # type: ignore[misc]
                 )
             return {**final, "param_groups": groups}
 

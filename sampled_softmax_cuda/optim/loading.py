@@ -33,13 +33,13 @@ def fitted_state(
     saved: dict[str, Any],
     p: Tensor,
     needed: list[str],
-    make: Callable[[str], Tensor],
+    form: Callable[[str], tuple[tuple[int, ...], torch.dtype]],
 ) -> dict[str, Any]:
     """The state of one parameter with the dtypes, device and layout that a step takes.
 
     Args:
         needed: names that a step can't do without.
-        make: an empty state of that name.
+        form: the shape and the dtype of the state of that name.
 
     Raises:
         ValueError: a state that is missing, or of another shape.
@@ -48,13 +48,13 @@ def fitted_state(
     for name, value in saved.items():
         if name == "step" or not isinstance(value, Tensor):
             continue
-        wanted = make(name)
-        if value.shape != wanted.shape:
+        shape, dtype = form(name)
+        if value.shape != shape:
             raise ValueError(
                 f"{fn}.load_state_dict: state {name!r} of parameter {number} must be"
-                f" {list(wanted.shape)}, got {list(value.shape)}"
+                f" {list(shape)}, got {list(value.shape)}"
             )
-        state[name] = value.to(p.device, wanted.dtype).contiguous()
+        state[name] = value.to(p.device, dtype).contiguous()
     missing = [name for name in needed if not isinstance(state.get(name), Tensor)]
     if saved and missing:
         raise ValueError(
