@@ -9,7 +9,7 @@ under their own names, `ssc.reference` has everything in plain PyTorch, and `ssc
 what runs here.
 """
 
-from . import cntk, optim, reference, samplers, tf
+from . import cntk, distributed, optim, reference, samplers, tf
 from ._info import build_info, version
 from .diagnose import Diagnosis, diagnose
 from .exact import TopK, exact_cross_entropy, log_prob, logits, topk
@@ -57,6 +57,7 @@ __all__ = [
     "build_info",
     "cntk",
     "diagnose",
+    "distributed",
     "exact_cross_entropy",
     "log_prob",
     "logits",

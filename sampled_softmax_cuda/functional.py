@@ -166,13 +166,22 @@ def sampled_softmax_loss(
         sparse_grad,
         return_details,
     )
-    solve = route(problem)
-    if not (host_rules(input) and (solve is fused or solve is rowwise)):
-        check_ids(_NAME, problem)
+    return solve(_NAME, problem)
+
+
+def solve(fn: str, p: Problem) -> Any:
+    """The loss of a problem, and its details if they are wanted.
+
+    Args:
+        fn: the name of the public function, for the message about an id out of range.
+    """
+    compute = route(p)
+    if not (host_rules(p.input) and (compute is fused or compute is rowwise)):
+        check_ids(fn, p)
     try:
-        return finish(problem, *solve(problem))
+        return finish(p, *compute(p))
     except RuntimeError:
-        check_ids(_NAME, problem)  # those two look themselves; here it gets the message for users
+        check_ids(fn, p)  # those two look themselves; here it gets the message for users
         raise
 
 

@@ -30,7 +30,7 @@ _NAME = "SampledSoftmaxLoss"
 
 
 def _check_tied(
-    weight: Any, num_classes: int, in_features: int, device: Any, dtype: torch.dtype | None
+    weight: Any, rows: int, in_features: int, device: Any, dtype: torch.dtype | None
 ) -> None:
     """A weight that was given is a parameter [C, D], whose device and dtype hold for the bias."""
     if not isinstance(weight, nn.Parameter):
@@ -39,9 +39,9 @@ def _check_tied(
             f" {describe(weight)}"
         )
     _checks.check_float(_NAME, "weight", weight)
-    if weight.shape != (num_classes, in_features):
+    if weight.shape != (rows, in_features):
         raise ValueError(
-            f"{_NAME}: weight must be [num_classes={num_classes}, in_features={in_features}], got"
+            f"{_NAME}: weight must be [num_classes={rows}, in_features={in_features}], got"
             f" {list(weight.shape)}"
         )
     own = weight.device
@@ -183,26 +183,30 @@ class SampledSoftmaxLoss(NotScriptable, nn.Module):
                 f"{_NAME}: dtype must be float32, bfloat16, float16 or float64 of torch, got {text}"
             )
         if weight is not None:
-            _check_tied(weight, self.num_classes, self.in_features, device, dtype)
+            _check_tied(weight, self._num_rows(), self.in_features, device, dtype)
             device, dtype = weight.device, weight.dtype
         made = as_sampler(_NAME, sampler, self.num_classes, padding_idx)
         how = DrawOptions(self.num_samples, self.replacement, inclusion)
         check_draws(_NAME, made, how, self.per_row)
         self.sampler = made.to(device=device)
         self._tied = weight is not None
+        shape = (self._num_rows(), self.in_features)
         if weight is None:
-            shape = (self.num_classes, self.in_features)
             empty = torch.empty(shape, device=device, dtype=dtype)
             weight = nn.Parameter(prefer_huge_pages(empty))
         self.weight = weight
         if bias:
-            self.bias = nn.Parameter(torch.empty(self.num_classes, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         if class_weight is not None:
             _checks.check_class_weight(_NAME, class_weight, self.weight)
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.reset_parameters()
+
+    def _num_rows(self) -> int:
+        """The rows of weight."""
+        return self.num_classes
 
     def reset_parameters(self) -> None:
         """Draw weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), as nn.Linear; the

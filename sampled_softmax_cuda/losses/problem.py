@@ -37,6 +37,8 @@ class Problem(NamedTuple):
     reduction: str
     sparse_grad: bool
     want_details: bool = False
+    num_classes: int = 0
+    """C where the weight has the rows of some classes only; 0: it has all."""
 
     @property
     def plain(self) -> bool:

@@ -39,7 +39,7 @@ def slope_by_logits(
             p = (z - terms.logit[:, None]).exp()
             slope = factor * (p - _shares(s, z)) + negatives[:, None] * p
     elif isinstance(objective, GBCE):
-        beta = objective.beta(s.samples.num_samples, s.num_classes)
+        beta = objective.beta(s.num_samples, s.num_classes)
         slope = torch.sigmoid(-z) * factor * (-beta * terms.share)
     elif one:
         slope = torch.sigmoid(-z) * -factor

@@ -39,6 +39,9 @@ class Step:
     options: Options
     samples: Samples | KeyedSamples
     num_classes: int
+    """C, also where the weight has fewer rows."""
+    num_samples: int
+    """S, also where others have some of them."""
     target: Tensor
     """[B, T] rows of the weight; 0 where there is no true class."""
     there: Tensor | None
@@ -125,7 +128,8 @@ def prepare(p: Problem, unit_rows: UnitRows) -> tuple[Operands, Step]:
     if o.cosine:
         input = unit_rows(only(column(counted), input), None, compute_dtype(input), False)
     hits = own if exclude is None else torch.cat((own, exclude.clamp_min(-1)), dim=1)
-    step = Step(o, samples, num_classes, safe, there, counted, bad, hits, sparse_grad)
+    sizes = (p.num_classes or num_classes, samples.num_samples)
+    step = Step(o, samples, *sizes, safe, there, counted, bad, hits, sparse_grad)
     return Operands(input, weight, bias), step
 
 
@@ -187,8 +191,8 @@ def target_terms(product: Tensor, bias: Tensor | None, s: Step) -> TargetTerms:
         if not one:
             own = logit - mean_of_targets(z, s)
     elif isinstance(objective, GBCE):
-        beta = objective.beta(s.samples.num_samples, s.num_classes)
-        share = 1.0 / (1 + s.samples.num_samples)
+        beta = objective.beta(s.num_samples, s.num_classes)
+        share = 1.0 / (1 + s.num_samples)
         own = beta * share * softplus(-z.squeeze(1))
     elif one:
         own = only(s.counted, (softplus(z) - z).squeeze(1))  # NaN at infinity

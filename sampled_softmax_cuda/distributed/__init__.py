@@ -1,0 +1,13 @@
+"""Sampled softmax over classes that lie on several ranks, on torch.distributed.
+
+    head = ssc.distributed.ShardedSampledSoftmaxLoss(512, 100_000_000, 65_536, sparse_grad=True)
+    loss = head(backbone(x), target)  # every rank: its own rows, and a part of the classes
+
+docs/distributed.md says when it is needed, and how it goes together with DDP and fully_shard.
+"""
+
+from .functional import sharded_sampled_softmax_loss
+from .modules import ShardedSampledSoftmaxLoss
+from .shard import ClassShard
+
+__all__ = ["ClassShard", "ShardedSampledSoftmaxLoss", "sharded_sampled_softmax_loss"]

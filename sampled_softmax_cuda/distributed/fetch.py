@@ -1,0 +1,209 @@
+"""Rows travel: each rank fetches the rows that its loss needs, and sends their gradients back.
+
+The rows of all samples and of the rank's own targets come from their owners, the loss of a single
+process runs on them, and the owners add up the gradients. A rank sends and receives
+(1 - 1/R) (S + B) D numbers each way, whatever the number of rows of the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _owed
+from ..functional import solve
+from ..losses.gradients import sparse_rows
+from ..losses.problem import make_problem
+from ..losses.rows import SampledSoftmaxDetails
+from ..options import Options
+from ..samples import Samples
+from .call import Agreed, Batch, Layout, row_factor
+from .drawn import Drawn, all_of, known
+from .gradients import add_rows
+from .ranks import Ranks
+from .shard import ClassShard
+
+
+_IGNORED = -100  # stands for the ignore_index of the call, which might be a place among the rows
+
+
+class Requests(NamedTuple):
+    """The distinct rows that this rank asks for, and those that others ask of it."""
+
+    rows: Tensor
+    """[N] rising, counted over all ranks, so that those of one owner lie together."""
+    place: Tensor
+    """Where each of the rows that were wanted is among them, of their shape."""
+    ask: list[int]
+    """How many of each rank."""
+    asked: Tensor
+    """[M] rows, counted from this rank's first, for rank 0 and so on; repeated between ranks."""
+    give: list[int]
+    """How many for each rank."""
+
+
+def request(shard: ClassShard, wanted: Tensor) -> Requests:
+    """Tell the owners which rows this rank wants.
+
+    Args:
+        wanted: int64 rows in [0, C), repeats among them.
+    """
+    ranks = shard.ranks
+    rows, place = torch.unique(wanted, return_inverse=True)
+    if ranks.size == 1:
+        return Requests(rows, place, [len(rows)], rows, [len(rows)])
+    ends = [shard.rows_of_rank(rank)[1] for rank in range(ranks.size)]
+    upto = torch.searchsorted(rows, torch.tensor(ends, device=rows.device))
+    counts = torch.diff(upto, prepend=upto.new_zeros(1))
+    ones = [1] * ranks.size
+    given = ranks.exchange(counts, ones, ones, "numbers of rows")()
+    ask, give = torch.stack((counts, given)).tolist()
+    asked = ranks.exchange(rows, ask, give, "row numbers")() - shard.begin
+    return Requests(rows, place, ask, asked, give)
+
+
+class _Fetch(torch.autograd.Function):
+    """Rows [N, ...] of tables that lie on the ranks, and the way back of their gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ranks: Ranks, r: Requests, sparse_grad: bool, *tables: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.ranks, ctx.requests, ctx.sparse_grad = ranks, r, sparse_grad
+        ctx.tables = [table.detach() for table in tables]
+        waits = [
+            ranks.exchange(table.index_select(0, r.asked), r.give, r.ask, "rows")
+            for table in tables
+        ]
+        return tuple(wait() for wait in waits)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        r: Requests = ctx.requests
+        waits = [
+            ctx.ranks.exchange(grad, r.ask, r.give, "gradients of rows") if needed else None
+            for grad, needed in zip(grads, ctx.needs_input_grad[3:], strict=True)
+        ]
+        results: list[Tensor | None] = []
+        rows, place = r.asked, None
+        if ctx.ranks.size > 1:
+            rows, place = torch.unique(r.asked, return_inverse=True)
+        for table, wait in zip(ctx.tables, waits, strict=True):
+            if wait is None:
+                results.append(None)
+                continue
+            values = wait()
+            if place is not None:
+                values = add_rows(place, values, len(rows))
+            if ctx.sparse_grad:
+                results.append(sparse_rows(rows[None], values, table))
+            else:
+                results.append(torch.zeros_like(table).index_copy_(0, rows, values))
+        return None, None, None, *results
+
+
+def fetch_rows(
+    ranks: Ranks, requests: Requests, sparse_grad: bool, *tables: Tensor
+) -> tuple[Tensor, ...]:
+    """The rows [N, ...] that were requested, of each table [C_r, ...]; differentiable."""
+    return _Fetch.apply(ranks, requests, sparse_grad, *tables)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _owners_numbers(
+    shard: ClassShard, requests: Requests, drawn: Drawn, class_weight: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Log expected counts and class weights of the rows, where their owners alone know them."""
+    waits = []
+    for numbers in (
+        None if drawn.log_count_of is None else drawn.log_count_of(requests.asked),
+        None if class_weight is None else class_weight[requests.asked],
+    ):
+        args = (requests.give, requests.ask, "numbers of classes")
+        waits.append(None if numbers is None else shard.ranks.exchange(numbers, *args))
+    log_count, weight = (None if wait is None else wait() for wait in waits)
+    return log_count, weight
+
+
+def fetch_loss(
+    fn: str,
+    layout: Layout,
+    batch: Batch,
+    weight: Tensor,
+    bias: Tensor | None,
+    drawn: Drawn,
+    options: Options,
+    class_weight: Tensor | None,
+    agreed: Agreed,
+    reduction: str,
+    sparse_grad: bool,
+    want_details: bool,
+) -> tuple[Tensor, SampledSoftmaxDetails | None]:
+    """The loss of this rank's rows, [] or [B] with reduction="none", and details [B].
+
+    Args:
+        weight, bias, class_weight: of this rank's classes.
+        others: as `sharded_sampled_softmax_loss`, checked.
+    """
+    shard, ranks = layout.shard, layout.ranks
+    drawn = all_of(drawn, shard)
+    safe, inside = known(batch.target, shard.num_classes)
+    samples = drawn.rows.reshape(-1)
+    targets = shard.row_of(safe)
+    # A target that is no class asks for a row that is there anyway.
+    targets = torch.where(inside, targets, samples[0])
+    requests = request(shard, torch.cat((samples, targets.reshape(-1))))
+    _owed.settle((weight, bias), lambda: (requests.asked,))
+    log_count_of, class_weights = _owners_numbers(shard, requests, drawn, class_weight)
+    tables = (weight,) if bias is None else (weight, bias)
+    rows, *offsets = fetch_rows(ranks, requests, sparse_grad, *tables)
+
+    place, at = requests.place.split((samples.numel(), targets.numel()))
+    at = at.view_as(batch.target)
+    # A target that is out of range of all classes stays so for these rows.
+    none = batch.target == options.ignore_index
+    target = torch.where(inside, at, len(requests.rows)).masked_fill(none, _IGNORED)
+    target_log_count = drawn.target_log_count
+    if log_count_of is not None:
+        of_target = log_count_of[at]
+        target_log_count = of_target.masked_fill(~inside | (of_target == -torch.inf), 0.0)
+    of_class = None if class_weights is None else class_weights[at[:, 0]]
+    exclude = batch.exclude
+    if exclude is not None:
+        exclude = _renamed(exclude, shard, requests.rows)
+    many = target.shape[1] > 1
+    if not many:
+        target = target[:, 0]
+        target_log_count = None if target_log_count is None else target_log_count[:, 0]
+    problem = make_problem(
+        fn,
+        batch.input,
+        rows,
+        target,
+        Samples(place.view(drawn.rows.shape), drawn.log_count, target_log_count),
+        offsets[0] if offsets else None,
+        options.objective,
+        options.temperature,
+        options.correction,
+        options.remove_accidental_hits,
+        options.softcap,
+        options.cosine,
+        options.z_loss,
+        exclude,
+        _IGNORED,
+        sample_weight=row_factor(layout, batch, options, of_class, agreed, reduction),
+        reduction="none" if reduction == "none" else "sum",
+        return_details=want_details,
+    )
+    result = solve(fn, problem._replace(num_classes=shard.num_classes))
+    return result if want_details else (result, None)
+
+
+def _renamed(exclude: Tensor, shard: ClassShard, rows: Tensor) -> Tensor:
+    """Excluded classes as places among the rows that are here; -1 for others, which are no
+    negatives anyway."""
+    legal, inside = known(exclude, shard.num_classes)
+    wanted = shard.row_of(legal)
+    place = torch.searchsorted(rows, wanted).clamp(max=len(rows) - 1)
+    return torch.where(inside & (rows[place] == wanted), place, -1)

@@ -1,0 +1,346 @@
+"""Input rows travel: each rank scores the rows of all ranks against its own samples.
+
+The input rows are all-gathered, the owner of a target computes its logit, every rank the sum over
+the samples in its shard, and the partial sums meet. No row of the class matrix and none of its
+gradient ever leaves its rank. A rank sends and receives about 2 (1 - 1/R) B_all D numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ReduceOp
+
+from .. import _owed
+from ..losses import gather as local
+from ..losses.gradients import fork
+from ..losses.rows import (
+    SampledSoftmaxDetails,
+    compute_dtype,
+    infinite_is_nan,
+    ordered_sum,
+    result_dtype,
+)
+from ..losses.targets import (
+    Step,
+    TargetTerms,
+    details_of_rows,
+    losses_of_rows,
+    only,
+    target_terms,
+)
+from ..ops.dispatch import kernels_take
+from ..ops.negatives import negatives_loss
+from ..ops.unit_rows import unit_rows
+from ..options import Options
+from ..reference import problem as reference
+from ..samples import Samples
+from .autograd import combine, gather_rows, replicated_rows, sum_over_ranks
+from .call import Agreed, Batch, Layout, row_factor
+from .drawn import Drawn, known, own_of
+from .ranks import Ranks
+from .shard import ClassShard
+
+
+class _Parts(NamedTuple):
+    """The rows of all ranks, and the part of the classes that is here."""
+
+    input: Tensor
+    """[B, D]"""
+    weight: Tensor
+    """[C', D], this rank's rows or, with cosines, the unit rows that are touched."""
+    weight_of_targets: Tensor
+    """The same, for its other use."""
+    bias: Tensor | None
+    bias_of_targets: Tensor | None
+    samples: Samples
+    """Of this rank, as rows of the weight."""
+    target: Tensor
+    """[B, T] rows of the weight; -1 for those of other ranks."""
+    exclude: Tensor | None
+    sparse_grad: bool
+
+
+class _Met(NamedTuple):
+    """This rank's rows after the sums of all ranks have met."""
+
+    step: Step
+    terms: TargetTerms
+    negatives: Tensor
+    """[b]"""
+    peak: Tensor
+    """[b], the largest logit of a negative, if it was wanted."""
+    class_weight: Tensor | None
+    """[b, T]"""
+    batch: Batch
+
+
+def gather_loss(
+    fn: str,
+    layout: Layout,
+    batch: Batch,
+    weight: Tensor,
+    bias: Tensor | None,
+    drawn: Drawn,
+    options: Options,
+    class_weight: Tensor | None,
+    agreed: Agreed,
+    reduction: str,
+    sparse_grad: bool,
+    want_details: bool,
+) -> tuple[Tensor, SampledSoftmaxDetails | None]:
+    """The loss of this rank's rows, as `fetch.fetch_loss` computes it from the same arguments.
+
+    With replicated input, the batch has the rows of all ranks, and each is responsible for as many
+    as `agreed` says.
+    """
+    met = _meet(
+        layout, batch, weight, bias, drawn, options, class_weight, agreed, sparse_grad, want_details
+    )
+    rows = losses_of_rows(met.terms, met.negatives, met.step)
+    of_class = None if met.class_weight is None else met.class_weight[:, 0]
+    factor = row_factor(layout, met.batch, options, of_class, agreed, reduction)
+    if factor is not None:
+        rows = rows * factor
+    dtype = result_dtype(batch.input, weight, bias)
+    loss = (rows if reduction == "none" else ordered_sum(rows)).to(dtype)
+    if not want_details:
+        return loss, None
+    details = details_of_rows(met.terms, met.negatives.detach(), met.peak, met.step)
+    return loss, SampledSoftmaxDetails(*(row.detach() for row in details))
+
+
+def gather_log_prob(
+    fn: str,
+    layout: Layout,
+    batch: Batch,
+    weight: Tensor,
+    bias: Tensor | None,
+    drawn: Drawn,
+    options: Options,
+    class_weight: Tensor | None,
+    agreed: Agreed,
+    reduction: str,
+    sparse_grad: bool,
+    want_details: bool,
+) -> tuple[Tensor, None]:
+    """Log probabilities [b, T] of the targets among the samples, which are all classes; the
+    arguments are those of `gather_loss`."""
+    options = replace(options, remove_accidental_hits=False)
+    met = _meet(layout, batch, weight, bias, drawn, options, None, agreed, sparse_grad, False)
+    # exp(N) - 1 is the sum over all classes, the targets among them, relative to the targets' sum.
+    n = met.negatives
+    lse = met.terms.logit + n + torch.log(-torch.expm1(-n))
+    return met.terms.z - lse[:, None], None
+
+
+def _meet(
+    layout: Layout,
+    batch: Batch,
+    weight: Tensor,
+    bias: Tensor | None,
+    drawn: Drawn,
+    options: Options,
+    class_weight: Tensor | None,
+    agreed: Agreed,
+    sparse_grad: bool,
+    want_peak: bool,
+) -> _Met:
+    """The targets' logits and the sums over negatives of this rank's rows."""
+    ranks, sizes = layout.ranks, agreed.rows
+    everyone = _all_rows(layout, batch, sizes)
+    counts = drawn.target_log_count
+    if counts is not None and not layout.replicated:
+        counts = ranks.gather_rows(counts, sizes, "expected counts of targets")
+    parts = _parts(layout.shard, everyone, weight, bias, drawn, options, sparse_grad)
+    product, offset, counts, of_class = _of_targets(
+        ranks, parts, counts, drawn, class_weight, everyone.target, layout.shard
+    )
+    there = everyone.target != options.ignore_index
+    _, inside = known(everyone.target, layout.shard.num_classes)
+    hits = parts.target
+    if parts.exclude is not None:
+        hits = torch.cat((hits, parts.exclude), dim=1)
+    step = Step(
+        options,
+        replace(parts.samples, target_log_expected_count=counts),
+        layout.shard.num_classes,
+        drawn.num_samples,
+        everyone.target,
+        there,
+        there.any(dim=1),
+        (there & ~inside).any(dim=1),
+        hits,
+        parts.sparse_grad,
+    )
+    terms = target_terms(product, offset, step)
+    negatives, peak = _negatives(parts, terms, step)
+    if options.objective._sigmoid:
+        negatives = sum_over_ranks(negatives, ranks, "sums over negatives")
+    else:
+        negatives = combine(negatives, ranks)
+    if want_peak:
+        peak = ranks.all_reduce(peak, "largest logits", ReduceOp.MAX)
+
+    begin = sum(sizes[: ranks.rank])
+    own = slice(begin, begin + sizes[ranks.rank])
+    return _Met(
+        _rows_of_step(step, own),
+        _rows_of_terms(terms, own),
+        negatives[own],
+        peak[own],
+        None if of_class is None else of_class[own],
+        _rows_of_batch(batch, own) if layout.replicated else batch,
+    )
+
+
+def _all_rows(layout: Layout, batch: Batch, sizes: list[int]) -> Batch:
+    """The rows of all ranks."""
+    ranks = layout.ranks
+    if layout.replicated:
+        return replace(batch, input=replicated_rows(batch.input, ranks))
+    exclude = batch.exclude
+    return replace(
+        batch,
+        input=gather_rows(batch.input, ranks, sizes),
+        target=ranks.gather_rows(batch.target, sizes, "targets"),
+        exclude=None if exclude is None else ranks.gather_rows(exclude, sizes, "excluded classes"),
+    )
+
+
+def _parts(
+    shard: ClassShard,
+    batch: Batch,
+    weight: Tensor,
+    bias: Tensor | None,
+    drawn: Drawn,
+    o: Options,
+    sparse_grad: bool,
+) -> _Parts:
+    """The rows of this rank's classes that a step touches, and their names."""
+    rows, count = own_of(drawn, shard)
+    target, own = shard.local_of(shard.row_of(known(batch.target, shard.num_classes)[0]))
+    own = own & known(batch.target, shard.num_classes)[1]
+    _owed.settle((weight, bias), lambda: (rows, target[own]))
+    exclude = batch.exclude
+    if exclude is not None:
+        legal, inside = known(exclude, shard.num_classes)
+        place, here = shard.local_of(shard.row_of(legal))
+        exclude = torch.where(inside & here, place, -1)
+    target = torch.where(own, target, -1)
+    if o.cosine:
+        dtype = compute_dtype(batch.input)
+        named = local.touched_rows(
+            weight, bias, rows, target[own], exclude, dtype, sparse_grad, unit_rows
+        )
+        target = torch.full_like(target, -1).masked_scatter_(own, named.target)
+        # Rows of norm 1, or of norm 0 where none counts.
+        counted = (batch.target != o.ignore_index).any(dim=1)
+        h = unit_rows(only(counted[:, None], batch.input), None, dtype, False)
+        weights, biases = (named.weight,) * 2, (named.bias,) * 2
+        rows, exclude, sparse_grad = named.ids, named.exclude, False
+    else:
+        h = batch.input
+        weights, biases = (weight,) * 2, (bias,) * 2
+        if sparse_grad:
+            weights = fork(weight, 2)
+            biases = biases if bias is None else fork(bias, 2)
+    return _Parts(
+        h, *weights, *biases, Samples(rows, count), target, exclude, sparse_grad
+    )
+
+
+def _of_targets(
+    ranks: Ranks,
+    p: _Parts,
+    log_count: Tensor | None,
+    drawn: Drawn,
+    class_weight: Tensor | None,
+    target: Tensor,
+    shard: ClassShard,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The products with targets, their biases, log expected counts and class weights, [B, T] all,
+    which the owners of the targets tell to all ranks.
+
+    Args:
+        log_count: those that all ranks know, or None.
+        target: [B, T] classes.
+    """
+    dtype = compute_dtype(p.input)
+    at = (p.target >= 0).nonzero(as_tuple=True)
+    classes = p.target[at]
+    h = p.input[at[0]].to(dtype)
+    rows = local.gather_rows(p.weight_of_targets, classes, dtype, p.sparse_grad)
+    told = [infinite_is_nan((h * rows).sum(dim=-1))]
+    if p.bias_of_targets is not None:
+        told.append(local.gather_rows(p.bias_of_targets, classes, dtype, p.sparse_grad))
+    if drawn.log_count_of is not None or class_weight is not None:
+        own = shard.row_of(target[at]) - shard.begin
+        if drawn.log_count_of is not None:
+            count = drawn.log_count_of(own).to(dtype)
+            told.append(count.masked_fill(count == -torch.inf, 0.0))
+        if class_weight is not None:
+            told.append(class_weight[own].to(dtype))
+    table = torch.stack([torch.zeros_like(p.target, dtype=dtype).index_put(at, x) for x in told])
+    product, *rest = sum_over_ranks(table, ranks, "logits of targets").unbind()
+    offset = rest.pop(0) if p.bias_of_targets is not None else None
+    if drawn.log_count_of is not None:
+        log_count = rest.pop(0).detach()
+    return product, offset, log_count, rest.pop(0).detach() if class_weight is not None else None
+
+
+def _negatives(p: _Parts, terms: TargetTerms, s: Step) -> tuple[Tensor, Tensor]:
+    """The negatives' loss [B] by this rank's samples, and the largest logit among them."""
+    o, samples = s.options, p.samples
+    if samples.num_samples == 0:
+        # A part of the graph all the same: all ranks meet in the backward pass.
+        return terms.logit * 0.0 + p.input.sum() * 0.0, torch.full_like(terms.largest, -torch.inf)
+    served = kernels_take("negatives_rows", p.input, p.weight, p.bias, samples.log_expected_count)
+    compute = negatives_loss if served else reference.negatives_loss
+    return compute(
+        p.input,
+        p.weight,
+        p.bias,
+        terms.logit,
+        s.hits,
+        s.counted,
+        samples,
+        1.0 / o.temperature,
+        o.softcap or 0.0,
+        o.remove_accidental_hits,
+        o.objective._sigmoid,
+        p.sparse_grad,
+        o.corrects_samples,
+    )
+
+
+def _rows_of_step(s: Step, own: slice) -> Step:
+    def part(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[own]
+
+    return replace(
+        s, target=s.target[own], there=part(s.there), counted=part(s.counted), bad=part(s.bad)
+    )
+
+
+def _rows_of_terms(terms: TargetTerms, own: slice) -> TargetTerms:
+    return replace(
+        terms,
+        z=terms.z[own],
+        largest=terms.largest[own],
+        logit=terms.logit[own],
+        own=None if terms.own is None else terms.own[own],
+    )
+
+
+def _rows_of_batch(batch: Batch, own: slice) -> Batch:
+    weight = batch.sample_weight
+    return replace(
+        batch,
+        input=batch.input[own],
+        target=batch.target[own],
+        sample_weight=None if weight is None else weight[own],
+    )

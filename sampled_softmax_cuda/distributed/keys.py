@@ -1,0 +1,57 @@
+"""Random numbers that are the same for any number of ranks: keys of steps, and initial values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._philox import philox4x32_10, philox_bits
+from .ranks import Ranks
+
+_LIMIT = 2**63 - 1
+_CHUNK = 1 << 16  # numbers made at a time, such that all steps on them stay in the cache
+_STEPS, _WEIGHT, _BIAS = 0, 1, 2  # what a seed is used for: the last word of the counter
+
+
+def common_seed(seed: int | None, ranks: Ranks, replicas: Ranks, device: torch.device) -> int:
+    """The seed, or one that the first rank of all takes from torch's default generator."""
+    if seed is not None:
+        return seed
+    drawn = torch.randint(_LIMIT, (1,), device="cpu").to(device)
+    return int(ranks.broadcast(replicas.broadcast(drawn, "the seed"), "the seed"))
+
+
+def generator_of_step(seed: int, step: int, device: torch.device, part: int = 0) -> torch.Generator:
+    """The generator that a step's negatives come from.
+
+    Args:
+        part: 0 for what all ranks draw alike, 1 + rank for what a rank draws for itself.
+    """
+    key = torch.tensor([seed, step * 2 + _STEPS], device="cpu")
+    stream = torch.tensor([part], device="cpu")
+    bits = philox_bits(key, 0, 1, stream)
+    return torch.Generator(device).manual_seed(int(bits) & _LIMIT)
+
+
+@torch.no_grad()
+def keyed_uniform_(tensor: Tensor, classes: Tensor, seed: int, bound: float) -> Tensor:
+    """Fill rows [N, D], or [N] of a bias, from U(-bound, bound) by the seed and their classes.
+
+    Args:
+        tensor: filled in place.
+        classes: [N] int64, on the CPU.
+    """
+    columns = tensor.shape[1] if tensor.dim() == 2 else 1
+    use = _WEIGHT if tensor.dim() == 2 else _BIAS
+    blocks = (columns + 3) // 4
+    rows = max(1, _CHUNK // blocks)
+    key = torch.tensor(seed, device=tensor.device)
+    block = torch.arange(blocks, device=tensor.device)
+    for begin in range(0, tensor.shape[0], rows):
+        ids = classes[begin : begin + rows].to(tensor.device)[:, None].expand(-1, blocks)
+        low, high = ids & 0xFFFFFFFF, ids >> 32
+        words = philox4x32_10((low, high, block.expand_as(ids), torch.full_like(ids, use)), key)
+        bits = torch.stack(words, dim=-1).flatten(1)[:, :columns] >> 8
+        values = (bits.to(torch.float32) + 0.5) * 2.0**-24 * (2 * bound) - bound
+        tensor[begin : begin + rows] = values.view(tensor[begin : begin + rows].shape)
+    return tensor

@@ -1,0 +1,384 @@
+"""The loss as a module whose class matrix lies on several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from .. import _checks
+from .._arguments import as_bool, as_int
+from .._parallel import active_ddp
+from ..exact import TopK
+from ..modules import SampledSoftmaxLoss
+from ..objectives import Objective, ObjectiveName
+from ..options import Correction, Inclusion, Reduction, checked_options
+from ..samplers import Sampler
+from ..samplers.pooled import Learner, PooledSampler, in_backward_pass
+from . import exact
+from .agreement import Agreement
+from .call import Agreed, Algorithm, Batch, InputLayout, Layout
+from .drawn import Drawn, drawn_of
+from .functional import Asked, check_layout, sharded_loss
+from .keys import common_seed, generator_of_step, keyed_uniform_
+from .ranks import ALONE
+from .shard import ClassOrder, ClassShard, as_ranks
+from .state import SavesShards
+
+__all__ = ["ShardedSampledSoftmaxLoss"]
+
+_NAME = "ShardedSampledSoftmaxLoss"
+
+# With static_batch=True, every so many steps the ranks look whether they still agree.
+_STATIC_STEPS = 100
+
+
+class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
+    """`SampledSoftmaxLoss` over class counts that one process can't hold; collective.
+
+    Each rank owns ceil(C / R) rows of the class matrix, the last ones fewer, and passes its own
+    rows of the batch. The head behaves as if it were replicated under DistributedDataParallel: the
+    loss is such that its average over ranks, and that of the backbone's gradients, are those of one
+    process with the whole batch, and the gradients of `weight` and `bias` are those averages
+    already. No factor is needed anywhere, whatever the numbers of rows; docs/distributed.md has
+    trainers that do otherwise.
+
+    Keep the head outside of DistributedDataParallel, and pass its parameters to `fully_shard` as
+    `ignored_params`. Call it equally often on all ranks; a rank without rows passes none. In front
+    of each step stands a small exchange, with which an error of one rank is an error of all.
+
+    Args:
+        in_features, num_classes, num_samples: D, C and S, as in `SampledSoftmaxLoss`; S is drawn
+            once for all ranks.
+        sampler: as there, the same on all ranks. Its draws come from a key that the ranks share,
+            and from the number of the step; samplers that use or learn the targets see those of all
+            ranks.
+        mesh: the ranks that share the classes: a DeviceMesh of one dimension, a ProcessGroup, or
+            None (default): all.
+        replica_mesh: the ranks that own the same classes in other groups, likewise, of a mesh of
+            replicas x classes; None (default): there are no others.
+        algorithm: "fetch" sends rows of the matrix, "gather" rows of input; "auto" (default) what
+            sends less. The numbers are the same.
+        class_order: "spread" (default) or "contiguous", as in `ClassShard`.
+        input_layout: "sharded" (default): each rank has rows of its own. "replicated": the ranks of
+            a class group have the same, as after a tensor-parallel backbone.
+        gradient_divide_factor: by what the trainer divides the sum of gradients over ranks; None
+            (default): by their number.
+        static_batch: every rank always passes as many rows: the exchange in front of a step, for
+            which a GPU waits, is left out but in each hundredth step, and a target out of range
+            gives NaN on a GPU. Default False.
+        seed: of the initial values and the negatives, the same on all ranks; None (default): taken
+            from torch's default generator on the first rank.
+        weight: a parameter [C_r, D], the rows of `shard.classes`, or None (default): its own.
+        class_weight: [C], as there; every rank keeps its own part.
+        others: as in `SampledSoftmaxLoss`; per_row=True is not possible.
+
+    Initial values depend on the seed and the class alone, not on the number of ranks. On the meta
+    device there are none until `to_empty(device=...)` and `reset_parameters()`.
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit, or differ between ranks; on all ranks.
+
+    Example:
+        >>> import torch, sampled_softmax_cuda as ssc
+        >>> head = ssc.distributed.ShardedSampledSoftmaxLoss(16, 1000, 64)  # torchrun: its ranks
+        >>> h, target = torch.randn(8, 16), torch.randint(1000, (8,))
+        >>> head(h, target).backward()
+        >>> head.eval().topk(h, 5).indices.shape
+        torch.Size([8, 5])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        num_samples: int,
+        sampler: Literal["uniform", "log_uniform"] | Sampler | Tensor = "log_uniform",
+        *,
+        mesh: DeviceMesh | distributed.ProcessGroup | None = None,
+        replica_mesh: DeviceMesh | distributed.ProcessGroup | None = None,
+        algorithm: Algorithm = "auto",
+        class_order: ClassOrder = "spread",
+        input_layout: InputLayout = "sharded",
+        gradient_divide_factor: float | None = None,
+        static_batch: bool = False,
+        seed: int | None = None,
+        bias: bool = True,
+        weight: nn.Parameter | None = None,
+        replacement: bool = True,
+        inclusion: Inclusion = "expected",
+        per_row: bool = False,
+        objective: ObjectiveName | Objective = "softmax",
+        temperature: float = 1.0,
+        correction: Correction = "both",
+        remove_accidental_hits: bool = True,
+        softcap: float | None = None,
+        cosine: bool = False,
+        z_loss: float = 0.0,
+        ignore_index: int = -100,
+        padding_idx: int | None = None,
+        class_weight: Tensor | None = None,
+        reduction: Reduction = "mean",
+        sparse_grad: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shard = ClassShard(num_classes, mesh, order=class_order)
+        replicas = ALONE if replica_mesh is None else as_ranks(_NAME, "replica_mesh", replica_mesh)
+        agreement = Agreement(shard.ranks, replicas)
+        # nn.Module takes no attributes before its __init__, which asks for the number of rows.
+        self.__dict__.update(shard=shard, _seed=None, _step=0, _known=None)
+        error: Exception | None = None
+        try:
+            divide_factor = check_layout(_NAME, algorithm, input_layout, gradient_divide_factor)
+            if as_bool(_NAME, "per_row", per_row):
+                raise ValueError(
+                    f"{_NAME}: per_row=True is not possible: every row of every rank would need"
+                    " rows of the matrix of its own; use per_row=False"
+                )
+            if seed is not None:
+                seed = as_int(_NAME, "seed", seed, least=0)
+            self.algorithm, self.input_layout = algorithm, input_layout
+            self.static_batch = as_bool(_NAME, "static_batch", static_batch)
+            self.layout = Layout(shard, replicas, agreement, input_layout, divide_factor)
+            super().__init__(
+                in_features,
+                num_classes,
+                num_samples,
+                sampler,
+                bias=bias,
+                weight=weight,
+                replacement=replacement,
+                inclusion=inclusion,
+                objective=objective,
+                temperature=temperature,
+                correction=correction,
+                remove_accidental_hits=remove_accidental_hits,
+                softcap=softcap,
+                cosine=cosine,
+                z_loss=z_loss,
+                ignore_index=ignore_index,
+                padding_idx=padding_idx,
+                reduction=reduction,
+                sparse_grad=sparse_grad,
+                device=device,
+                dtype=dtype,
+            )
+            self.class_weight = self._own_class_weight(class_weight)
+        except Exception as problem:
+            error = problem
+        where = _device_of_exchange(shard)
+        same = {"num_classes": num_classes, "num_samples": num_samples, "seed": seed}
+        agreement.open(f"{_NAME}(...)", where, error, options=same)
+        self._seed = common_seed(seed, shard.ranks, replicas, where)
+        self.reset_parameters()
+
+    def _num_rows(self) -> int:
+        return self.shard.num_rows
+
+    def _own_class_weight(self, class_weight: Tensor | None) -> Tensor | None:
+        if class_weight is None:
+            return None
+        _checks.check_class_weight(_NAME, class_weight, self.weight.new_empty(1).expand(
+            self.num_classes))
+        return class_weight[self.shard.classes.to(class_weight.device)]
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias from U(-1/sqrt(in_features), 1/sqrt(in_features)), by the seed and
+        the class; the padding's are zero. A weight that was given stays as it is."""
+        if self._seed is None or self.weight.is_meta:
+            return
+        shard, bound = self.shard, self.in_features**-0.5
+        classes = shard.classes
+        own = [self.bias] if self._tied else [self.weight, self.bias]
+        for parameter in own:
+            if parameter is None:
+                continue
+            keyed_uniform_(parameter.detach(), classes, self._seed, bound)
+            if self.padding_idx is not None:
+                with torch.no_grad():
+                    parameter[(classes == self.padding_idx).to(parameter.device)] = 0.0
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As nn.Module's: no wrapper reduces the gradients of a shard."""
+        yield from nn.Module.named_modules(self, memo, prefix, remove_duplicate)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        exclude: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        return_details: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """The sampled loss in training mode, the exact one in eval mode; collective.
+
+        Args:
+            input: [*, D], this rank's rows, or none.
+            target: [*] int64 classes of all ranks. In training also [*, T].
+            exclude, sample_weight, return_details: as `SampledSoftmaxLoss.forward`.
+            generator: for the draw, in the same state on all ranks; None (default): the head's own.
+
+        Returns:
+            A scalar, or [*] with reduction="none".
+
+        Raises:
+            RuntimeError: inside a module under DistributedDataParallel, or in a forward pass that a
+                checkpoint of activations repeats. Otherwise as
+                `sharded_sampled_softmax_loss`.
+        """
+        self._check_place()
+        asked = self._asked(return_details)
+        tensors: dict[str, Any] = {
+            "bias": self.bias,
+            "exclude": exclude,
+            "class_weight": self.class_weight,
+            "sample_weight": sample_weight,
+        }
+        if not self.training:
+            return exact.exact_loss(asked, input, self.weight, target, **tensors)
+
+        def draw(batch: Batch, agreed: Agreed) -> Drawn:
+            return self._draw(batch, agreed, generator)
+
+        quiet = self.static_batch and self._step % _STATIC_STEPS != 0
+        same = {
+            "num_samples": self.num_samples,
+            "replacement": self.replacement,
+            "inclusion": self.inclusion,
+            "seed": self._seed,
+            "step": self._step,
+        }
+        return sharded_loss(
+            asked,
+            input,
+            self.weight,
+            target,
+            draw,
+            same=same,
+            known=self._known if quiet else None,
+            **tensors,
+        )
+
+    def _asked(self, return_details: bool = False) -> Asked:
+        options = checked_options(
+            _NAME,
+            self.objective,
+            self.temperature,
+            self.correction,
+            self.remove_accidental_hits,
+            self.ignore_index,
+            self.softcap,
+            self.cosine,
+            self.z_loss,
+        )
+        return Asked(
+            _NAME,
+            self.layout,
+            options,
+            self.algorithm,
+            self.padding_idx,
+            self.reduction,
+            self.sparse_grad,
+            return_details,
+        )
+
+    def _check_place(self) -> None:
+        """RuntimeError where a forward pass of this head can't be right."""
+        if in_backward_pass():
+            raise RuntimeError(
+                f"{_NAME}: called again in the backward pass, by a checkpoint of activations: keep"
+                " the head outside of it, whose logits are never stored anyway"
+            )
+        ddp = active_ddp()
+        if ddp is not None and any(p is self.weight for p in ddp.module.parameters()):
+            raise RuntimeError(
+                f"{_NAME}: the head must be outside of DistributedDataParallel, which has"
+                " overwritten the rows of all ranks with those of rank 0: wrap the backbone alone,"
+                " and call the head on its output"
+            )
+
+    def _draw(self, batch: Batch, agreed: Agreed, generator: torch.Generator | None) -> Drawn:
+        """The negatives of this step, from the key that all ranks share."""
+        if self.static_batch:
+            self._known = agreed
+        target = batch.target
+        if generator is None:
+            generator = generator_of_step(self._seed, self._step, target.device)
+        self._step += 1
+        how: dict[str, Any] = {
+            "replacement": self.replacement,
+            "inclusion": self.inclusion,
+            "generator": generator,
+        }
+        if not self._uses_targets:
+            samples = self.sampler.sample(target, self.num_samples, **how)
+            return drawn_of(samples, self.shard, self.padding_idx, target)
+        everyone, own = self._all_targets(target, agreed)
+        samples = self.sampler.sample(everyone, self.num_samples, **how)
+        counts = samples.target_log_expected_count
+        samples = replace(
+            samples, target_log_expected_count=None if counts is None else counts[own]
+        )
+        return drawn_of(samples, self.shard, self.padding_idx, target)
+
+    def _all_targets(self, target: Tensor, agreed: Agreed) -> tuple[Tensor, slice]:
+        """The targets of all ranks and replicas, in one order, and where this rank's are."""
+        ranks, replicas = self.layout.ranks, self.layout.replicas
+        begin = sum(agreed.replicas_rows[: replicas.rank])
+        if not self.layout.replicated:
+            begin += sum(agreed.rows[: ranks.rank])
+        own = slice(begin, begin + target.shape[0])
+        if not self.layout.replicated:
+            target = ranks.gather_rows(target, agreed.rows, "targets")
+        return replicas.gather_rows(target, agreed.replicas_rows, "targets"), own
+
+    @property
+    def _uses_targets(self) -> bool:
+        """Whether the sampler draws from targets, or learns from them."""
+        return any(isinstance(m, (PooledSampler, Learner)) for m in self.sampler.modules())
+
+    # --- exact ------------------------------------------------------------------------------------
+
+    def logits(self, input: Tensor) -> Tensor:
+        """ValueError: no rank should hold [*, C]; see `log_prob` and `topk`."""
+        raise ValueError(
+            f"{_NAME}.logits is not possible: they would be [*, C={self.num_classes}] on every"
+            " rank; use topk, log_prob, or the loss in eval mode"
+        )
+
+    def log_prob(self, input: Tensor, ids: Tensor) -> Tensor:
+        """Exact log probability of the classes ids, [*] or [*, K]; collective."""
+        return exact.log_prob(self._asked(), input, self.weight, ids, bias=self.bias)
+
+    def topk(self, input: Tensor, k: int) -> TopK:
+        """The k classes with the largest logits: values and class ids [*, k]; collective."""
+        return exact.topk(self._asked(), input, self.weight, k, bias=self.bias)
+
+    def extra_repr(self) -> str:
+        """The sizes, and every option that differs from its default."""
+        ranks, replicas = self.layout.ranks, self.layout.replicas
+        place = f", rank={ranks.rank} of {ranks.size}, rows=[{self.shard.begin}, {self.shard.end})"
+        if replicas.size > 1:
+            place += f", replica={replicas.rank} of {replicas.size}"
+        return super().extra_repr() + place
+
+
+def _device_of_exchange(shard: ClassShard) -> torch.device:
+    """A device on which the group of a shard can exchange tensors."""
+    group = shard.ranks.group
+    if group is None:
+        return torch.device("cpu")
+    devices = group._device_types
+    if any(device.type == "cpu" for device in devices):
+        return torch.device("cpu")
+    kind = devices[0].type
+    return torch.device(kind, getattr(torch, kind).current_device())
