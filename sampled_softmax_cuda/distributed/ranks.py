@@ -17,6 +17,11 @@ from torch.distributed import ReduceOp
 from torch.distributed.device_mesh import DeviceMesh
 
 
+# Their names before torch 2.13.
+_all_gather = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
+_reduce_scatter = getattr(distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor)
+
+
 @contextmanager
 def _named(exchange: str) -> Iterator[None]:
     """An error of a collective, with what was exchanged."""
@@ -65,7 +70,7 @@ class Ranks:
             return values[None]
         out = values.new_empty((self.size, *values.shape))
         with _named(f"all-gather of {what}"):
-            distributed.all_gather_into_tensor(out, values.contiguous()[None], group=self.group)
+            _all_gather(out, values.contiguous()[None], group=self.group)
         return out
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -104,7 +109,7 @@ class Ranks:
             x = padded.flatten(0, 1)
         out = x.new_empty((most, *x.shape[1:]))
         with _named(f"reduce-scatter of {what}"):
-            distributed.reduce_scatter_tensor(out, x.contiguous(), group=self.group)
+            _reduce_scatter(out, x.contiguous(), group=self.group)
         return out[: sizes[self.rank]]
 
     def all_reduce(self, x: Tensor, what: str, op: Any = ReduceOp.SUM) -> Tensor:
