@@ -89,8 +89,10 @@ PYTHON = re.compile(r"^Python\.h$|^pybind11/")
 CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 STABLE_TORCH = re.compile(r"^torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/")
 BELOW_OPERATORS = ("reference", "losses")
-ABOVE_REFERENCE = ("ops", "functional", "exact", "modules", "samplers", "cntk", "tf", "diagnose")
-USE_REFERENCE = ("ops", "functional", PACKAGE)
+ABOVE_REFERENCE = (
+    "ops", "functional", "exact", "modules", "samplers", "cntk", "tf", "diagnose", "distributed",
+)  # fmt: skip
+USE_REFERENCE = ("ops", "functional", "distributed", PACKAGE)
 STANDARD_IN_KERNELS = {
     "cfloat", "climits", "cmath", "cstddef", "cstdint", "cstring", "immintrin.h", "limits",
     "type_traits", "utility",

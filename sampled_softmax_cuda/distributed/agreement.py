@@ -123,4 +123,3 @@ class Agreement:
                         f" got {here} on rank 0 and {there} on rank {rank}"
                     )
         raise RuntimeError("sampled_softmax_cuda.distributed: the checksums of ranks differ")
-

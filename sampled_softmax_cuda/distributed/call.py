@@ -202,9 +202,7 @@ def assumed(fn: str, layout: Layout, batch: Batch, o: Options, known: Agreed) ->
     return Agreed(known.rows, known.replicas_rows, counted)
 
 
-def _facts(
-    fn: str, layout: Layout, batch: Batch, o: Options
-) -> tuple[list[int], Exception | None]:
+def _facts(fn: str, layout: Layout, batch: Batch, o: Options) -> tuple[list[int], Exception | None]:
     """How many rows there are and count, with a checksum of replicated ones; a bad target."""
     target = batch.target
     there = target != o.ignore_index
@@ -220,7 +218,6 @@ def _facts(
         f"{fn}: target must be in [0, C={layout.shard.num_classes}) or"
         f" ignore_index={o.ignore_index}, got {value}"
     )
-
 
 
 def row_factor(

@@ -120,9 +120,7 @@ def log_prob(
 
 
 @torch.no_grad()
-def topk(
-    asked: Asked, input: Tensor, weight: Tensor, k: int, *, bias: Tensor | None
-) -> exact.TopK:
+def topk(asked: Asked, input: Tensor, weight: Tensor, k: int, *, bias: Tensor | None) -> exact.TopK:
     """The k largest logits of each row, and their classes; k candidates per row and rank travel."""
     shard, ranks, o = asked.layout.shard, asked.layout.ranks, asked.options
     most = shard.num_classes - (asked.padding_idx is not None)
@@ -130,11 +128,11 @@ def topk(
     try:
         k = _checks.check_positive_int(asked.fn, "k", k)
         if k > most:
-            raise ValueError(f"{asked.fn}: k must be at most {most}, the number of classes, got {k}")
+            raise ValueError(
+                f"{asked.fn}: k must be at most {most}, the number of classes, got {k}"
+            )
         target = torch.zeros(input.shape[:-1], dtype=torch.int64, device=weight.device)
-        batch = check_call(
-            asked.fn, shard, input, weight, bias, target, None, None, None, o, None
-        )
+        batch = check_call(asked.fn, shard, input, weight, bias, target, None, None, None, o, None)
     except Exception as problem:
         error = problem
     same = {"k": k, "input": getattr(input, "dtype", None), "softcap": o.softcap}

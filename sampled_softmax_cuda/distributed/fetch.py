@@ -25,7 +25,6 @@ from .gradients import add_rows
 from .ranks import Ranks
 from .shard import ClassShard
 
-
 _IGNORED = -100  # stands for the ignore_index of the call, which might be a place among the rows
 
 
@@ -159,7 +158,7 @@ def fetch_loss(
     tables = (weight,) if bias is None else (weight, bias)
     rows, *offsets = fetch_rows(ranks, requests, sparse_grad, *tables)
 
-    place, at = requests.place.split((samples.numel(), targets.numel()))
+    place, at = torch.split(requests.place, [samples.numel(), targets.numel()])
     at = at.view_as(batch.target)
     # A target that is out of range of all classes stays so for these rows.
     none = batch.target == options.ignore_index

@@ -165,7 +165,8 @@ def solve_drawn(
             batch, drawn = _own_part(layout, batch, drawn, sizes)
 
     def common() -> Tensor:
-        return torch.unique(own_of(drawn, layout.shard)[0])
+        distinct: Tensor = torch.unique(own_of(drawn, layout.shard)[0])
+        return distinct
 
     table = shard_parameter(weight, layout, common)
     offsets = None if bias is None else shard_parameter(bias, layout, common)
@@ -227,9 +228,7 @@ def split_rows(num_rows: int, parts: int) -> list[int]:
     return [max(0, min(each, num_rows - part * each)) for part in range(parts)]
 
 
-def _own_part(
-    layout: Layout, batch: Batch, drawn: Drawn, sizes: list[int]
-) -> tuple[Batch, Drawn]:
+def _own_part(layout: Layout, batch: Batch, drawn: Drawn, sizes: list[int]) -> tuple[Batch, Drawn]:
     """The rows of a replicated batch that this rank is responsible for."""
     begin = sum(sizes[: layout.ranks.rank])
     own = slice(begin, begin + sizes[layout.ranks.rank])
@@ -247,15 +246,11 @@ def _own_part(
             part(batch.sample_weight),
             torch.Size([sizes[layout.ranks.rank]]),
         ),
-        drawn._replace(
-            rows=rows, log_count=count, target_log_count=part(drawn.target_log_count)
-        ),
+        drawn._replace(rows=rows, log_count=count, target_log_count=part(drawn.target_log_count)),
     )
 
 
-def check_layout(
-    fn: str, algorithm: Any, input_layout: Any, divide_factor: Any
-) -> float | None:
+def check_layout(fn: str, algorithm: Any, input_layout: Any, divide_factor: Any) -> float | None:
     """gradient_divide_factor as a float or None; ValueError or TypeError for what doesn't fit."""
     _checks.check_choice(fn, "algorithm", algorithm, ALGORITHMS)
     _checks.check_choice(fn, "input_layout", input_layout, INPUT_LAYOUTS)

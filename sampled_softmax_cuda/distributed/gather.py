@@ -231,6 +231,8 @@ def _parts(
         place, here = shard.local_of(shard.row_of(legal))
         exclude = torch.where(inside & here, place, -1)
     target = torch.where(own, target, -1)
+    weights: tuple[Tensor, ...] = (weight,) * 2
+    biases: tuple[Tensor | None, ...] = (bias,) * 2
     if o.cosine:
         dtype = compute_dtype(batch.input)
         named = local.touched_rows(
@@ -244,13 +246,10 @@ def _parts(
         rows, exclude, sparse_grad = named.ids, named.exclude, False
     else:
         h = batch.input
-        weights, biases = (weight,) * 2, (bias,) * 2
         if sparse_grad:
             weights = fork(weight, 2)
             biases = biases if bias is None else fork(bias, 2)
-    return _Parts(
-        h, *weights, *biases, Samples(rows, count), target, exclude, sparse_grad
-    )
+    return _Parts(h, *weights, *biases, Samples(rows, count), target, exclude, sparse_grad)
 
 
 def _of_targets(

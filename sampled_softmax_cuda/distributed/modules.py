@@ -183,8 +183,9 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
     def _own_class_weight(self, class_weight: Tensor | None) -> Tensor | None:
         if class_weight is None:
             return None
-        _checks.check_class_weight(_NAME, class_weight, self.weight.new_empty(1).expand(
-            self.num_classes))
+        _checks.check_class_weight(
+            _NAME, class_weight, self.weight.new_empty(1).expand(self.num_classes)
+        )
         return class_weight[self.shard.classes.to(class_weight.device)]
 
     def reset_parameters(self) -> None:
@@ -377,8 +378,7 @@ def _device_of_exchange(shard: ClassShard) -> torch.device:
     group = shard.ranks.group
     if group is None:
         return torch.device("cpu")
-    devices = group._device_types
-    if any(device.type == "cpu" for device in devices):
+    kinds = [device.type for device in group._device_types] or ["cpu"]
+    if "cpu" in kinds:
         return torch.device("cpu")
-    kind = devices[0].type
-    return torch.device(kind, getattr(torch, kind).current_device())
+    return torch.device(kinds[0], getattr(torch, kinds[0]).current_device())

@@ -16,7 +16,6 @@ from torch import Tensor, distributed
 from torch.distributed import ReduceOp
 from torch.distributed.device_mesh import DeviceMesh
 
-
 # Their names before torch 2.13.
 _all_gather = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
 _reduce_scatter = getattr(distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor)
@@ -104,7 +103,7 @@ class Ranks:
             return x
         if min(sizes) != most:
             padded = x.new_zeros((self.size, most, *x.shape[1:]))
-            for to, part in zip(padded, x.split(list(sizes)), strict=True):
+            for to, part in zip(padded, torch.split(x, list(sizes)), strict=True):
                 to[: part.shape[0]] = part
             x = padded.flatten(0, 1)
         out = x.new_empty((most, *x.shape[1:]))

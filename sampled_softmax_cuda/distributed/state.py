@@ -31,9 +31,7 @@ def as_dtensor(local: Tensor, shard: ClassShard) -> Tensor:
         return local
     shape = torch.Size([shard.num_classes, *local.shape[1:]])
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(
-        local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
-    )
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
 def own_rows_of(name: str, value: Tensor, shard: ClassShard, by_class: bool) -> Tensor:
@@ -160,7 +158,7 @@ class SavesShards(nn.Module):
         shard, ranks = self.shard, self.layout.ranks
         keep = on_all_ranks or (ranks.rank == 0 and self.layout.replicas.rank == 0)
         state = self.state_dict()
-        result = {}
+        result: dict[str, Tensor] = {}
         for name in ("weight", "bias"):
             if name not in state:
                 continue
