@@ -249,7 +249,17 @@ def _parts(
         if sparse_grad:
             weights = fork(weight, 2)
             biases = biases if bias is None else fork(bias, 2)
-    return _Parts(h, *weights, *biases, Samples(rows, count), target, exclude, sparse_grad)
+    return _Parts(
+        h,
+        weights[0],
+        weights[1],
+        biases[0],
+        biases[1],
+        Samples(rows, count),
+        target,
+        exclude,
+        sparse_grad,
+    )
 
 
 def _of_targets(
