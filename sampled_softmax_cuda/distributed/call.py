@@ -184,7 +184,7 @@ def agree(
 
 
 def assumed(fn: str, layout: Layout, batch: Batch, o: Options, known: Agreed) -> Agreed:
-    """What `agree` would return of batches that never change their sizes, without waiting.
+    """The result of `agree` for batches that never change their sizes, without waiting.
 
     Raises:
         ValueError: this rank's has changed.

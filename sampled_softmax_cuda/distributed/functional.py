@@ -56,7 +56,7 @@ class Asked:
     """Whether log probabilities of the targets are wanted in place of losses."""
 
     def same(self, weight: Tensor, bias: Tensor | None, input: Any, target: Any) -> dict[str, Any]:
-        """What must be the same on all ranks, by name."""
+        """The options that must be the same on all ranks, by name."""
         shard, o = self.layout.shard, self.options
         width = target.shape[-1] if isinstance(target, Tensor) and target.dim() > 1 else 1
         return {

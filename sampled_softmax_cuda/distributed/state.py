@@ -153,7 +153,7 @@ class SavesShards(nn.Module):
                 an empty dictionary: it takes the memory of all classes.
 
         Returns:
-            What `SampledSoftmaxLoss`, nn.Linear and `load_full_state_dict` load.
+            A state_dict that `SampledSoftmaxLoss` and nn.Linear load.
         """
         shard, ranks = self.shard, self.layout.ranks
         keep = on_all_ranks or (ranks.rank == 0 and self.layout.replicas.rank == 0)

@@ -171,7 +171,7 @@ def test_order_of_classes_is_a_permutation_that_balances() -> None:
         ids = torch.arange(min(classes, 5000))
         assert torch.equal(shard.class_of(shard.row_of(ids)), ids)
         assert int(shard.row_of(ids).max()) < classes
-    # Of the 1000 most frequent classes of 10^9, each of 8 ranks has about as many.
+    # Each of 8 ranks has about as many of the 1000 most frequent classes of 10^9.
     shard = ClassShard(10**9)
     counts = torch.bincount(shard.row_of(torch.arange(1000)) * 8 // 10**9, minlength=8)
     assert counts.min() >= 120 and counts.max() <= 130
