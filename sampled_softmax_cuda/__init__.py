@@ -9,7 +9,10 @@ under their own names, `ssc.reference` has everything in plain PyTorch, and `ssc
 what runs here.
 """
 
-from . import cntk, distributed, optim, reference, samplers, tf
+from typing import TYPE_CHECKING as _CHECKING
+from typing import Any as _Any
+
+from . import cntk, optim, reference, samplers, tf
 from ._info import build_info, version
 from .diagnose import Diagnosis, diagnose
 from .exact import TopK, exact_cross_entropy, log_prob, logits, topk
@@ -30,6 +33,19 @@ from .samplers import (
     WeightedSampler,
     mask_samples,
 )
+
+if _CHECKING:
+    from . import distributed as distributed
+
+
+def __getattr__(name: str) -> _Any:
+    # `ssc.distributed` needs DTensor, which takes time to import and which not every torch has.
+    if name == "distributed":
+        from importlib import import_module
+
+        return import_module(".distributed", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = version()
 
