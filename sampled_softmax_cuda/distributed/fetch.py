@@ -21,7 +21,7 @@ from ..options import Options
 from ..samples import Samples
 from .call import Agreed, Batch, Layout, row_factor
 from .drawn import Drawn, all_of, known
-from .gradients import add_rows
+from .gradients import add_rows, shard_parameters
 from .ranks import Ranks
 from .shard import ClassShard
 
@@ -155,6 +155,7 @@ def fetch_loss(
     requests = request(shard, torch.cat((samples, targets.reshape(-1))))
     _owed.settle((weight, bias), lambda: (requests.asked,))
     log_count_of, class_weights = _owners_numbers(shard, requests, drawn, class_weight)
+    weight, bias = shard_parameters(weight, bias, layout, drawn)
     tables = (weight,) if bias is None else (weight, bias)
     rows, *offsets = fetch_rows(ranks, requests, sparse_grad, *tables)
 

@@ -28,10 +28,9 @@ from .call import (
     assumed,
     check_call,
 )
-from .drawn import Drawn, drawn_of, own_of
+from .drawn import Drawn, drawn_of
 from .fetch import fetch_loss
 from .gather import gather_log_prob, gather_loss
-from .gradients import shard_parameter
 from .ranks import ALONE
 from .shard import ClassShard
 
@@ -163,20 +162,13 @@ def solve_drawn(
         agreed = Agreed(sizes, agreed.replicas_rows, agreed.counted)
         if fetch:
             batch, drawn = _own_part(layout, batch, drawn, sizes)
-
-    def common() -> Tensor:
-        distinct: Tensor = torch.unique(own_of(drawn, layout.shard)[0])
-        return distinct
-
-    table = shard_parameter(weight, layout, common)
-    offsets = None if bias is None else shard_parameter(bias, layout, common)
     compute = fetch_loss if fetch else gather_log_prob if asked.log_prob else gather_loss
     loss, details = compute(
         asked.fn,
         layout,
         batch,
-        table,
-        offsets,
+        weight,
+        bias,
         drawn,
         asked.options,
         class_weight,

@@ -41,6 +41,7 @@ from ..samples import Samples
 from .autograd import combine, gather_rows, replicated_rows, sum_over_ranks
 from .call import Agreed, Batch, Layout, row_factor
 from .drawn import Drawn, known, own_of
+from .gradients import shard_parameters
 from .ranks import Ranks
 from .shard import ClassShard
 
@@ -155,7 +156,7 @@ def _meet(
     counts = drawn.target_log_count
     if counts is not None and not layout.replicated:
         counts = ranks.gather_rows(counts, sizes, "expected counts of targets")
-    parts = _parts(layout.shard, everyone, weight, bias, drawn, options, sparse_grad)
+    parts = _parts(layout, everyone, weight, bias, drawn, options, sparse_grad)
     product, offset, counts, of_class = _of_targets(
         ranks, parts, counts, drawn, class_weight, everyone.target, layout.shard
     )
@@ -212,7 +213,7 @@ def _all_rows(layout: Layout, batch: Batch, sizes: list[int]) -> Batch:
 
 
 def _parts(
-    shard: ClassShard,
+    layout: Layout,
     batch: Batch,
     weight: Tensor,
     bias: Tensor | None,
@@ -221,10 +222,12 @@ def _parts(
     sparse_grad: bool,
 ) -> _Parts:
     """The rows of this rank's classes that a step touches, and their names."""
+    shard = layout.shard
     rows, count = own_of(drawn, shard)
     target, own = shard.local_of(shard.row_of(known(batch.target, shard.num_classes)[0]))
     own = own & known(batch.target, shard.num_classes)[1]
     _owed.settle((weight, bias), lambda: (rows, target[own]))
+    weight, bias = shard_parameters(weight, bias, layout, drawn)
     exclude = batch.exclude
     if exclude is not None:
         legal, inside = known(exclude, shard.num_classes)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..losses.gradients import mark_coalesced_when_done, sparse_rows
 from ..losses.rows import compute_dtype
 from .call import Layout
+from .drawn import Drawn, own_of
 from .ranks import Ranks
 
 CommonRows = Callable[[], Tensor]
@@ -56,14 +57,24 @@ class _Shard(torch.autograd.Function):
         return sparse_rows(rows[None], values * layout.average, table), None, None
 
 
-def shard_parameter(table: Tensor, layout: Layout, common: CommonRows) -> Tensor:
-    """A parameter of a shard, whose gradient becomes the average over ranks and replicas.
+def shard_parameters(
+    weight: Tensor, bias: Tensor | None, layout: Layout, drawn: Drawn
+) -> tuple[Tensor, Tensor | None]:
+    """The parameters of a shard, whose gradients become the average over ranks and replicas.
+
+    To be called after their rows were settled, which is known of the parameters alone.
 
     Args:
-        table: [C_r, ...].
-        common: what replicas agree on without asking; called in the backward pass.
+        weight: [C_r, D]. bias: [C_r] or None.
+        drawn: the samples, on whose rows replicas agree without asking.
     """
-    return _Shard.apply(table, layout, common)  # type: ignore[no-untyped-call, no-any-return]
+
+    def common() -> Tensor:
+        distinct: Tensor = torch.unique(own_of(drawn, layout.shard)[0])
+        return distinct
+
+    tables = (None if x is None else _Shard.apply(x, layout, common) for x in (weight, bias))  # type: ignore[no-untyped-call]
+    return tuple(tables)  # type: ignore[return-value]
 
 
 def _over_replicas(

@@ -24,10 +24,11 @@ def batch(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(rows, D, generator=g), torch.randint(C, (rows,), generator=g)
 
 
-def trained(rank: int, size: int, steps: int, options: dict[str, Any]) -> list[torch.Tensor]:
+def trained(rank: int, size: int, steps: int, sampler: str, algorithm: str) -> list[torch.Tensor]:
     """The losses and the full weight after some steps; every rank trains on all batches of three,
     those of ranks that are missing in its own."""
-    head = ShardedSampledSoftmaxLoss(D, C, S, seed=5, sparse_grad=True, **options)
+    made: Any = SAMPLERS[sampler]()  # of its own: threads share no counts
+    head = ShardedSampledSoftmaxLoss(D, C, S, made, seed=5, sparse_grad=True, algorithm=algorithm)
     optimizer = ssc.optim.Adagrad(head.parameters(), lr=0.5)
     losses = []
     for step in range(steps):
@@ -57,15 +58,39 @@ SAMPLERS = {
 def test_training_does_not_depend_on_the_number_of_ranks(sampler: str, algorithm: str) -> None:
     expected = None
     for size in (1, 2, 3, 5):
-        options = {"sampler": SAMPLERS[sampler](), "algorithm": algorithm}
-        for losses, weight in run_ranks(size, trained, 4, options):
+        for losses, weight in run_ranks(size, trained, 4, sampler, algorithm):
             if expected is None:
                 expected = losses, weight
-            if sampler in ("log_uniform", "weighted"):
-                assert torch.allclose(losses, expected[0], rtol=1e-5)
-                assert torch.allclose(weight, expected[1], atol=1e-5)
-            else:  # the order of the targets, and so the draw, depends on who has them
-                assert torch.isfinite(losses).all()
+            if size == 2 and sampler in ("in batch", "streaming"):
+                continue  # ranks take batches 0 and 2, and 1: other targets come first
+            assert torch.allclose(losses, expected[0], rtol=1e-5)
+            assert torch.allclose(weight, expected[1], atol=1e-5)
+
+
+def replayed(rank: int, size: int, skipped: str, algorithm: str) -> torch.Tensor:
+    """The full weight after steps of AdamW on few of the classes."""
+    head = ShardedSampledSoftmaxLoss(
+        D, C, 4, seed=5, sparse_grad=skipped != "dense", algorithm=algorithm, dtype=torch.float64
+    )
+    kept = "freeze" if skipped == "dense" else skipped
+    optimizer = ssc.optim.AdamW(head.parameters(), lr=0.1, weight_decay=0.1, skipped=kept)
+    for step in range(8):
+        h, target = batch(rank, step)
+        head(h[:2].double(), target[:2]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=skipped != "dense")
+    optimizer.settle()
+    return head.full_state_dict(on_all_ranks=True)["weight"]
+
+
+@pytest.mark.parametrize("algorithm", ["fetch", "gather"])
+def test_rows_that_lag_behind_are_settled_before_they_are_read(algorithm: str) -> None:
+    for found, dense_steps, frozen in zip(
+        *(run_ranks(3, replayed, how, algorithm) for how in ("replay", "dense", "freeze")),
+        strict=True,
+    ):
+        assert torch.allclose(found, dense_steps, atol=1e-9)
+        assert not torch.allclose(frozen, dense_steps, atol=1e-3)
 
 
 def exact_case(rank: int, size: int) -> None:
