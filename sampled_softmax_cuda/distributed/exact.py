@@ -17,9 +17,9 @@ from .._arguments import check_int64
 from ..losses.rows import compute_dtype
 from ..objectives import SOFTMAX
 from ..options import Options
-from .call import Agreed, Batch, agree, check_call
+from .call import Agreed, Asked, Batch, agree, check_call
 from .drawn import Drawn
-from .functional import Asked, sharded_loss
+from .functional import sharded_loss
 from .shard import ClassShard
 
 # An ignore_index that no class id and no sensible target has.

@@ -17,9 +17,8 @@ from ..functional import solve
 from ..losses.gradients import sparse_rows
 from ..losses.problem import make_problem
 from ..losses.rows import SampledSoftmaxDetails
-from ..options import Options
 from ..samples import Samples
-from .call import Agreed, Batch, Layout, row_factor
+from .call import Call, row_factor
 from .drawn import Drawn, all_of, known
 from .gradients import add_rows, shard_parameters
 from .ranks import Ranks
@@ -125,39 +124,22 @@ def _owners_numbers(
     return log_count, weight
 
 
-def fetch_loss(
-    fn: str,
-    layout: Layout,
-    batch: Batch,
-    weight: Tensor,
-    bias: Tensor | None,
-    drawn: Drawn,
-    options: Options,
-    class_weight: Tensor | None,
-    agreed: Agreed,
-    reduction: str,
-    sparse_grad: bool,
-    want_details: bool,
-) -> tuple[Tensor, SampledSoftmaxDetails | None]:
-    """The loss of this rank's rows, [] or [B] with reduction="none", and details [B].
-
-    Args:
-        weight, bias, class_weight: of this rank's classes.
-        others: as `sharded_sampled_softmax_loss`, checked.
-    """
+def fetch_loss(call: Call) -> tuple[Tensor, SampledSoftmaxDetails | None]:
+    """The loss of this rank's rows, [] or [B] with reduction="none", and details [B]."""
+    layout, batch, options = call.layout, call.batch, call.options
     shard, ranks = layout.shard, layout.ranks
-    drawn = all_of(drawn, shard)
+    drawn = all_of(call.drawn, shard)
     safe, inside = known(batch.target, shard.num_classes)
     samples = drawn.rows.reshape(-1)
     targets = shard.row_of(safe)
     # A target that is no class asks for a row that is there anyway.
     targets = torch.where(inside, targets, samples[0])
     requests = request(shard, torch.cat((samples, targets.reshape(-1))))
-    _owed.settle((weight, bias), lambda: (requests.asked,))
-    log_count_of, class_weights = _owners_numbers(shard, requests, drawn, class_weight)
-    weight, bias = shard_parameters(weight, bias, layout, drawn)
+    _owed.settle((call.weight, call.bias), lambda: (requests.asked,))
+    log_count_of, class_weights = _owners_numbers(shard, requests, drawn, call.class_weight)
+    weight, bias = shard_parameters(call.weight, call.bias, layout, drawn)
     tables = (weight,) if bias is None else (weight, bias)
-    rows, *offsets = fetch_rows(ranks, requests, sparse_grad, *tables)
+    rows, *offsets = fetch_rows(ranks, requests, call.asked.sparse_grad, *tables)
 
     place, at = torch.split(requests.place, [samples.numel(), targets.numel()])
     at = at.view_as(batch.target)
@@ -176,8 +158,9 @@ def fetch_loss(
     if not many:
         target = target[:, 0]
         target_log_count = None if target_log_count is None else target_log_count[:, 0]
+    details = call.asked.want_details
     problem = make_problem(
-        fn,
+        call.asked.fn,
         batch.input,
         rows,
         target,
@@ -192,12 +175,12 @@ def fetch_loss(
         options.z_loss,
         exclude,
         _IGNORED,
-        sample_weight=row_factor(layout, batch, options, of_class, agreed, reduction),
-        reduction="none" if reduction == "none" else "sum",
-        return_details=want_details,
+        sample_weight=row_factor(call, batch, of_class),
+        reduction="none" if call.asked.reduction == "none" else "sum",
+        return_details=details,
     )
-    result = solve(fn, problem._replace(num_classes=shard.num_classes))
-    return result if want_details else (result, None)
+    result = solve(call.asked.fn, problem._replace(num_classes=shard.num_classes))
+    return result if details else (result, None)
 
 
 def _renamed(exclude: Tensor, shard: ClassShard, rows: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from ..samplers import Sampler
 from ..samplers.pooled import Learner, PooledSampler, in_backward_pass
 from . import exact
 from .agreement import Agreement
-from .call import Agreed, Algorithm, Batch, InputLayout, Layout
+from .call import Agreed, Algorithm, Asked, Batch, InputLayout, Layout
 from .drawn import Drawn, drawn_of
-from .functional import Asked, check_layout, sharded_loss
+from .functional import check_layout, sharded_loss
 from .keys import common_seed, generator_of_step, keyed_uniform_
 from .ranks import ALONE
 from .shard import ClassOrder, ClassShard, as_ranks
