@@ -137,7 +137,7 @@ def fetch_loss(call: Call) -> tuple[Tensor, SampledSoftmaxDetails | None]:
     requests = request(shard, torch.cat((samples, targets.reshape(-1))))
     _owed.settle((call.weight, call.bias), lambda: (requests.asked,))
     log_count_of, class_weights = _owners_numbers(shard, requests, drawn, call.class_weight)
-    weight, bias = shard_parameters(call.weight, call.bias, layout, drawn)
+    weight, bias = shard_parameters(call, drawn)
     tables = (weight,) if bias is None else (weight, bias)
     rows, *offsets = fetch_rows(ranks, requests, call.asked.sparse_grad, *tables)
 

@@ -176,7 +176,7 @@ def _parts(call: Call, batch: Batch) -> _Parts:
     target, own = shard.local_of(shard.row_of(known(batch.target, shard.num_classes)[0]))
     own = own & known(batch.target, shard.num_classes)[1]
     _owed.settle((call.weight, call.bias), lambda: (rows, target[own]))
-    weight, bias = shard_parameters(call.weight, call.bias, call.layout, drawn)
+    weight, bias = shard_parameters(call, drawn)
     exclude = batch.exclude
     if exclude is not None:
         legal, inside = known(exclude, shard.num_classes)

@@ -61,6 +61,15 @@ class Ranks:
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.group is not None:
+            raise TypeError(
+                "sampled_softmax_cuda.distributed: a process group can't be pickled, and so neither"
+                " can a head on its ranks: save head.state_dict() and load it into a new head, or"
+                " use copy.deepcopy inside the process"
+            )
+        return self.__dict__.copy()
+
     # --- collectives ------------------------------------------------------------------------------
 
     def gather(self, values: Tensor, what: str) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from torch import distributed, multiprocessing, nn
 import sampled_softmax_cuda as ssc
 from helpers.rank_threads import dense, run_ranks
 from sampled_softmax_cuda.distributed import ClassShard, ShardedSampledSoftmaxLoss
+from sampled_softmax_cuda.distributed.gradients import shard_parameters
 
 C, D, S, B = 37, 6, 12, 4
 
@@ -257,3 +261,45 @@ def test_refused() -> None:
         ClassShard(C, order="sorted")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="mesh must be a DeviceMesh"):
         ClassShard(C, 3)  # type: ignore[arg-type]
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        return None
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_shard_that_no_loss_depends_on_has_a_gradient_of_the_layout_that_was_asked_for(
+    sparse: bool,
+) -> None:
+    head = ShardedSampledSoftmaxLoss(D, C, S, sparse_grad=sparse)
+    call = SimpleNamespace(
+        layout=head.layout, asked=head._asked(), weight=head.weight, bias=head.bias
+    )
+    for x in shard_parameters(call, None):  # type: ignore[arg-type]
+        _NoGradient.apply(x).backward()
+    for parameter in head.parameters():
+        assert parameter.grad is not None and parameter.grad.is_sparse == sparse
+        assert float(dense(parameter.grad, parameter).abs().max()) == 0
+
+
+def copied(rank: int, size: int) -> None:
+    head = ShardedSampledSoftmaxLoss(D, C, S, seed=3)
+    other = copy.deepcopy(head)
+    losses = [h(*batch(rank, 0)) for h in (head, other)]
+    assert torch.equal(*losses) and other.layout.agreement is not head.layout.agreement
+    if size > 1:
+        with pytest.raises(TypeError, match="save head.state_dict"):
+            pickle.dumps(head)
+
+
+def test_copies() -> None:
+    run_ranks(2, copied)
+    alone = ShardedSampledSoftmaxLoss(D, C, S, seed=3)
+    again = pickle.loads(pickle.dumps(alone))
+    assert torch.equal(alone(*batch(0, 0)), again(*batch(0, 0)))
