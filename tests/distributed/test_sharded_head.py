@@ -294,7 +294,7 @@ def copied(rank: int, size: int) -> None:
     losses = [h(*batch(rank, 0)) for h in (head, other)]
     assert torch.equal(*losses) and other.layout.agreement is not head.layout.agreement
     if size > 1:
-        with pytest.raises(TypeError, match="save head.state_dict"):
+        with pytest.raises(TypeError, match=r"save head\.state_dict"):
             pickle.dumps(head)
 
 
