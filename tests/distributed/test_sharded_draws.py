@@ -291,6 +291,33 @@ def test_composed_draws_have_the_law_of_global_ones() -> None:
     assert abs(float(a.var() / b.var()) - 1) < 0.16
 
 
+def rows_of_replicas(rank: int, size: int, draw: str) -> Tensor:
+    """The rows that a rank of a mesh of 2 x 2 draws, counted from its first."""
+    mesh = distributed.device_mesh.init_device_mesh(
+        "cpu", (2, 2), mesh_dim_names=("replica", "class")
+    )
+    head = ShardedSampledSoftmaxLoss(
+        D,
+        2000,
+        64,
+        torch.ones(2000),
+        draw=draw,
+        mesh=mesh["class"],
+        replica_mesh=mesh["replica"],
+        seed=1,
+    )
+    drawn = drawn_before(head, torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
+    return drawn.rows - head.shard.begin
+
+
+@pytest.mark.parametrize("draw", ["composed", "stratified"])
+def test_replicas_draw_alike_and_owners_of_other_classes_do_not(draw: str) -> None:
+    rows = run_ranks(4, rows_of_replicas, draw)
+    assert torch.equal(rows[0], rows[2]) and torch.equal(rows[1], rows[3])
+    assert len(rows[0]) + len(rows[1]) == 64
+    assert float((rows[0][:20] == rows[1][:20]).float().mean()) < 0.2
+
+
 # --- memory, state, errors ------------------------------------------------------------------------
 
 
