@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .._arguments import describe
 from .._philox import philox4x32_10, philox_bits
 from .ranks import Ranks
 
@@ -31,6 +34,30 @@ def generator_of_step(seed: int, step: int, device: torch.device, part: int = 0)
     stream = torch.tensor([part], device="cpu")
     bits = philox_bits(key, 0, 1, stream)
     return torch.Generator(device).manual_seed(int(bits) & _LIMIT)
+
+
+def check_generator(fn: str, generator: Any, device: torch.device) -> None:
+    """TypeError or ValueError unless the user's generator is one, on the device of the draw."""
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{fn}: generator must be a torch.Generator or None, got {describe(generator)}: pass"
+            " torch.Generator().manual_seed(seed), with the same seed on all ranks"
+        )
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"{fn}: generator must be on the device of the head, {device}, got {generator.device}:"
+            f" pass torch.Generator({device.type!r})"
+        )
+
+
+def fingerprint(generator: Any) -> int | None:
+    """A number that generators in other states do not share; None for what is no generator."""
+    if not isinstance(generator, torch.Generator):
+        return None
+    words = generator.get_state().view(torch.int64)
+    return int((words * torch.arange(1, 2 * len(words), 2, device="cpu")).sum())
 
 
 @torch.no_grad()

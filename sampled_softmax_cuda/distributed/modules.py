@@ -26,7 +26,7 @@ from .call import Agreed, Algorithm, Asked, Batch, InputLayout, Layout
 from .drawn import Drawn
 from .draws import DrawName, draw_step, drawn_from
 from .functional import check_layout, sharded_loss
-from .keys import common_seed, keyed_uniform_
+from .keys import check_generator, common_seed, fingerprint, keyed_uniform_
 from .ranks import ALONE
 from .shard import ClassOrder, ClassShard, as_ranks
 from .sharded_sampler import ShardedSampler
@@ -278,6 +278,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
             "replacement": self.replacement,
             "inclusion": self.inclusion,
             "draw": self.draw,
+            "state of the generator": None if generator is None else fingerprint(generator),
             "seed": self._seed,
             "step": self._step,
         }
@@ -290,6 +291,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
             target,
             draw,
             same=same,
+            check=lambda: check_generator(_NAME, generator, self.weight.device),
             known=self._known if quiet else None,
             **tensors,
         )
