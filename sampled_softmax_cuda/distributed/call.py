@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._parallel import active_ddp
 from ..losses.rows import compute_dtype
 from ..objectives import GBCE
 from ..options import Options, refuse
+from ..samplers.pooled import in_backward_pass
 from .agreement import Agreement
 from .drawn import Drawn
 from .ranks import Ranks
@@ -160,6 +162,22 @@ class Call:
     def options(self) -> Options:
         """The options of the loss."""
         return self.asked.options
+
+
+def check_place(fn: str, weight: Tensor) -> None:
+    """RuntimeError where a forward pass of a head with this weight can't be right."""
+    if in_backward_pass():
+        raise RuntimeError(
+            f"{fn}: called again in the backward pass, by a checkpoint of activations: keep the"
+            " head outside of it, whose logits are never stored anyway"
+        )
+    ddp = active_ddp()
+    if ddp is not None and any(p is weight for p in ddp.module.parameters()):
+        raise RuntimeError(
+            f"{fn}: the head must be outside of DistributedDataParallel, which has overwritten the"
+            " rows of all ranks with those of rank 0: wrap the backbone alone, and call the head on"
+            " its output"
+        )
 
 
 def check_call(

@@ -28,6 +28,9 @@ class Drawn(NamedTuple):
     log_count_of: Callable[[Tensor], Tensor] | None = None
     """Log expected counts, float32, of this rank's own rows, counted from its first: where only
     the owner of a class knows them."""
+    learns: Tensor | None = None
+    """The targets that a sharded sampler is to learn once the loss is computed, for which it may be
+    asked for their counts; or None."""
 
     @property
     def num_samples(self) -> int:

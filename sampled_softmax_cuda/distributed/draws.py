@@ -71,7 +71,7 @@ def draw_step(
     padding_idx: int | None,
     key: tuple[int, int],
     generator: torch.Generator | None,
-) -> tuple[Drawn, Tensor | None]:
+) -> Drawn:
     """The negatives of a step, from what all ranks share.
 
     Args:
@@ -79,10 +79,6 @@ def draw_step(
         options: S over all ranks, and how.
         key: seed and number of the step.
         generator: that of the user, in the same state on all ranks, in place of the key; or None.
-
-    Returns:
-        The negatives; the targets that a sharded sampler is to learn once the loss is computed,
-        whose counts it may ask the sampler for, or None.
     """
     shard, target = layout.shard, batch.target
     everyone, own = target, slice(None)
@@ -96,7 +92,7 @@ def draw_step(
             key = int(torch.randint(2**62, (1,), device=target.device, generator=generator)), 0
         keys = Keys(common, generator_of_step(*key, target.device, 1 + shard.ranks.rank))
         drawn = sampler.own_draw(everyone, options, keys, draw == "stratified")
-        return drawn_of_owner(drawn, shard, padding_idx), everyone
+        return drawn_of_owner(drawn, shard, padding_idx)._replace(learns=everyone)
     samples = sampler.sample(
         everyone,
         options.num_samples,
@@ -106,7 +102,7 @@ def draw_step(
     )
     counts = samples.target_log_expected_count
     samples = replace(samples, target_log_expected_count=None if counts is None else counts[own])
-    return drawn_of(samples, shard, padding_idx, target), None
+    return drawn_of(samples, shard, padding_idx, target)
 
 
 def _all_targets(layout: Layout, target: Tensor, agreed: Agreed) -> tuple[Tensor, slice]:

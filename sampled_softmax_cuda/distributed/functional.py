@@ -31,7 +31,7 @@ from .call import (
     check_call,
 )
 from .drawn import Drawn, drawn_of
-from .fetch import fetch_loss
+from .fetch import Fetching, begin_fetch, fetch_loss
 from .gather import gather_log_prob, gather_loss
 from .ranks import ALONE
 from .shard import ClassShard
@@ -41,7 +41,7 @@ _NAME = "sharded_sampled_softmax_loss"
 Draw = Callable[[Batch, Agreed], Drawn]
 
 
-def sharded_loss(
+def agreed_call(
     asked: Asked,
     input: Tensor,
     weight: Tensor,
@@ -49,20 +49,22 @@ def sharded_loss(
     draw: Draw,
     *,
     bias: Tensor | None,
-    exclude: Tensor | None,
     class_weight: Tensor | None,
-    sample_weight: Tensor | None,
     same: Mapping[str, Any],
+    exclude: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     check: Callable[[], None] | None = None,
     known: Agreed | None = None,
-) -> Any:
-    """The loss, and details if they are wanted.
+    phase: str = "forward",
+) -> Call:
+    """A call that all ranks have checked and go on with.
 
     Args:
         check: further checks of this rank's arguments.
         draw: the negatives; called when all ranks have agreed to go on.
         same: more that must be the same on all ranks, by name.
         known: the sizes of an earlier call, which are those of this one too; in place of a header.
+        phase: the name of the step, for errors.
     """
     fn, layout = asked.fn, asked.layout
     batch, error = None, None
@@ -90,32 +92,46 @@ def sharded_loss(
         options = {**asked.same(weight, bias, input, target), **same}
         options["exclude"] = exclude is not None
         options["sample_weight"] = sample_weight is not None
-        phase = f"{fn}, forward"
+        phase = f"{fn}, {phase}"
         agreed = agree(fn, layout, phase, weight.device, batch, error, asked.options, options)
         assert batch is not None
     else:
         assert batch is not None
         agreed = assumed(fn, layout, batch, asked.options, known)
-    call = Call(asked, batch, agreed, weight, bias, class_weight, draw(batch, agreed))
-    return solve_drawn(call, known is None)
+    return Call(asked, batch, agreed, weight, bias, class_weight, draw(batch, agreed))
 
 
-def solve_drawn(call: Call, announce: bool) -> Any:
-    """The loss of negatives that were drawn.
+def begin(call: Call) -> Fetching | None:
+    """Let rows travel whose loss is computed later; None where `gather` will compute it."""
+    fetch, call = _chosen(call)
+    return begin_fetch(call) if fetch else None
 
-    Args:
-        announce: whether a header goes in front of the backward pass.
-    """
-    asked, layout, ranks = call.asked, call.layout, call.layout.ranks
+
+def _chosen(call: Call) -> tuple[bool, Call]:
+    """Whether `fetch` computes the loss, and from what."""
     fetch = chosen_algorithm(call) == "fetch"
-    leading, sizes = call.batch.leading, call.agreed.rows
-    if layout.replicated:
-        sizes = split_rows(call.batch.target.shape[0], ranks.size)
+    if call.layout.replicated:
+        sizes = split_rows(call.batch.target.shape[0], call.layout.ranks.size)
         call = replace(call, agreed=replace(call.agreed, rows=sizes))
         if fetch:
             call = _own_part(call, sizes)
-    compute = fetch_loss if fetch else gather_log_prob if asked.log_prob else gather_loss
-    loss, details = compute(call)
+    return fetch, call
+
+
+def solve_call(call: Call, announce: bool = True, fetching: Fetching | None = None) -> Any:
+    """The loss, and details if they are wanted.
+
+    Args:
+        announce: whether a header goes in front of the backward pass.
+        fetching: what `begin` has returned for the same targets and negatives, if it was called.
+    """
+    asked, layout, ranks, leading = call.asked, call.layout, call.layout.ranks, call.batch.leading
+    fetch, call = _chosen(call)
+    sizes = call.agreed.rows
+    if fetch:
+        loss, details = fetch_loss(call, fetching)
+    else:
+        loss, details = gather_log_prob(call) if asked.log_prob else gather_loss(call)
     rowwise = asked.reduction == "none"
     if layout.replicated:
         loss = shared_result(loss, ranks, sizes if rowwise else None)
@@ -296,7 +312,7 @@ def sharded_sampled_softmax_loss(
     def draw(batch: Batch, agreed: Agreed) -> Drawn:
         return drawn_of(samples, shard, padding_idx, batch.target)
 
-    return sharded_loss(
+    call = agreed_call(
         asked,
         input,
         weight,
@@ -309,3 +325,4 @@ def sharded_sampled_softmax_loss(
         same={},
         check=check,
     )
+    return solve_call(call)

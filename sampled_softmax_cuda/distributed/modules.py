@@ -11,36 +11,29 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from .. import _checks
 from .._arguments import as_bool, as_int
-from .._parallel import active_ddp
 from ..exact import TopK
 from ..modules import SampledSoftmaxLoss
 from ..objectives import Objective, ObjectiveName
 from ..options import Correction, Inclusion, Reduction, checked_options
 from ..samplers import Sampler
-from ..samplers.base import DrawOptions
 from ..samplers.choice import as_sampler
-from ..samplers.pooled import in_backward_pass, learn
 from . import exact
 from .agreement import Agreement
-from .call import Agreed, Algorithm, Asked, Batch, InputLayout, Layout
-from .drawn import Drawn
-from .draws import DrawName, draw_step, drawn_from
-from .functional import check_layout, sharded_loss
-from .keys import check_generator, common_seed, fingerprint, keyed_uniform_
+from .call import Algorithm, Asked, InputLayout, Layout, check_place
+from .draws import DrawName, drawn_from
+from .functional import check_layout
+from .keys import common_seed, keyed_uniform_
 from .ranks import ALONE
 from .shard import ClassOrder, ClassShard, as_ranks
-from .sharded_sampler import ShardedSampler
 from .state import SavesShards
+from .steps import Steps
 
 __all__ = ["ShardedSampledSoftmaxLoss"]
 
 _NAME = "ShardedSampledSoftmaxLoss"
 
-# With static_batch=True, every so many steps the ranks look whether they still agree.
-_STATIC_STEPS = 100
 
-
-class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
+class ShardedSampledSoftmaxLoss(SavesShards, Steps, SampledSoftmaxLoss):
     """`SampledSoftmaxLoss` over class counts that one process can't hold; collective.
 
     Each rank owns ceil(C / R) rows of the class matrix, the last ones fewer, and passes its own
@@ -140,7 +133,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
         replicas = ALONE if replica_mesh is None else as_ranks(_NAME, "replica_mesh", replica_mesh)
         agreement = Agreement(shard.ranks, replicas)
         # nn.Module takes no attributes before its __init__, which asks for the number of rows.
-        self.__dict__.update(shard=shard, _seed=None, _step=0, _known=None)
+        self.__dict__.update(shard=shard, _seed=None, _step=0, _known=None, _ahead=None)
         error: Exception | None = None
         same: dict[str, Any] = {
             "num_classes": num_classes,
@@ -192,7 +185,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
             same.update(draw=how, sampler=repr(self.sampler))
         except Exception as problem:
             error = problem
-        where = _device_of_exchange(shard)
+        where = shard.ranks.device
         agreement.open(f"{_NAME}(...)", where, error, options=same)
         self._seed = common_seed(seed, shard.ranks, replicas, where)
         self.reset_parameters()
@@ -256,7 +249,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
                 checkpoint of activations repeats. Otherwise as
                 `sharded_sampled_softmax_loss`.
         """
-        self._check_place()
+        check_place(_NAME, self.weight)
         asked = self._asked(return_details)
         tensors: dict[str, Any] = {
             "bias": self.bias,
@@ -266,38 +259,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
         }
         if not self.training:
             return exact.exact_loss(asked, input, self.weight, target, **tensors)
-
-        seen: list[Tensor] = []
-
-        def draw(batch: Batch, agreed: Agreed) -> Drawn:
-            return self._draw(batch, agreed, generator, seen)
-
-        quiet = self.static_batch and self._step % _STATIC_STEPS != 0
-        same = {
-            "num_samples": self.num_samples,
-            "replacement": self.replacement,
-            "inclusion": self.inclusion,
-            "draw": self.draw,
-            "state of the generator": None if generator is None else fingerprint(generator),
-            "seed": self._seed,
-            "step": self._step,
-        }
-        if isinstance(self.sampler, ShardedSampler):
-            same["number of updates of the sampler"] = self.sampler.revision
-        result = sharded_loss(
-            asked,
-            input,
-            self.weight,
-            target,
-            draw,
-            same=same,
-            check=lambda: check_generator(_NAME, generator, self.weight.device),
-            known=self._known if quiet else None,
-            **tensors,
-        )
-        for targets in seen:
-            learn(self.sampler, targets)
-        return result
+        return self.sampled_loss(asked, input, target, generator, tensors)
 
     def _asked(self, return_details: bool = False) -> Asked:
         options = checked_options(
@@ -321,49 +283,6 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
             self.sparse_grad,
             return_details,
         )
-
-    def _check_place(self) -> None:
-        """RuntimeError where a forward pass of this head can't be right."""
-        if in_backward_pass():
-            raise RuntimeError(
-                f"{_NAME}: called again in the backward pass, by a checkpoint of activations: keep"
-                " the head outside of it, whose logits are never stored anyway"
-            )
-        ddp = active_ddp()
-        if ddp is not None and any(p is self.weight for p in ddp.module.parameters()):
-            raise RuntimeError(
-                f"{_NAME}: the head must be outside of DistributedDataParallel, which has"
-                " overwritten the rows of all ranks with those of rank 0: wrap the backbone alone,"
-                " and call the head on its output"
-            )
-
-    def _draw(
-        self, batch: Batch, agreed: Agreed, generator: torch.Generator | None, seen: list[Tensor]
-    ) -> Drawn:
-        """The negatives of this step.
-
-        Args:
-            seen: gets the targets that the sampler is to learn once their counts are known.
-        """
-        if self.static_batch:
-            self._known = agreed
-        how = DrawOptions(self.num_samples, self.replacement, self.inclusion)
-        key = self._seed, self._step
-        self._step += 1
-        drawn, targets = draw_step(
-            self.sampler,
-            self.draw,
-            how,
-            self.layout,
-            batch,
-            agreed,
-            self.padding_idx,
-            key,
-            generator,
-        )
-        if targets is not None:
-            seen.append(targets)
-        return drawn
 
     # --- exact ------------------------------------------------------------------------------------
 
@@ -389,14 +308,3 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
         if replicas.size > 1:
             place += f", replica={replicas.rank} of {replicas.size}"
         return super().extra_repr() + place
-
-
-def _device_of_exchange(shard: ClassShard) -> torch.device:
-    """A device on which the group of a shard can exchange tensors."""
-    group = shard.ranks.group
-    if group is None:
-        return torch.device("cpu")
-    kinds = [device.type for device in group._device_types] or ["cpu"]
-    if "cpu" in kinds:
-        return torch.device("cpu")
-    return torch.device(kinds[0], getattr(torch, kinds[0]).current_device())

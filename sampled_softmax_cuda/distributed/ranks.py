@@ -20,6 +20,9 @@ from torch.distributed.device_mesh import DeviceMesh
 _all_gather = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
 _reduce_scatter = getattr(distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor)
 
+Wait = Callable[[], Tensor]
+"""Waits for what is on its way, and returns it."""
+
 
 @contextmanager
 def _named(exchange: str) -> Iterator[None]:
@@ -57,6 +60,16 @@ class Ranks:
         if self.mesh is not None or self.group is None:
             return self.mesh
         return DeviceMesh.from_group(self.group, device_type)
+
+    @property
+    def device(self) -> torch.device:
+        """A device on which the group can exchange tensors."""
+        if self.group is None:
+            return torch.device("cpu")
+        kinds = [device.type for device in self.group._device_types] or ["cpu"]
+        if "cpu" in kinds:
+            return torch.device("cpu")
+        return torch.device(kinds[0], getattr(torch, kinds[0]).current_device())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
         return self
@@ -136,9 +149,7 @@ class Ranks:
                 distributed.broadcast(x, group=self.group, group_src=0)
         return x
 
-    def exchange(
-        self, x: Tensor, give: Sequence[int], take: Sequence[int], what: str
-    ) -> Callable[[], Tensor]:
+    def exchange(self, x: Tensor, give: Sequence[int], take: Sequence[int], what: str) -> Wait:
         """Begin to send rows of x, the first give[0] to rank 0 and so on.
 
         Returns:
