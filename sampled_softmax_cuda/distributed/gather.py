@@ -2,11 +2,14 @@
 
 The input rows are all-gathered, the owner of a target computes its logit, every rank the sum over
 the samples in its shard, and the partial sums meet. No row of the class matrix and none of its
-gradient ever leaves its rank. A rank sends and receives about 2 (1 - 1/R) B_all D numbers.
+gradient ever leaves its rank. A rank sends and receives about 2 (1 - 1/R) B_all D numbers, and
+holds at most `MOST_GATHERED` of them at a time, and as many of their gradient: more rows are
+gathered in chunks, and once more in the backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -39,8 +42,12 @@ from ..reference import problem as reference
 from ..samples import Samples
 from .autograd import combine, gather_rows, replicated_rows, sum_over_ranks
 from .call import Batch, Call, Layout, row_factor
+from .chunks import in_chunks
 from .drawn import known, own_of
 from .gradients import shard_parameters
+
+MOST_GATHERED = 1 << 26
+"""The numbers of input rows, R b D, that are gathered at a time: 256 MiB in float32."""
 
 
 class _Parts(NamedTuple):
@@ -73,41 +80,107 @@ class _Met(NamedTuple):
     """[b], the largest logit of a negative, if it was wanted."""
     class_weight: Tensor | None
     """[b, T]"""
-    batch: Batch
 
 
 def gather_loss(call: Call) -> tuple[Tensor, SampledSoftmaxDetails | None]:
     """The loss of this rank's rows, as `fetch.fetch_loss` computes it from the same call."""
-    met = _meet(call)
-    rows = losses_of_rows(met.terms, met.negatives, met.step)
-    of_class = None if met.class_weight is None else met.class_weight[:, 0]
-    factor = row_factor(call, met.batch, of_class)
+    rows, *others = _by_chunks(call, _losses)
+    of_class = None if call.class_weight is None else others.pop(0)
+    own = _own_rows(call)
+    batch = _rows_of_batch(call.batch, own) if call.layout.replicated else call.batch
+    factor = row_factor(call, batch, of_class)
     if factor is not None:
         rows = rows * factor
     dtype = result_dtype(call.batch.input, call.weight, call.bias)
     loss = (rows if call.asked.reduction == "none" else ordered_sum(rows)).to(dtype)
-    if not call.asked.want_details:
-        return loss, None
-    details = details_of_rows(met.terms, met.negatives.detach(), met.peak, met.step)
-    return loss, SampledSoftmaxDetails(*(row.detach() for row in details))
+    return loss, SampledSoftmaxDetails(*others) if call.asked.want_details else None
 
 
 def gather_log_prob(call: Call) -> tuple[Tensor, None]:
-    """Log probabilities [b, T] of the targets among the samples, which are all
-    classes."""
+    """Log probabilities [b, T] of the targets among the samples, which are all classes."""
     options = replace(call.options, remove_accidental_hits=False)
-    met = _meet(replace(call, asked=replace(call.asked, options=options)))
+    call = replace(call, asked=replace(call.asked, options=options))
+    return _by_chunks(call, _log_prob)[0], None
+
+
+def _losses(call: Call, met: _Met) -> tuple[Tensor, ...]:
+    """The losses [b], and the class weights and details that are wanted."""
+    results = [losses_of_rows(met.terms, met.negatives, met.step)]
+    if met.class_weight is not None:
+        results.append(met.class_weight[:, 0])
+    if call.asked.want_details:
+        details = details_of_rows(met.terms, met.negatives.detach(), met.peak, met.step)
+        results += [row.detach() for row in details]
+    return tuple(results)
+
+
+def _log_prob(call: Call, met: _Met) -> tuple[Tensor, ...]:
     # exp(N) - 1 is the sum over all classes, the targets among them, relative to the targets' sum.
     n = met.negatives
     lse = met.terms.logit + n + torch.log(-torch.expm1(-n))
-    return met.terms.z - lse[:, None], None
+    return (met.terms.z - lse[:, None],)
 
 
-def _meet(call: Call) -> _Met:
-    """The targets' logits and the sums over negatives of this rank's rows."""
+def _by_chunks(
+    call: Call, results_of: Callable[[Call, _Met], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """The results of all rows, in chunks if the rows of all ranks are more than fit at a time."""
+    ranks, sizes = call.layout.ranks, call.agreed.rows
+    chunk = max(1, MOST_GATHERED // max(1, ranks.size * call.batch.input.shape[1]))
+    if call.layout.replicated or ranks.size == 1 or max(sizes) <= chunk:
+        everyone = _all_rows(call.layout, call.batch, sizes)
+        call = _with_parameters(call, everyone.target)
+        return results_of(call, _meet(call, everyone))
+    whole = _with_parameters(call, ranks.gather_rows(call.batch.target, sizes, "targets"))
+    chunks = [slice(at, at + chunk) for at in range(0, max(sizes), chunk)]
+
+    def run(number: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        rows = chunks[number]
+        counts = call.drawn.target_log_count
+        part = replace(
+            whole,
+            batch=replace(_rows_of_batch(call.batch, rows), input=input),
+            agreed=replace(call.agreed, rows=[len(range(n)[rows]) for n in sizes]),
+            weight=weight,
+            bias=bias,
+            drawn=call.drawn._replace(target_log_count=None if counts is None else counts[rows]),
+        )
+        return results_of(part, _meet(part, _all_rows(part.layout, part.batch, part.agreed.rows)))
+
+    return in_chunks(run, chunks, call.batch.input, whole.weight, whole.bias)
+
+
+def _with_parameters(call: Call, target: Tensor) -> Call:
+    """The call with parameters that are settled, and whose gradients are averaged.
+
+    Args:
+        target: [B, T] of all ranks.
+    """
+    shard = call.layout.shard
+    safe, inside = known(target, shard.num_classes)
+    place, own = shard.local_of(shard.row_of(safe))
+    _owed.settle(
+        (call.weight, call.bias), lambda: (own_of(call.drawn, shard)[0], place[own & inside])
+    )
+    weight, bias = shard_parameters(call, call.drawn)
+    return replace(call, weight=weight, bias=bias)
+
+
+def _own_rows(call: Call) -> slice:
+    """Where this rank's rows are among those of all."""
+    ranks, sizes = call.layout.ranks, call.agreed.rows
+    begin = sum(sizes[: ranks.rank])
+    return slice(begin, begin + sizes[ranks.rank])
+
+
+def _meet(call: Call, everyone: Batch) -> _Met:
+    """The targets' logits and the sums over negatives of this rank's rows.
+
+    Args:
+        everyone: the rows of all ranks.
+    """
     layout, options, drawn = call.layout, call.options, call.drawn
     ranks, sizes = layout.ranks, call.agreed.rows
-    everyone = _all_rows(layout, call.batch, sizes)
     counts = drawn.target_log_count
     if counts is not None and not layout.replicated:
         counts = ranks.gather_rows(counts, sizes, "expected counts of targets")
@@ -139,15 +212,13 @@ def _meet(call: Call) -> _Met:
     if call.asked.want_details:
         peak = ranks.all_reduce(peak, "largest logits", ReduceOp.MAX)
 
-    begin = sum(sizes[: ranks.rank])
-    own = slice(begin, begin + sizes[ranks.rank])
+    own = _own_rows(call)
     return _Met(
         _rows_of_step(step, own),
         _rows_of_terms(terms, own),
         negatives[own],
         peak[own],
         None if of_class is None else of_class[own],
-        _rows_of_batch(call.batch, own) if layout.replicated else call.batch,
     )
 
 
@@ -175,8 +246,7 @@ def _parts(call: Call, batch: Batch) -> _Parts:
     rows, count = own_of(drawn, shard)
     target, own = shard.local_of(shard.row_of(known(batch.target, shard.num_classes)[0]))
     own = own & known(batch.target, shard.num_classes)[1]
-    _owed.settle((call.weight, call.bias), lambda: (rows, target[own]))
-    weight, bias = shard_parameters(call, drawn)
+    weight, bias = call.weight, call.bias
     exclude = batch.exclude
     if exclude is not None:
         legal, inside = known(exclude, shard.num_classes)
@@ -297,10 +367,11 @@ def _rows_of_terms(terms: TargetTerms, own: slice) -> TargetTerms:
 
 
 def _rows_of_batch(batch: Batch, own: slice) -> Batch:
-    weight = batch.sample_weight
+    weight, exclude = batch.sample_weight, batch.exclude
     return replace(
         batch,
         input=batch.input[own],
         target=batch.target[own],
+        exclude=None if exclude is None else exclude[own],
         sample_weight=None if weight is None else weight[own],
     )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from scipy import optimize
 from torch import Tensor, distributed
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import sampled_softmax_cuda as ssc
+from helpers.largest import Largest
 from helpers.rank_threads import dense, run_ranks
 from helpers.samplers import assert_chi_square
 from sampled_softmax_cuda.distributed import (
@@ -319,19 +319,6 @@ def test_replicas_draw_alike_and_owners_of_other_classes_do_not(draw: str) -> No
 
 
 # --- memory, state, errors ------------------------------------------------------------------------
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that was made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(x, Tensor) and x.layout == torch.strided:
-                self.largest = max(self.largest, x.untyped_storage().nbytes() // 8)
-        return result
 
 
 def numbers_at_once(rank: int, size: int, classes: int, kind: str, draw: str) -> int:
