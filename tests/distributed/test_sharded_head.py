@@ -16,8 +16,10 @@ from torch import distributed, multiprocessing, nn
 
 import sampled_softmax_cuda as ssc
 from helpers.rank_threads import dense, run_ranks
+from sampled_softmax_cuda._philox import philox_bits
 from sampled_softmax_cuda.distributed import ClassShard, ShardedSampledSoftmaxLoss
 from sampled_softmax_cuda.distributed.gradients import shard_parameters
+from sampled_softmax_cuda.distributed.keys import generator_of_step
 
 C, D, S, B = 37, 6, 12, 4
 
@@ -250,6 +252,14 @@ def test_initial_values_depend_on_seed_and_class_alone() -> None:
     meta = ShardedSampledSoftmaxLoss(D, C, S, seed=11, device="meta")
     meta.to_empty(device="cpu").reset_parameters()
     assert torch.equal(meta.full_state_dict()["weight"], first)
+
+
+def test_keys_of_steps_are_those_of_philox() -> None:
+    for seed, step, part in ((0, 0, 0), (2**62 + 5, 3, 1), (7, 2**40 + 1, 2**33 + 9)):
+        key = torch.tensor([seed, step * 2])
+        bits = int(philox_bits(key, 0, 1, torch.tensor([part]))) & (2**63 - 1)
+        generator = generator_of_step(seed, step, torch.device("cpu"), part)
+        assert generator.initial_seed() == bits
 
 
 def test_refused() -> None:
