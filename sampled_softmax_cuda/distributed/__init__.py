@@ -9,5 +9,13 @@ docs/distributed.md says when it is needed, and how it goes together with DDP an
 from .functional import sharded_sampled_softmax_loss
 from .modules import ShardedSampledSoftmaxLoss
 from .shard import ClassShard
+from .streaming import ShardedStreamingSampler
+from .weighted import ShardedWeightedSampler
 
-__all__ = ["ClassShard", "ShardedSampledSoftmaxLoss", "sharded_sampled_softmax_loss"]
+__all__ = [
+    "ClassShard",
+    "ShardedSampledSoftmaxLoss",
+    "ShardedStreamingSampler",
+    "ShardedWeightedSampler",
+    "sharded_sampled_softmax_loss",
+]

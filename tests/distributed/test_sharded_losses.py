@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.largest import Largest
 from helpers.rank_losses import OPTIONS, error_of_rank
 from helpers.rank_threads import run_ranks
-from sampled_softmax_cuda.distributed import ClassShard
+from sampled_softmax_cuda.distributed import ClassShard, ShardedSampledSoftmaxLoss, gather
 
 
 @pytest.mark.parametrize("algorithm", ["fetch", "gather"])
@@ -39,6 +40,37 @@ def test_equals_one_process_with_replicated_input(algorithm: str, options: str) 
 def test_equals_one_process_with_sixteen_ranks(algorithm: str) -> None:
     case = ("empty batch", OPTIONS["plain"], algorithm, True, False, False)
     assert max(run_ranks(16, error_of_rank, *case)) < 1e-11
+
+
+@pytest.mark.parametrize("options", [o for o in OPTIONS if o != "smoothing"])
+def test_gathers_in_chunks(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size, sizes, sparse, numbers in (
+        (2, "uneven", False, 28),
+        (3, "empty batch", True, 50),
+        (4, "few classes", True, 1),
+    ):
+        monkeypatch.setattr(gather, "MOST_GATHERED", numbers)
+        case = (sizes, OPTIONS[options], "gather", sparse, True, False)
+        assert max(run_ranks(size, error_of_rank, *case)) < 1e-11, (size, *case)
+
+
+def largest_of_gather(rank: int, size: int, rows: int, sparse: bool) -> int:
+    head = ShardedSampledSoftmaxLoss(64, 100, 8, algorithm="gather", sparse_grad=sparse, seed=0)
+    h, target = torch.randn(rows, 64, requires_grad=True), torch.randint(100, (rows,))
+    with Largest() as seen:
+        head(h, target).backward()
+        head.eval()(h, target).backward()
+    return seen.largest
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_memory_of_gathered_rows_is_bounded(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "MOST_GATHERED", 2**16)
+    rows, ranks = 1024, 4
+    bound = rows * 64 // 2 + 1000  # a rank's own rows, in numbers of 8 bytes, or the gathered ones
+    assert max(run_ranks(ranks, largest_of_gather, rows, sparse)) < bound
+    monkeypatch.setattr(gather, "MOST_GATHERED", 2**26)
+    assert min(run_ranks(ranks, largest_of_gather, rows, sparse)) > 3 * bound
 
 
 def test_order_of_classes_is_a_permutation_that_balances() -> None:

@@ -1,0 +1,388 @@
+"""Draws of which every rank makes its own part: against one process, and their laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+from torch import Tensor, distributed
+
+import sampled_softmax_cuda as ssc
+from helpers.largest import Largest
+from helpers.rank_threads import dense, run_ranks
+from helpers.samplers import assert_chi_square
+from sampled_softmax_cuda.distributed import (
+    ClassShard,
+    ShardedSampledSoftmaxLoss,
+    ShardedStreamingSampler,
+    ShardedWeightedSampler,
+)
+from sampled_softmax_cuda.distributed.call import Agreed, Batch
+from sampled_softmax_cuda.distributed.drawn import Drawn, all_of
+from sampled_softmax_cuda.distributed.draws import draw_step
+from sampled_softmax_cuda.samplers.base import DrawOptions
+from sampled_softmax_cuda.samplers.mixed import split_samples
+
+D, S, PADDING = 5, 24, 3
+
+
+def weights(classes: int) -> Tensor:
+    """Zipf's, with some that never come."""
+    w = 1.0 / torch.arange(1, classes + 1, dtype=torch.float64)
+    w[4::7] = 0.0
+    return w
+
+
+def batches(classes: int, size: int, rank: int | None = None, step: int = 0) -> Any:
+    """Rows and targets of a rank, or of all; ranks have other numbers of rows, some none."""
+    g = torch.Generator().manual_seed(step)
+    rows = [(3, 0, 5, 1)[r % 4] for r in range(size)]
+    h = torch.randn(sum(rows), D, generator=g, dtype=torch.float64)
+    target = torch.randint(classes, (sum(rows),), generator=g)
+    target[-1] = -100
+    if rank is None:
+        return h, target
+    begin = sum(rows[:rank])
+    return h[begin : begin + rows[rank]], target[begin : begin + rows[rank]]
+
+
+# --- samplers, and the log n that one process would give ------------------------------------------
+
+SAMPLERS: dict[str, Callable[[int], ssc.Sampler]] = {
+    "weighted": lambda c: ssc.WeightedSampler(weights(c)),
+    "padded": lambda c: ssc.LogUniformSampler(c, padding_idx=PADDING),
+    "log_uniform": lambda c: ssc.LogUniformSampler(c),
+    "streaming": lambda c: ssc.StreamingSampler(c, update_on_sample=True, staleness=0.0),
+    "in batch": lambda c: ssc.InBatchSampler(ssc.WeightedSampler(weights(c))),
+    "learnt in batch": lambda c: ssc.InBatchSampler(ssc.StreamingSampler(c, update_on_sample=True)),
+    "own counts": lambda c: ssc.InBatchSampler(num_classes=c),
+    "queue": lambda c: ssc.QueueSampler(7, ssc.WeightedSampler(weights(c))),
+    "interval": lambda c: ssc.InBatchSampler(
+        ssc.StreamingSampler(c, mode="interval", update_on_sample=True)
+    ),
+    "mixed": lambda c: ssc.MixedSampler(
+        [
+            ssc.InBatchSampler(ssc.WeightedSampler(weights(c))),
+            ssc.UniformSampler(c),
+            ssc.UniformSampler(c),
+            ssc.WeightedSampler(weights(c)),
+        ],
+        [1, 2, 1, 3],
+    ),
+}
+
+
+def drawn_before(head: ShardedSampledSoftmaxLoss, h: Tensor, target: Tensor) -> Drawn:
+    """What the next step will draw."""
+    rows = torch.tensor([h.shape[0]])
+    sizes = head.layout.ranks.gather(rows, "rows").flatten().tolist()
+    return draw_step(
+        head.sampler,
+        head.draw,
+        DrawOptions(head.num_samples, head.replacement, "expected"),
+        head.layout,
+        Batch(h, target[:, None], None, None, h.shape[:-1]),
+        Agreed(sizes, [sum(sizes)], sum(sizes)),
+        head.padding_idx,
+        (head._seed, head._step),
+        None,
+    )
+
+
+def equals_one_process(
+    rank: int, size: int, classes: int, name: str, algorithm: str, sparse: bool
+) -> float:
+    """The largest difference from one process with the same samples, and with the counts that the
+    whole sampler gives for them."""
+    head = ShardedSampledSoftmaxLoss(
+        D,
+        classes,
+        S,
+        SAMPLERS[name](classes),
+        draw="composed",
+        algorithm=algorithm,
+        sparse_grad=sparse,
+        seed=7,
+        dtype=torch.float64,
+    )
+    whole = SAMPLERS[name](classes)
+    full = head.full_state_dict(on_all_ranks=True)
+    worst = 0.0
+    for step in range(3):
+        h, target = batches(classes, size, rank, step)
+        drawn = all_of(drawn_before(head, h, target), head.shard)
+        everyone, all_targets = batches(classes, size, None, step)
+        ids = head.shard.class_of(drawn.rows)
+        pools = isinstance(whole, (ssc.InBatchSampler, ssc.QueueSampler, ssc.MixedSampler))
+        if pools:
+            log_n, of_target = counts_of_pool(whole, ids, all_targets, drawn.log_count)
+        else:
+            if isinstance(whole, ssc.StreamingSampler):
+                whole.rebuild()
+            log_n = whole.log_expected_count(ids, S)
+            safe = all_targets.clamp(min=0)
+            of_target = whole.log_expected_count(safe, S).masked_fill(all_targets < 0, 0.0)
+        of_target = torch.where(of_target == -torch.inf, 0.0, of_target)
+        for module in whole.modules():  # as the head does, after the draw
+            if isinstance(module, (ssc.StreamingSampler, ssc.QueueSampler)):
+                module.update(all_targets)
+        one = [x.requires_grad_() for x in (everyone, full["weight"], full["bias"])]
+        for x in one:
+            x.grad = None
+        expected = ssc.sampled_softmax_loss(
+            one[0], one[1], all_targets, ssc.Samples(ids, log_n, of_target), bias=one[2]
+        )
+        expected.backward()
+        h = h.requires_grad_()
+        head.zero_grad()
+        loss = head(h, target)
+        loss.backward()
+        value = loss.detach().clone()
+        distributed.all_reduce(value)
+        begin = sum((3, 0, 5, 1)[r % 4] for r in range(rank))
+        mine = head.shard.classes
+        assert one[0].grad is not None and h.grad is not None
+        differences = [
+            value / size - expected.detach(),
+            h.grad / size - one[0].grad[begin : begin + h.shape[0]],
+            dense(head.weight.grad, head.weight) - dense(one[1].grad, one[1])[mine],
+            dense(head.bias.grad, head.bias) - dense(one[2].grad, one[2])[mine],  # type: ignore[arg-type]
+        ]
+        worst = max([worst, *(float(d.abs().max()) for d in differences if d.numel())])
+    return worst
+
+
+def counts_of_pool(
+    whole: Any, ids: Tensor, target: Tensor, log_count: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """log n of samples and targets by the whole sampler's own draw, whose counts depend on the
+    batch alone; masked samples stay so."""
+    whole.eval()  # it doesn't learn
+    draw = whole._begin_draw(target, DrawOptions(S, True, "expected"), torch.Generator())
+    assert log_count is not None
+    log_n = draw.log_count(ids).float().masked_fill(log_count == torch.inf, torch.inf)
+    of_target = draw.log_count(target.clamp(min=0)).float().masked_fill(target < 0, 0.0)
+    return torch.where(log_n == -torch.inf, 0.0, log_n), of_target
+
+
+@pytest.mark.parametrize("algorithm", ["fetch", "gather"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_composed_draws_equal_one_process_with_the_same_samples(name: str, algorithm: str) -> None:
+    for size, classes, sparse in ((1, 23, True), (2, 23, False), (3, 101, True)):
+        found = run_ranks(size, equals_one_process, classes, name, algorithm, sparse)
+        assert max(found) < 1e-6, (size, classes, found)  # log counts are float32
+
+
+@pytest.mark.parametrize("name", ["weighted", "mixed", "streaming"])
+def test_composed_draws_of_more_ranks_than_classes(name: str) -> None:
+    found = run_ranks(8, equals_one_process, 5, name, "auto", True)
+    assert max(found) < 1e-6, found
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+def expected_counts(classes: int, size: int, draw: str, replacement: bool, s: int) -> Tensor:
+    """n [C] by the formulas, float64, and independent of the package's."""
+    q = (weights(classes) / weights(classes).sum()).numpy()
+    if draw == "composed":
+        return torch.from_numpy(s * q)
+    shard = ClassShard(classes)
+    each = -(-classes // size)
+    of_rank = [
+        shard.class_of(torch.arange(min(classes, r * each), min(classes, (r + 1) * each))).numpy()
+        for r in range(size)
+    ]
+    drawable = [int((q[k] > 0).sum()) for k in of_rank]
+    shares = split_samples(
+        s, [1.0] * size, [(2**62 if n else 0) if replacement else n for n in drawable]
+    )
+    n = np.zeros(classes)
+    for k, s_r in zip(of_rank, shares, strict=True):
+        if s_r == 0:
+            continue
+        p = q[k] / q[k].sum()
+        if replacement:
+            n[k] = s_r * p
+        elif s_r == (p > 0).sum():
+            n[k] = p > 0
+        else:
+            t = optimize.brentq(lambda t, p=p, m=s_r: -np.expm1(t * np.log1p(-p)).sum() - m, 0, 1e6)
+            n[k] = -np.expm1(t * np.log1p(-p))
+    return torch.from_numpy(n)
+
+
+def many_draws(
+    rank: int, size: int, classes: int, draw: str, replacement: bool, s: int, times: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How often each class came [times, C], log n [C] of this rank's classes, NaN elsewhere, and
+    this rank's part of the estimates of Z [times]."""
+    shard = ClassShard(classes)
+    sampler = ShardedWeightedSampler(weights(classes)[shard.classes], shard)
+    head = ShardedSampledSoftmaxLoss(
+        2, classes, s, sampler, draw=draw, replacement=replacement, seed=3
+    )
+    logits = torch.randn(classes, generator=torch.Generator().manual_seed(0)).double()
+    counts, z = torch.zeros(times, classes), torch.zeros(times, dtype=torch.float64)
+    log_n = torch.full((classes,), torch.nan)
+    for step in range(times):
+        drawn = drawn_before(head, torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+        head._step += 1
+        ids = shard.class_of(drawn.rows)
+        counts[step].index_add_(0, ids, torch.ones(len(ids)))
+        assert drawn.log_count is not None and drawn.log_count_of is not None
+        z[step] = (logits[ids] - drawn.log_count.double()).exp().sum()
+        if step == 0:
+            log_n[shard.classes] = drawn.log_count_of(torch.arange(shard.num_rows))
+        assert drawn.sizes is not None and drawn.sizes[rank] == len(ids)
+        assert sum(drawn.sizes) == s
+    return counts, log_n, z
+
+
+CASES = [("composed", True), ("stratified", True), ("stratified", False)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize(("draw", "replacement"), CASES)
+def test_classes_come_as_often_as_their_counts_say(size: int, draw: str, replacement: bool) -> None:
+    classes, times, s = (37, 800, 16) if replacement else (200, 400, 80)
+    parts = run_ranks(size, many_draws, classes, draw, replacement, s, times)
+    counts = torch.stack([c for c, _, _ in parts]).sum(0)
+    log_n = torch.stack([n for _, n, _ in parts]).nan_to_num(0).sum(0)
+    n = expected_counts(classes, size, draw, replacement, s)
+    never = n == 0
+    assert torch.allclose(log_n.double(), torch.where(never, 1.0, n).log(), atol=1e-5)
+    assert float(counts[:, never].sum()) == 0
+    if replacement:
+        assert_chi_square(counts.sum(0).tolist(), (n / s).tolist())
+    else:
+        assert float(counts.max()) == 1
+        # Inclusion by t differs from the truth by less than the noise of these draws and 2 %.
+        deviation = (n * (1 - n) / times).sqrt()
+        assert bool(((counts.mean(0) - n).abs() < 4.5 * deviation + 0.02).all())
+    logits = torch.randn(classes, generator=torch.Generator().manual_seed(0)).double()
+    truth = float(logits[~never].exp().sum())
+    z = torch.stack([z for _, _, z in parts]).sum(0)
+    error = float(z.std()) / math.sqrt(times)
+    assert abs(float(z.mean()) - truth) < 4 * error + (0 if replacement else 0.01 * truth)
+
+
+def test_composed_draws_have_the_law_of_global_ones() -> None:
+    """Two samples of numbers of distinct classes, which depend on all of the joint law."""
+    classes, times, s = 37, 1500, 16
+    whole = ssc.WeightedSampler(weights(classes))
+    alone = [
+        len(
+            torch.unique(
+                whole.sample(torch.tensor([0]), s, generator=torch.Generator().manual_seed(i)).ids
+            )
+        )
+        for i in range(times)
+    ]
+    parts = run_ranks(4, many_draws, classes, "composed", True, s, times)
+    together = (torch.stack([c for c, _, _ in parts]).sum(0) > 0).sum(1)
+    a, b = torch.tensor(alone).double(), together.double()
+    assert abs(float(a.mean() - b.mean())) < 4 * math.sqrt(float(a.var() + b.var()) / times)
+    assert abs(float(a.var() / b.var()) - 1) < 0.16
+
+
+def rows_of_replicas(rank: int, size: int, draw: str) -> Tensor:
+    """The rows that a rank of a mesh of 2 x 2 draws, counted from its first."""
+    mesh = distributed.device_mesh.init_device_mesh(
+        "cpu", (2, 2), mesh_dim_names=("replica", "class")
+    )
+    head = ShardedSampledSoftmaxLoss(
+        D,
+        2000,
+        64,
+        torch.ones(2000),
+        draw=draw,
+        mesh=mesh["class"],
+        replica_mesh=mesh["replica"],
+        seed=1,
+    )
+    drawn = drawn_before(head, torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
+    return drawn.rows - head.shard.begin
+
+
+@pytest.mark.parametrize("draw", ["composed", "stratified"])
+def test_replicas_draw_alike_and_owners_of_other_classes_do_not(draw: str) -> None:
+    rows = run_ranks(4, rows_of_replicas, draw)
+    assert torch.equal(rows[0], rows[2]) and torch.equal(rows[1], rows[3])
+    assert len(rows[0]) + len(rows[1]) == 64
+    assert float((rows[0][:20] == rows[1][:20]).float().mean()) < 0.2
+
+
+# --- memory, state, errors ------------------------------------------------------------------------
+
+
+def numbers_at_once(rank: int, size: int, classes: int, kind: str, draw: str) -> int:
+    """The largest tensor, in numbers of 8 bytes, while a head is built and trained."""
+    with Largest() as seen:
+        shard = ClassShard(classes)
+        sampler: ssc.Sampler
+        if kind == "weighted":
+            sampler = ShardedWeightedSampler(1.0 / (shard.classes + 1), shard)
+        else:
+            sampler = ShardedStreamingSampler(shard, update_on_sample=True)
+        if kind == "in batch":
+            sampler = ssc.InBatchSampler(sampler)
+        if kind == "log_uniform":
+            sampler = ssc.LogUniformSampler(classes)
+        head = ShardedSampledSoftmaxLoss(
+            2, classes, 64, sampler, draw=draw, replacement=draw == "composed", sparse_grad=True
+        )
+        for _ in range(2):
+            head(torch.randn(4, 2), torch.randint(classes, (4,))).backward()
+    return seen.largest
+
+
+@pytest.mark.parametrize("draw", ["composed", "stratified"])
+@pytest.mark.parametrize("kind", ["weighted", "streaming", "in batch", "log_uniform"])
+def test_no_rank_holds_a_tensor_of_all_classes(kind: str, draw: str) -> None:
+    classes = 400_000
+    found = run_ranks(4, numbers_at_once, classes, kind, draw)
+    assert max(found) < 0.7 * classes, found  # 2^18 numbers, a chunk of the initial values
+
+
+def refused(rank: int, size: int) -> None:
+    shard = ClassShard(20)
+    own = weights(20)[shard.classes]
+    sampler = ShardedWeightedSampler(own, shard)
+    for options, match in (
+        ({"draw": "global"}, "draw='global' needs a sampler of all classes"),
+        ({"draw": "some"}, "draw must be one of"),
+        ({"draw": "composed", "replacement": False}, "use draw='stratified'"),
+        ({"class_order": "contiguous"}, "its rows must be those of the head"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ShardedSampledSoftmaxLoss(D, 20, 4, sampler, **options)
+    head = ShardedSampledSoftmaxLoss(D, 20, 1, sampler, draw="stratified")
+    with pytest.raises(ValueError, match="must be at least 2"):
+        head(torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="not possible by one rank alone"):
+        sampler.sample(torch.tensor([0]), 4)
+    with pytest.raises(IndexError, match="classes of this rank"):
+        sampler.log_prob(torch.arange(20))
+    with pytest.raises(ValueError, match="those of this rank's classes"):
+        ShardedWeightedSampler(torch.ones(20), shard)
+    with pytest.raises(ValueError, match="finite and not negative"):
+        ShardedWeightedSampler(-own, shard)
+    nothing = ShardedSampledSoftmaxLoss(D, 20, 4, ShardedWeightedSampler(0 * own, shard))
+    with pytest.raises(ValueError, match="positive and finite sum"):
+        nothing(torch.zeros(1, D), torch.tensor([1]))
+    head = ShardedSampledSoftmaxLoss(D, 20, 4, sampler)
+    head(torch.zeros(1, D), torch.tensor([1]))
+    if rank == 0:
+        sampler.update(own + 1)
+    with pytest.raises(ValueError, match="number of updates of the sampler must be the same"):
+        head(torch.zeros(1, D), torch.tensor([1]))
+
+
+def test_refused() -> None:
+    run_ranks(2, refused)
