@@ -8,6 +8,18 @@ docs/distributed.md says when it is needed, and how it goes together with DDP an
 
 from .functional import sharded_sampled_softmax_loss
 from .modules import ShardedSampledSoftmaxLoss
+from .optimizers import (
+    full_optimizer_state_dict,
+    load_full_optimizer_state_dict,
+    register_optimizer,
+)
 from .shard import ClassShard
 
-__all__ = ["ClassShard", "ShardedSampledSoftmaxLoss", "sharded_sampled_softmax_loss"]
+__all__ = [
+    "ClassShard",
+    "ShardedSampledSoftmaxLoss",
+    "full_optimizer_state_dict",
+    "load_full_optimizer_state_dict",
+    "register_optimizer",
+    "sharded_sampled_softmax_loss",
+]
