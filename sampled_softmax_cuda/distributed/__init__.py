@@ -6,6 +6,7 @@
 docs/distributed.md says when it is needed, and how it goes together with DDP and fully_shard.
 """
 
+from .clip import clip_grad_norm_
 from .functional import sharded_sampled_softmax_loss
 from .modules import ShardedSampledSoftmaxLoss
 from .optimizers import (
@@ -18,6 +19,7 @@ from .shard import ClassShard
 __all__ = [
     "ClassShard",
     "ShardedSampledSoftmaxLoss",
+    "clip_grad_norm_",
     "full_optimizer_state_dict",
     "load_full_optimizer_state_dict",
     "register_optimizer",

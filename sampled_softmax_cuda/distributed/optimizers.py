@@ -93,7 +93,7 @@ def _layouts(
     trained = {p for group in optimizer.param_groups for p in group["params"]}
     found: dict[Tensor, Layout] = {}
     for number, head in enumerate(heads):
-        own = [p for p in (head.weight, head.bias) if p is not None and p in trained]
+        own = [p for p in head.shards() if p in trained]
         if not own:
             raise ValueError(
                 f"{_NAME}: no parameter of head {number} is in the optimizer: make the optimizer"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from .call import Layout
+from .owners import OwnsShards
 from .shard import ClassShard
 
 _NAME = "ShardedSampledSoftmaxLoss"
@@ -101,7 +101,7 @@ def rows_of_all(local: Tensor, shard: ClassShard, name: str, keep: bool) -> Tens
     return full
 
 
-class SavesShards(nn.Module):
+class SavesShards(OwnsShards):
     """The state_dict of a head on several ranks: `weight` and `bias` are DTensors [C, D] and [C],
     `Shard(0)`, whose rows lie in the order of `ClassShard`; `row_multiplier` says in which, and
     `draws` is the seed and the number of steps.
@@ -112,7 +112,6 @@ class SavesShards(nn.Module):
     """
 
     shard: ClassShard
-    layout: Layout
     _seed: int
     _step: int
 
