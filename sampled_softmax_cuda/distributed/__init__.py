@@ -15,8 +15,10 @@ from .optimizers import (
     register_optimizer,
 )
 from .shard import ClassShard
+from .style import ClassParallel
 
 __all__ = [
+    "ClassParallel",
     "ClassShard",
     "ShardedSampledSoftmaxLoss",
     "clip_grad_norm_",

@@ -23,14 +23,19 @@ class OwnsShards(nn.Module):
     # Copies and pickles come here too.
     def __new__(cls, *_: Any, **__: Any) -> Any:
         head = super().__new__(cls)
-        with _lock:
-            _heads.add(head)
+        announce(head)
         return head
 
     def shards(self) -> list[nn.Parameter]:
         """The parameters that have this rank's rows."""
         own = self.__dict__.get("_parameters", {})
         return [own[name] for name in ("weight", "bias") if own.get(name) is not None]
+
+
+def announce(head: Any) -> None:
+    """Let `shard_layouts` know of a head."""
+    with _lock:
+        _heads.add(head)
 
 
 def shard_layouts(parameters: Iterable[Tensor]) -> dict[Tensor, Layout]:

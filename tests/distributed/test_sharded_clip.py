@@ -25,7 +25,7 @@ def gradient(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def full_gradients(scale: float = 1.0) -> list[torch.Tensor]:
-    """Of body.weight, body.bias, and of weight and bias of all classes, in the order of rows."""
+    """Those of the body, and of weight and bias of all classes in the order of rows."""
     shapes = [(D, D), (D,), (C, D), (C,)]
     return [scale * gradient(shape, seed) for seed, shape in enumerate(shapes)]
 
