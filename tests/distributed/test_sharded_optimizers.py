@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 import sampled_softmax_cuda as ssc
 from helpers.rank_threads import run_ranks
@@ -345,6 +346,28 @@ def crossed(rank: int, size: int, name: str, alone: Any) -> None:
 def test_to_and_from_a_head_in_one_process(name: str, size: int) -> None:
     alone = ssc.SampledSoftmaxLoss(D, C, S, sparse_grad=OPTIMIZERS[name][1], dtype=torch.float64)
     run_ranks(size, crossed, name, alone)
+
+
+# --- GradScaler -----------------------------------------------------------------------------------
+
+
+def scaled(rank: int, size: int) -> tuple[bool, float]:
+    """Whether a rank took the step in which one of them has an inf, and its scale afterwards."""
+    run = Run("Adagrad", 1)
+    scaler = ShardedGradScaler("cpu")
+    x, target = torch.ones(B, D, dtype=torch.float64), torch.arange(B)
+    scaler.scale(run.head(x, target)).backward()  # type: ignore[no-untyped-call]
+    if rank == 1:
+        run.head.weight.grad._values()[0, 0] = float("inf")
+    before = run.head.weight.clone()
+    scaler.unscale_(run.optimizer)
+    scaler.step(run.optimizer)
+    scaler.update()
+    return not torch.equal(run.head.weight, before), scaler.get_scale()
+
+
+def test_all_ranks_leave_out_a_step_in_which_one_has_an_inf() -> None:
+    assert run_ranks(3, scaled) == [(False, 32768.0)] * 3
 
 
 # --- refused --------------------------------------------------------------------------------------

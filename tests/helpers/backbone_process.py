@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -67,7 +67,8 @@ class Case:
         )
         settings = {"sparse_grad": True, "seed": 3, "dtype": dtype}
         self.model = Model(ShardedSampledSoftmaxLoss(D, C, S, **{**settings, **options}), dtype)
-        for name in ("mesh", "replica_mesh", "input_layout", "algorithm"):
+        self.divisor = options.get("gradient_divide_factor") or self.size
+        for name in ("mesh", "replica_mesh", "input_layout", "gradient_divide_factor"):
             options.pop(name, None)
         alone = [distributed.new_group([r]) for r in range(self.size)][self.rank]
         head = ShardedSampledSoftmaxLoss(D, C, S, mesh=alone, **{**settings, **options})
@@ -99,7 +100,7 @@ class Case:
         shard = self.head.shard
         head = zip(self.head.parameters(), self.single.head.parameters(), strict=True)
         return {
-            "loss": float((means / self.size - means.new_tensor(truth)).abs().max()),
+            "loss": float((means / self.divisor - means.new_tensor(truth)).abs().max()),
             "body": max(_distance(full(p.grad), q.grad) for p, q in body),
             "shard": max(
                 _distance(dense(p.grad, p), dense(q.grad, q)[shard.begin : shard.end])
@@ -150,6 +151,10 @@ def fsdp(
     for i in (0, 2):
         fully_shard(case.model.body[i], mesh=mesh)
     model: Any = fully_shard(case.model, mesh=mesh, ignored_params=ignored)
+    if case.divisor != case.size:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(case.divisor)
     losses = []
     for number in numbers:
         model.set_requires_gradient_sync(number == numbers[-1])
@@ -279,6 +284,8 @@ CASES: dict[int, dict[str, Callable[[], dict[str, Any]]]] = {
         "fully_shard, a rank without rows": lambda: fsdp([2]),
         "fully_shard, set_requires_gradient_sync": lambda: fsdp([0, 1, 2]),
         "fully_shard, activation checkpoints": lambda: fsdp([0], recompute=True),
+        "fully_shard, sums": lambda: fsdp([0], gradient_divide_factor=1.0),
+        "ddp, static_batch": lambda: ddp([0, 1, 3], static_batch=True),
         "tensor parallel": tensor_parallel,
         "steps, ddp": lambda: trained(False),
         "steps, fully_shard": lambda: trained(True),
