@@ -43,10 +43,9 @@ def refuse_dtensor(fn: str, name: str, value: Tensor) -> None:
     if kind is None or not isinstance(value, kind):
         return
     raise TypeError(
-        f"{fn}: {name} must be a plain tensor, got a DTensor {value.placements}. Under fully_shard"
-        " call the module itself, or torch.distributed.fsdp.register_fsdp_forward_method(head,"
-        f" 'topk') before other methods; elsewhere pass {name}.full_tensor(), or .to_local() for"
-        f" this process's part; {_PAGE}"
+        f"{fn}: {name} must be a plain tensor, got a DTensor {value.placements}: pass"
+        f" {name}.full_tensor(), or .to_local() for this process's part; classes that are spread"
+        f" over processes are for ssc.distributed.ShardedSampledSoftmaxLoss; {_PAGE}"
     )
 
 
@@ -143,7 +142,9 @@ def _check_fully_shard(fn: str, name: str, parameter: Tensor) -> None:
         raise RuntimeError(
             f"{fn}: sparse_grad=True, but fully_shard, which reduces dense gradients only, shards"
             f" {name}: use sparse_grad=False, or leave the head out, fully_shard(model,"
-            f" ignored_params=set(head.parameters())), and reduce its gradients yourself; {_PAGE}"
+            " ignored_params=set(head.parameters())), and take"
+            " ssc.distributed.ShardedSampledSoftmaxLoss, or reduce its gradients yourself;"
+            f" {_PAGE}"
         )
 
 

@@ -142,11 +142,11 @@ class Ranks:
             distributed.all_reduce(out, op, group=self.group)
         return out
 
-    def broadcast(self, x: Tensor, what: str) -> Tensor:
-        """The tensor of rank 0, in place."""
+    def broadcast(self, x: Tensor, what: str, source: int = 0) -> Tensor:
+        """The tensor of rank `source`, in place."""
         if self.size > 1:
             with _named(f"broadcast of {what}"):
-                distributed.broadcast(x, group=self.group, group_src=0)
+                distributed.broadcast(x, group=self.group, group_src=source)
         return x
 
     def exchange(self, x: Tensor, give: Sequence[int], take: Sequence[int], what: str) -> Wait:
