@@ -111,6 +111,7 @@ class Asked:
         shard, o = self.layout.shard, self.options
         width = target.shape[-1] if isinstance(target, Tensor) and target.dim() > 1 else 1
         return {
+            "loss": "sampled, as in training mode",
             "num_classes": shard.num_classes,
             "class_order": shard.order,
             "weight": (tuple(weight.shape[1:]), weight.dtype, weight.requires_grad),

@@ -75,7 +75,7 @@ def exact_loss(
         exclude=exclude,
         class_weight=class_weight,
         sample_weight=sample_weight,
-        same={"all classes": True},
+        same={"loss": "exact, as in eval mode"},
         check=check,
     )
     return solve_call(call)
@@ -111,7 +111,7 @@ def log_prob(
         draw,
         bias=bias,
         class_weight=None,
-        same={"log_prob": True},
+        same={"loss": "log_prob"},
         check=check,
     )
     found: Tensor = solve_call(call)

@@ -59,7 +59,11 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         ("bad_target", "IndexError", r"target must be in \[0, C=60\).*got 60 \(on rank 1 of 3\)"),
         ("other_options", "ValueError", "temperature must be the same on all ranks.*0.5 on rank 1"),
         ("skipped_backward", "RuntimeError", "ranks are at different places.*skips a batch"),
-        ("eval_on_one", "ValueError", "algorithm must be the same on all ranks"),
+        (
+            "eval_on_one",
+            "ValueError",
+            "loss must be the same on all ranks, got 'sampled, as in.*eval mode' on rank 1",
+        ),
     ],
 )
 def test_all_ranks_raise_the_same_error(seen: Any, fault: str, kind: str, text: str) -> None:
