@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
-import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda.distributed import ShardedSampledSoftmaxLoss
 
 from .rank_losses import PROCESS_CASES, error_of_rank
