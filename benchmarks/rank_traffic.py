@@ -85,11 +85,14 @@ def counted() -> Iterator[Traffic]:
         (torchs, "all_to_all_single", "all-to-all", to_others),
         (torchs, "broadcast", "broadcast", to_all),
     ]
-    with mock.patch.multiple(
-        ours,
-        **{n: wrap(kind, getattr(m, n), sent) for m, n, kind, sent in patches if m is ours},
-    ), mock.patch.multiple(
-        torchs,
-        **{n: wrap(kind, getattr(m, n), sent) for m, n, kind, sent in patches if m is torchs},
+    with (
+        mock.patch.multiple(
+            ours,
+            **{n: wrap(kind, getattr(m, n), sent) for m, n, kind, sent in patches if m is ours},
+        ),
+        mock.patch.multiple(
+            torchs,
+            **{n: wrap(kind, getattr(m, n), sent) for m, n, kind, sent in patches if m is torchs},
+        ),
     ):
         yield traffic

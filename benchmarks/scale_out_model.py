@@ -10,7 +10,7 @@ each, D the width, S the samples of the whole job, w the bytes of a number:
     gather   2 (R - 1) B D w                        input rows, and their gradients back
              + (R - 1) B (8 + 4 + 5 · 8)            targets, their counts, 5 all-reduces
     both     2 · 64 (R - 1)                         headers of forward and backward
-    dense    2 (1 - 1/R) C D w                      DDP's all-reduce; FSDP2's two exchanges are 1.5 x
+    dense    2 (1 - 1/R) C D w                      DDP's all-reduce; FSDP2 sends 1.5 x as much
 
 fetch counts distinct rows: repeats among samples and targets only make it less.
 
@@ -25,6 +25,7 @@ nodes; every collective of a group that spans nodes at the latter's pace; no ove
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 
 import arguments
@@ -107,11 +108,8 @@ class Step:
 
 
 def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}"
+    power = 0 if count < 1 else min(int(math.log10(count)) // 3, 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -205,20 +205,49 @@ def test_plot_skipped_shows_that_replay_is_dense(tmp_path: Path) -> None:
     assert differences["decay"] > 1e-3
 
 
-@pytest.mark.slow
-def test_compare_skipped_trains_in_all_ways(tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
+def text_folder(parent: Path) -> Path:
+    """A folder of small texts."""
+    folder = parent / "text"
+    folder.mkdir()
     for number in range(30):
         words = (f"w{(number * k * k) % 97}" for k in range(400))
-        (text / f"{number}.txt").write_text(" ".join(words))
-    options = ("--text", str(text), "--cache", str(tmp_path), "--rate", "0.05")
+        (folder / f"{number}.txt").write_text(" ".join(words))
+    return folder
+
+
+@pytest.mark.slow
+def test_compare_skipped_trains_in_all_ways(tmp_path: Path) -> None:
+    options = ("--text", str(text_folder(tmp_path)), "--cache", str(tmp_path), "--rate", "0.05")
     _, rows = run_script("compare_skipped", *options, output=tmp_path)
     check_rows(rows)
     found = {row["skipped"]: float(row["perplexity"]) for row in rows}
     assert list(found) == ["freeze", "decay", "replay", "dense"]
     assert found["replay"] == pytest.approx(found["dense"], rel=1e-3)
     assert found["freeze"] != found["dense"]
+
+
+@pytest.mark.slow
+def test_compare_equal_time_trains_both_for_as_long(tmp_path: Path) -> None:
+    options = ("--text", str(text_folder(tmp_path)), "--cache", str(tmp_path), "--seeds", "1")
+    _, rows = run_script("compare_equal_time", *options, output=tmp_path)
+    check_rows(rows)
+    assert [row["optimizer"] for row in rows] == ["ssc.optim.Adagrad"] * 4 + [
+        "torch.optim.Adagrad"
+    ] * 4
+    assert len({row["cpu_seconds"] for row in rows}) == 4
+    assert all(int(row["steps"]) > 0 for row in rows[3::4])
+
+
+@pytest.mark.slow
+def test_bench_distributed_shares_and_bytes(tmp_path: Path) -> None:
+    _, rows = run_script("bench_distributed", output=tmp_path)
+    check_rows(rows)
+    ours = [row for row in rows if row["case"] == "ours, gather"]
+    assert {row["ranks"] for row in ours} == {"1", "2"}
+    for row in ours:
+        # Tiny shapes: the numbers of rows that the model leaves out are a tenth.
+        assert row["ranks"] == "1" or 0.9 < float(row["sent_over_model"]) < 1.2
+    assert {row["table"] for row in rows} == {"ranks", "crossover"}
 
 
 def test_the_rows_roof_changes_no_value() -> None:
