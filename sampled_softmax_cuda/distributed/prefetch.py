@@ -14,7 +14,7 @@ from .fetch import Fetching
 
 @dataclass(frozen=True)
 class Prefetched:
-    """What the forward pass of a step goes on from."""
+    """A step that has begun: the forward pass goes on from it."""
 
     target: Tensor
     """A copy of the targets that it is for."""

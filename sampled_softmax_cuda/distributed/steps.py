@@ -156,7 +156,7 @@ class Steps(nn.Module):
         return known and self.static_batch and self._step % _STATIC_STEPS != 0
 
     def _same(self, generator: torch.Generator | None) -> dict[str, Any]:
-        """What must be the same on all ranks in a step, besides the options of the loss."""
+        """Numbers and names that must be the same on all ranks in a step, besides `Asked.same`."""
         same = {
             "num_samples": self.num_samples,
             "replacement": self.replacement,

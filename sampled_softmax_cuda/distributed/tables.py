@@ -25,7 +25,7 @@ from .state import as_dtensor, own_rows_of
 
 
 class _Parts(NamedTuple):
-    """What all ranks know of the table of each."""
+    """The facts that all ranks know of the table of each."""
 
     masses: list[float]
     """The sums of their weights."""
@@ -169,7 +169,7 @@ class ShardedTable(ShardedSampler):
     # --- state ------------------------------------------------------------------------------------
 
     def _rows(self) -> dict[str, Tensor]:
-        """What is saved of each own row, [C_r], by name."""
+        """The tensors [C_r] that are saved of the own rows, by name."""
         raise NotImplementedError
 
     def _take_rows(self, rows: dict[str, Tensor]) -> None:

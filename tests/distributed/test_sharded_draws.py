@@ -78,7 +78,7 @@ SAMPLERS: dict[str, Callable[[int], ssc.Sampler]] = {
 
 
 def drawn_before(head: ShardedSampledSoftmaxLoss, h: Tensor, target: Tensor) -> Drawn:
-    """What the next step will draw."""
+    """The draw of the next step."""
     rows = torch.tensor([h.shape[0]])
     sizes = head.layout.ranks.gather(rows, "rows").flatten().tolist()
     return draw_step(

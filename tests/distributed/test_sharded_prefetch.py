@@ -75,7 +75,7 @@ def test_numbers_are_those_without(sampler: str, options: dict[str, Any], algori
 
 
 def exchanged(rank: int, size: int, algorithm: str) -> tuple[list[str], list[str]]:
-    """What travels by all-to-all in prefetch, and in the forward pass behind it."""
+    """The names of all exchanges in prefetch, and in the forward pass behind it."""
     head = ShardedSampledSoftmaxLoss(D, C, S, torch.ones(C), draw="composed", algorithm=algorithm)
     seen: list[str] = []
 
