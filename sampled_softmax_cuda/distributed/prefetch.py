@@ -30,6 +30,12 @@ class Prefetched:
     def __post_init__(self) -> None:
         object.__setattr__(self, "versions", tuple(table._version for table in self.tables))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # a copy has other parameters: nothing is on its way to them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
     def check(self, fn: str, target: Any, tables: tuple[Tensor, ...], generator: Any) -> None:
         """ValueError unless a forward pass is the one that was prefetched."""
         if generator is not None:

@@ -81,6 +81,8 @@ class ShardedSampler(Sampler):
     def log_prob(self, ids: Tensor) -> Tensor:
         """log q of classes that this rank owns, float32 of the shape of ids; -inf for q = 0.
 
+        Where weights are new, all ranks must call it or draw, since q depends on all of them.
+
         Raises:
             IndexError: on the CPU, an id of another rank. TypeError: ids that are not int64.
         """

@@ -355,13 +355,23 @@ def refused(rank: int, size: int) -> None:
     own = weights(20)[shard.classes]
     sampler = ShardedWeightedSampler(own, shard)
     for options, match in (
-        ({"draw": "global"}, "draw='global' needs a sampler of all classes"),
+        (
+            {"draw": "global"},
+            "draw='global' needs a sampler of all classes on every rank, got a Sha",
+        ),
+        (
+            {"draw": "global", "sampler": ssc.InBatchSampler(sampler)},
+            "draw='global' needs a sampler of all classes",
+        ),
         ({"draw": "some"}, "draw must be one of"),
         ({"draw": "composed", "replacement": False}, "use draw='stratified'"),
         ({"class_order": "contiguous"}, "its rows must be those of the head"),
     ):
         with pytest.raises(ValueError, match=match):
-            ShardedSampledSoftmaxLoss(D, 20, 4, sampler, **options)
+            ShardedSampledSoftmaxLoss(D, 20, 4, **{"sampler": sampler, **options})
+    unknown = ssc.StreamingSampler(20, mode="interval")
+    with pytest.raises(ValueError, match="got a StreamingSampler that only knows frequencies"):
+        ShardedSampledSoftmaxLoss(D, 20, 4, unknown, draw="composed")
     head = ShardedSampledSoftmaxLoss(D, 20, 1, sampler, draw="stratified")
     with pytest.raises(ValueError, match="must be at least 2"):
         head(torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
@@ -382,6 +392,19 @@ def refused(rank: int, size: int) -> None:
         sampler.update(own + 1)
     with pytest.raises(ValueError, match="number of updates of the sampler must be the same"):
         head(torch.zeros(1, D), torch.tensor([1]))
+
+
+def mixed_of_both(rank: int, size: int) -> str:
+    shard = ClassShard(20)
+    sampler = ShardedWeightedSampler(weights(20)[shard.classes], shard)
+    mixed = ssc.MixedSampler([ssc.LogUniformSampler(20), sampler, ssc.InBatchSampler(sampler)])
+    head = ShardedSampledSoftmaxLoss(D, 20, 9, mixed)
+    head(torch.zeros(1, D), torch.tensor([1])).backward()
+    return head.draw
+
+
+def test_a_mixture_may_have_sharded_parts() -> None:
+    assert run_ranks(2, mixed_of_both) == ["composed"] * 2
 
 
 def test_refused() -> None:
