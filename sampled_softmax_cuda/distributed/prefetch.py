@@ -23,6 +23,8 @@ class Prefetched:
     """None where no rows travel ahead, but input rows with the loss."""
     tables: tuple[Tensor, ...]
     """The parameters that rows were taken from."""
+    revision: int
+    """That of a sharded sampler, which may be asked for counts in the forward pass."""
     quiet: bool
     """Whether no header said that ranks agree."""
     versions: tuple[int, ...] = field(init=False)
@@ -36,7 +38,9 @@ class Prefetched:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    def check(self, fn: str, target: Any, tables: tuple[Tensor, ...], generator: Any) -> None:
+    def check(
+        self, fn: str, target: Any, tables: tuple[Tensor, ...], revision: int, generator: Any
+    ) -> None:
         """ValueError unless a forward pass is the one that was prefetched."""
         if generator is not None:
             raise ValueError(
@@ -49,6 +53,11 @@ class Prefetched:
                 f" {'another' if isinstance(target, Tensor) else type(target).__name__}"
                 f" {list(getattr(target, 'shape', []))}: call the head with that one, or"
                 " prefetch(None) to forget it"
+            )
+        if revision != self.revision:
+            raise ValueError(
+                f"{fn}: the sampler was updated between prefetch and the forward pass, whose"
+                " negatives are from before: call update ahead of prefetch"
             )
         known = zip(tables, self.tables, self.versions, strict=True)
         if any(table is not old or table._version != version for table, old, version in known):

@@ -66,7 +66,7 @@ class Steps(nn.Module):
         def check() -> None:
             check_generator(_NAME, generator, self.weight.device)
             if ahead is not None:
-                ahead.check(_NAME, target, self._tables(), generator)
+                ahead.check(_NAME, target, self._tables(), self._revision(), generator)
 
         def draw(batch: Batch, agreed: Agreed) -> Drawn:
             return self._draw(batch, agreed, generator) if ahead is None else ahead.drawn
@@ -145,7 +145,9 @@ class Steps(nn.Module):
             phase="prefetch",
         )
         fetching = begin(call)
-        self._ahead = Prefetched(target.clone(), call.drawn, fetching, self._tables(), quiet)
+        self._ahead = Prefetched(
+            target.clone(), call.drawn, fetching, self._tables(), self._revision(), quiet
+        )
 
     def _tables(self) -> tuple[Tensor, ...]:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
@@ -157,7 +159,7 @@ class Steps(nn.Module):
 
     def _same(self, generator: torch.Generator | None) -> dict[str, Any]:
         """Numbers and names that must be the same on all ranks in a step, besides `Asked.same`."""
-        same = {
+        return {
             "num_samples": self.num_samples,
             "replacement": self.replacement,
             "inclusion": self.inclusion,
@@ -165,10 +167,11 @@ class Steps(nn.Module):
             "state of the generator": None if generator is None else fingerprint(generator),
             "seed": self._seed,
             "step": self._step,
+            "number of updates of the sampler": self._revision(),
         }
-        if isinstance(self.sampler, ShardedSampler):
-            same["number of updates of the sampler"] = self.sampler.revision
-        return same
+
+    def _revision(self) -> int:
+        return self.sampler.revision if isinstance(self.sampler, ShardedSampler) else 0
 
     def _draw(self, batch: Batch, agreed: Agreed, generator: torch.Generator | None) -> Drawn:
         """The negatives of this step."""

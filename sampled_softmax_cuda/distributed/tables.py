@@ -56,10 +56,6 @@ class ShardedTable(ShardedSampler):
         self._revision = 0
 
     @property
-    def revision(self) -> int:
-        return self._revision
-
-    @property
     def num_drawable(self) -> int:
         """The number of classes with q > 0, as far as is known before the first draw."""
         return self.num_classes if self._parts is None else sum(self._parts.drawable)
@@ -101,7 +97,6 @@ class ShardedTable(ShardedSampler):
             if stratified:
                 return OwnDraw(drawn.ids, None, sizes, drawn.log_count)
             rows = drawn.ids
-        # The probabilities of this very draw, whatever is written later.
         q = table._probabilities()
         expected = num_samples * (self._parts.masses[rank] / self._parts.total)
         return OwnDraw(rows, None, sizes, lambda k: (q[k] * expected).log().to(torch.float32))
@@ -121,6 +116,9 @@ class ShardedTable(ShardedSampler):
             return never(rows)
         share = self._parts.masses[self.class_shard.ranks.rank] / self._parts.total
         return (self.table._probabilities()[rows] * share).log().to(torch.float32)
+
+    def _own_revision(self) -> int:
+        return self._revision
 
     def _strata(self, options: DrawOptions, parts: _Parts) -> list[int]:
         """S_r of every rank: equal shares, less where a rank has fewer distinct classes."""

@@ -388,8 +388,12 @@ def refused(rank: int, size: int) -> None:
         nothing(torch.zeros(1, D), torch.tensor([1]))
     head = ShardedSampledSoftmaxLoss(D, 20, 4, sampler)
     head(torch.zeros(1, D), torch.tensor([1]))
+    mixed = ShardedSampledSoftmaxLoss(D, 20, 4, ssc.MixedSampler([ssc.UniformSampler(20), sampler]))
+    mixed(torch.zeros(1, D), torch.tensor([1]))
     if rank == 0:
         sampler.update(own + 1)
+    with pytest.raises(ValueError, match="number of updates of the sampler must be the same"):
+        mixed(torch.zeros(1, D), torch.tensor([1]))
     with pytest.raises(ValueError, match="number of updates of the sampler must be the same"):
         head(torch.zeros(1, D), torch.tensor([1]))
 
