@@ -141,6 +141,29 @@ def test_composed_draws_of_more_ranks_than_classes(name: str) -> None:
     assert max(found) < 1e-6, found
 
 
+def every_class(rank: int, size: int, classes: int, algorithm: str) -> float:
+    """The difference of the loss by all classes, drawn in strata, from the exact one."""
+    head = ShardedSampledSoftmaxLoss(
+        D,
+        classes,
+        classes,
+        1.0 / torch.arange(1, classes + 1),
+        draw="stratified",
+        replacement=False,
+        algorithm=algorithm,
+        seed=1,
+        dtype=torch.float64,
+    )
+    h, target = batches(classes, size, rank)
+    return float((head(h, target) - head.eval()(h, target)).detach().abs())
+
+
+@pytest.mark.parametrize("algorithm", ["fetch", "gather"])
+def test_strata_of_all_classes_give_the_exact_loss(algorithm: str) -> None:
+    for size, classes in ((1, 5), (3, 23), (8, 5)):
+        assert max(run_ranks(size, every_class, classes, algorithm)) < 1e-12
+
+
 # --- replicas -------------------------------------------------------------------------------------
 
 
