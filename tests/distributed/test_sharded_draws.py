@@ -141,6 +141,25 @@ def test_composed_draws_of_more_ranks_than_classes(name: str) -> None:
     assert max(found) < 1e-6, found
 
 
+def composed_and_global(rank: int, size: int, sampler: str, replacement: bool) -> list[Tensor]:
+    """The losses of a formula, drawn in both ways with one seed."""
+    found = []
+    for draw in ("composed", "global"):
+        head = ShardedSampledSoftmaxLoss(
+            D, 23, 12, sampler, draw=draw, replacement=replacement, seed=4, dtype=torch.float64
+        )
+        found.append(torch.stack([head(*batches(23, size, rank, step)) for step in range(3)]))
+    return found
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("sampler", ["uniform", "log_uniform"])
+def test_composed_draws_of_a_formula_are_the_global_ones(sampler: str, replacement: bool) -> None:
+    for size in (1, 3):
+        for composed, whole in run_ranks(size, composed_and_global, sampler, replacement):
+            assert torch.allclose(composed, whole, rtol=1e-12)
+
+
 def every_class(rank: int, size: int, classes: int, algorithm: str) -> float:
     """The difference of the loss by all classes, drawn in strata, from the exact one."""
     head = ShardedSampledSoftmaxLoss(
