@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,16 @@ class Prefetched:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "versions", tuple(table._version for table in self.tables))
+
+    def forget(self) -> None:
+        """Wait for what is on its way, since its memory goes."""
+        if self.fetching is None:
+            return
+        waits = (*self.fetching.rows, self.fetching.log_count_of, self.fetching.class_weight)
+        with suppress(RuntimeError):  # a rank that has stopped is the next exchange's error
+            for wait in waits:
+                if wait is not None:
+                    wait()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None  # a copy has other parameters: nothing is on its way to them

@@ -72,17 +72,22 @@ class Steps(nn.Module):
             return self._draw(batch, agreed, generator) if ahead is None else ahead.drawn
 
         quiet = self._quiet() if ahead is None else ahead.quiet
-        call = agreed_call(
-            asked,
-            input,
-            self.weight,
-            target,
-            draw,
-            same={**self._same(generator), "prefetched": ahead is not None},
-            check=check,
-            known=self._known if quiet else None,
-            **tensors,
-        )
+        try:
+            call = agreed_call(
+                asked,
+                input,
+                self.weight,
+                target,
+                draw,
+                same={**self._same(generator), "prefetched": ahead is not None},
+                check=check,
+                known=self._known if quiet else None,
+                **tensors,
+            )
+        except Exception:
+            if ahead is not None:
+                ahead.forget()
+            raise
         result = solve_call(call, not quiet, None if ahead is None else ahead.fetching)
         if call.drawn.learns is not None:
             learn(self.sampler, call.drawn.learns)
@@ -119,6 +124,8 @@ class Steps(nn.Module):
             >>> head(body(x), target).backward()
         """
         if target is None:
+            if self._ahead is not None:
+                self._ahead.forget()
             self._ahead = None
             return
         check_place(_NAME, self.weight)
