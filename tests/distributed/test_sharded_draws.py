@@ -121,7 +121,8 @@ def counts_of_pool(
     batch alone; masked samples stay so."""
     whole.eval()  # it doesn't learn
     draw = whole._begin_draw(target, DrawOptions(S, True, "expected"), torch.Generator())
-    assert log_count is not None
+    assert log_count is not None and draw.masked is not None
+    assert int((log_count == torch.inf).sum()) == int(draw.masked.sum())
     log_n = draw.log_count(ids).float().masked_fill(log_count == torch.inf, torch.inf)
     of_target = draw.log_count(target.clamp(min=0)).float().masked_fill(target < 0, 0.0)
     return torch.where(log_n == -torch.inf, 0.0, log_n), of_target
