@@ -24,6 +24,12 @@ from sampled_softmax_cuda.distributed import ShardedSampledSoftmaxLoss
 
 Step = Callable[[], None]
 
+# Their names before torch 2.13.
+_gather_with_gradient = getattr(
+    collectives, "all_gather_single_autograd", collectives.all_gather_tensor_autograd
+)
+_gather = getattr(collectives, "all_gather_single", collectives.all_gather_tensor)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -112,8 +118,8 @@ def partial_fc(job: Job) -> Step:
 
     def loss(h: Tensor, target: Tensor) -> Tensor:
         group = distributed.group.WORLD
-        features = collectives.all_gather_tensor_autograd(h, 0, group)
-        everyone = collectives.all_gather_tensor(target, 0, group)
+        features = _gather_with_gradient(h, 0, group)
+        everyone = _gather(target, 0, group)
         local = everyone - begin
         inside = (local >= 0) & (local < weight.shape[0])
         chosen = torch.rand(weight.shape[0])

@@ -35,14 +35,16 @@ def drawn_from(
         ValueError: a draw that the sampler can't make.
     """
     check_choice(fn, "draw", draw, DRAWS)
-    apart = isinstance(sampler, ShardedSampler)
+    if not sampler.draws:
+        return draw, sampler  # refused like any other
+    parts = [m for m in sampler.modules() if isinstance(m, ShardedSampler)]
     if draw == "auto":
-        draw = "global" if not apart else "composed" if replacement else "stratified"
+        draw = "global" if not parts else "composed" if replacement else "stratified"
     if draw == "global":
-        if apart:
+        if parts:
             raise ValueError(
                 f"{fn}: draw='global' needs a sampler of all classes on every rank, got a"
-                f" {type(sampler).__name__}: use draw='composed' or 'stratified'"
+                f" {type(parts[0]).__name__}: use draw='composed' or 'stratified'"
             )
         return draw, sampler
     result = sharded(sampler, shard, draw == "stratified")

@@ -89,9 +89,11 @@ def agreed_call(
         if known is not None:
             raise
     if known is None:
-        options = {**asked.same(weight, bias, input, target), **same}
-        options["exclude"] = exclude is not None
-        options["sample_weight"] = sample_weight is not None
+        options: dict[str, Any] = {}
+        if layout.agreement.needed:
+            options = {**asked.same(weight, bias, input, target), **same}
+            options["exclude"] = exclude is not None
+            options["sample_weight"] = sample_weight is not None
         phase = f"{fn}, {phase}"
         agreed = agree(fn, layout, phase, weight.device, batch, error, asked.options, options)
         assert batch is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from .fetch import Fetching
 
 @dataclass(frozen=True)
 class Prefetched:
-    """What the forward pass of a step goes on from."""
+    """A step that has begun: the forward pass goes on from it."""
 
     target: Tensor
     """A copy of the targets that it is for."""
@@ -23,6 +24,8 @@ class Prefetched:
     """None where no rows travel ahead, but input rows with the loss."""
     tables: tuple[Tensor, ...]
     """The parameters that rows were taken from."""
+    revision: int
+    """That of a sharded sampler, which may be asked for counts in the forward pass."""
     quiet: bool
     """Whether no header said that ranks agree."""
     versions: tuple[int, ...] = field(init=False)
@@ -30,7 +33,25 @@ class Prefetched:
     def __post_init__(self) -> None:
         object.__setattr__(self, "versions", tuple(table._version for table in self.tables))
 
-    def check(self, fn: str, target: Any, tables: tuple[Tensor, ...], generator: Any) -> None:
+    def forget(self) -> None:
+        """Wait for what is on its way, since its memory goes."""
+        if self.fetching is None:
+            return
+        waits = (*self.fetching.rows, self.fetching.log_count_of, self.fetching.class_weight)
+        with suppress(RuntimeError):  # a rank that has stopped is the next exchange's error
+            for wait in waits:
+                if wait is not None:
+                    wait()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # a copy has other parameters: nothing is on its way to them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def check(
+        self, fn: str, target: Any, tables: tuple[Tensor, ...], revision: int, generator: Any
+    ) -> None:
         """ValueError unless a forward pass is the one that was prefetched."""
         if generator is not None:
             raise ValueError(
@@ -43,6 +64,11 @@ class Prefetched:
                 f" {'another' if isinstance(target, Tensor) else type(target).__name__}"
                 f" {list(getattr(target, 'shape', []))}: call the head with that one, or"
                 " prefetch(None) to forget it"
+            )
+        if revision != self.revision:
+            raise ValueError(
+                f"{fn}: the sampler was updated between prefetch and the forward pass, whose"
+                " negatives are from before: call update ahead of prefetch"
             )
         known = zip(tables, self.tables, self.versions, strict=True)
         if any(table is not old or table._version != version for table, old, version in known):

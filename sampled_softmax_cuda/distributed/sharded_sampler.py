@@ -75,11 +75,18 @@ class ShardedSampler(Sampler):
 
     @property
     def revision(self) -> int:
-        """How often this rank's part was overwritten, which must be the same on all ranks."""
+        """How often this rank's part was overwritten, or has learnt; the same on all ranks."""
+        parts = (m for m in self.modules() if isinstance(m, ShardedSampler))
+        return sum(part._own_revision() for part in parts)
+
+    def _own_revision(self) -> int:
+        """`revision` without that of parts."""
         return 0
 
     def log_prob(self, ids: Tensor) -> Tensor:
         """log q of classes that this rank owns, float32 of the shape of ids; -inf for q = 0.
+
+        Where weights are new, all ranks must call it or draw, since q depends on all of them.
 
         Raises:
             IndexError: on the CPU, an id of another rank. TypeError: ids that are not int64.

@@ -53,14 +53,15 @@ def _sharded(
             return sharded(sampler.sampler, shard, stratified, done) if stratified else sampler
         if not (stratified and isinstance(sampler, ShardedMixedSampler)):
             return sampler
-    if isinstance(sampler, (MixedSampler, ShardedMixedSampler)):
+    # Only what is known in full is taken apart: a subclass may draw or learn in another way.
+    if type(sampler) is MixedSampler or isinstance(sampler, ShardedMixedSampler):
         parts = [sharded(s, shard, stratified, done) for s in sampler._components()]
         return ShardedMixedSampler(parts, sampler.proportions, shard)
     if isinstance(sampler, RankedSampler) and sampler.listed is not None:
         return _of_table(sampler.listed, shard, sampler.padding_idx)
-    if isinstance(sampler, WeightedSampler):
+    if type(sampler) is WeightedSampler:
         return _of_table(sampler, shard, sampler.padding_idx)
-    if isinstance(sampler, StreamingSampler) and isinstance(sampler.stream, CountedStream):
+    if type(sampler) is StreamingSampler and isinstance(sampler.stream, CountedStream):
         return _of_counts(sampler, sampler.stream, shard)
     if isinstance(sampler, PoolSampler) and sampler.log_q is not None:
         log_q = sharded(sampler.log_q, shard, False, done)

@@ -66,23 +66,28 @@ class Steps(nn.Module):
         def check() -> None:
             check_generator(_NAME, generator, self.weight.device)
             if ahead is not None:
-                ahead.check(_NAME, target, self._tables(), generator)
+                ahead.check(_NAME, target, self._tables(), self._revision(), generator)
 
         def draw(batch: Batch, agreed: Agreed) -> Drawn:
             return self._draw(batch, agreed, generator) if ahead is None else ahead.drawn
 
         quiet = self._quiet() if ahead is None else ahead.quiet
-        call = agreed_call(
-            asked,
-            input,
-            self.weight,
-            target,
-            draw,
-            same={**self._same(generator), "prefetched": ahead is not None},
-            check=check,
-            known=self._known if quiet else None,
-            **tensors,
-        )
+        try:
+            call = agreed_call(
+                asked,
+                input,
+                self.weight,
+                target,
+                draw,
+                same={**self._same(generator), "prefetched": ahead is not None},
+                check=check,
+                known=self._known if quiet else None,
+                **tensors,
+            )
+        except Exception:
+            if ahead is not None:
+                ahead.forget()
+            raise
         result = solve_call(call, not quiet, None if ahead is None else ahead.fetching)
         if call.drawn.learns is not None:
             learn(self.sampler, call.drawn.learns)
@@ -119,6 +124,8 @@ class Steps(nn.Module):
             >>> head(body(x), target).backward()
         """
         if target is None:
+            if self._ahead is not None:
+                self._ahead.forget()
             self._ahead = None
             return
         check_place(_NAME, self.weight)
@@ -145,7 +152,9 @@ class Steps(nn.Module):
             phase="prefetch",
         )
         fetching = begin(call)
-        self._ahead = Prefetched(target.clone(), call.drawn, fetching, self._tables(), quiet)
+        self._ahead = Prefetched(
+            target.clone(), call.drawn, fetching, self._tables(), self._revision(), quiet
+        )
 
     def _tables(self) -> tuple[Tensor, ...]:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
@@ -156,8 +165,8 @@ class Steps(nn.Module):
         return known and self.static_batch and self._step % _STATIC_STEPS != 0
 
     def _same(self, generator: torch.Generator | None) -> dict[str, Any]:
-        """What must be the same on all ranks in a step, besides the options of the loss."""
-        same = {
+        """Numbers and names that must be the same on all ranks in a step, besides `Asked.same`."""
+        return {
             "num_samples": self.num_samples,
             "replacement": self.replacement,
             "inclusion": self.inclusion,
@@ -165,10 +174,11 @@ class Steps(nn.Module):
             "state of the generator": None if generator is None else fingerprint(generator),
             "seed": self._seed,
             "step": self._step,
+            "number of updates of the sampler": self._revision(),
         }
-        if isinstance(self.sampler, ShardedSampler):
-            same["number of updates of the sampler"] = self.sampler.revision
-        return same
+
+    def _revision(self) -> int:
+        return self.sampler.revision if isinstance(self.sampler, ShardedSampler) else 0
 
     def _draw(self, batch: Batch, agreed: Agreed, generator: torch.Generator | None) -> Drawn:
         """The negatives of this step."""

@@ -86,10 +86,6 @@ class ShardedStreamingSampler(ShardedTable, Learner):
         self._set_table(self._known("counts"))
 
     @property
-    def revision(self) -> int:
-        return (self._revision << 40) + self._pending
-
-    @property
     def drawn(self) -> Tensor:
         """int64 [C_r], the counts that are drawn from, of this rank's rows."""
         if self.table is None:
@@ -137,6 +133,9 @@ class ShardedStreamingSampler(ShardedTable, Learner):
         if self.class_shard.num_rows == 0:
             return never(rows)
         return (self.counts[rows].to(torch.float64) / self.total).log().to(torch.float32)
+
+    def _own_revision(self) -> int:
+        return (self._revision << 40) + self._pending
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, staleness={self.staleness:g}"

@@ -25,7 +25,7 @@ from .state import as_dtensor, own_rows_of
 
 
 class _Parts(NamedTuple):
-    """What all ranks know of the table of each."""
+    """The facts that all ranks know of the table of each."""
 
     masses: list[float]
     """The sums of their weights."""
@@ -54,10 +54,6 @@ class ShardedTable(ShardedSampler):
         self._mass = 0.0
         self._parts: _Parts | None = None
         self._revision = 0
-
-    @property
-    def revision(self) -> int:
-        return self._revision
 
     @property
     def num_drawable(self) -> int:
@@ -101,7 +97,6 @@ class ShardedTable(ShardedSampler):
             if stratified:
                 return OwnDraw(drawn.ids, None, sizes, drawn.log_count)
             rows = drawn.ids
-        # The probabilities of this very draw, whatever is written later.
         q = table._probabilities()
         expected = num_samples * (self._parts.masses[rank] / self._parts.total)
         return OwnDraw(rows, None, sizes, lambda k: (q[k] * expected).log().to(torch.float32))
@@ -121,6 +116,9 @@ class ShardedTable(ShardedSampler):
             return never(rows)
         share = self._parts.masses[self.class_shard.ranks.rank] / self._parts.total
         return (self.table._probabilities()[rows] * share).log().to(torch.float32)
+
+    def _own_revision(self) -> int:
+        return self._revision
 
     def _strata(self, options: DrawOptions, parts: _Parts) -> list[int]:
         """S_r of every rank: equal shares, less where a rank has fewer distinct classes."""
@@ -169,7 +167,7 @@ class ShardedTable(ShardedSampler):
     # --- state ------------------------------------------------------------------------------------
 
     def _rows(self) -> dict[str, Tensor]:
-        """What is saved of each own row, [C_r], by name."""
+        """The tensors [C_r] that are saved of the own rows, by name."""
         raise NotImplementedError
 
     def _take_rows(self, rows: dict[str, Tensor]) -> None:

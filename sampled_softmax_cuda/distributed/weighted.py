@@ -65,7 +65,8 @@ class ShardedWeightedSampler(ShardedTable):
     def weights(self) -> Tensor:
         """float64 [C_r], the weights of this rank's rows after smoothing and power."""
         if self.table is None:
-            return torch.zeros(self.class_shard.num_rows, dtype=torch.float64)
+            shard = self.class_shard
+            return torch.zeros(shard.num_rows, dtype=torch.float64, device=shard.ranks.device)
         return self.table._probabilities() * self._mass
 
     def update(self, weights: Tensor) -> None:

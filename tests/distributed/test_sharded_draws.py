@@ -1,54 +1,28 @@
-"""Draws of which every rank makes its own part: against one process, and their laws."""
+"""Draws of which every rank makes its own part: against one process, memory, errors."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy import optimize
 from torch import Tensor, distributed
 
 import sampled_softmax_cuda as ssc
 from helpers.largest import Largest
 from helpers.rank_threads import dense, run_ranks
-from helpers.samplers import assert_chi_square
+from helpers.sharded_draws import D, batches, drawn_before, weights
 from sampled_softmax_cuda.distributed import (
     ClassShard,
     ShardedSampledSoftmaxLoss,
     ShardedStreamingSampler,
     ShardedWeightedSampler,
 )
-from sampled_softmax_cuda.distributed.call import Agreed, Batch
-from sampled_softmax_cuda.distributed.drawn import Drawn, all_of
-from sampled_softmax_cuda.distributed.draws import draw_step
+from sampled_softmax_cuda.distributed.drawn import all_of
 from sampled_softmax_cuda.samplers.base import DrawOptions
-from sampled_softmax_cuda.samplers.mixed import split_samples
 
-D, S, PADDING = 5, 24, 3
-
-
-def weights(classes: int) -> Tensor:
-    """Zipf's, with some that never come."""
-    w = 1.0 / torch.arange(1, classes + 1, dtype=torch.float64)
-    w[4::7] = 0.0
-    return w
-
-
-def batches(classes: int, size: int, rank: int | None = None, step: int = 0) -> Any:
-    """Rows and targets of a rank, or of all; ranks have other numbers of rows, some none."""
-    g = torch.Generator().manual_seed(step)
-    rows = [(3, 0, 5, 1)[r % 4] for r in range(size)]
-    h = torch.randn(sum(rows), D, generator=g, dtype=torch.float64)
-    target = torch.randint(classes, (sum(rows),), generator=g)
-    target[-1] = -100
-    if rank is None:
-        return h, target
-    begin = sum(rows[:rank])
-    return h[begin : begin + rows[rank]], target[begin : begin + rows[rank]]
+S, PADDING = 24, 3
 
 
 # --- samplers, and the log n that one process would give ------------------------------------------
@@ -75,23 +49,6 @@ SAMPLERS: dict[str, Callable[[int], ssc.Sampler]] = {
         [1, 2, 1, 3],
     ),
 }
-
-
-def drawn_before(head: ShardedSampledSoftmaxLoss, h: Tensor, target: Tensor) -> Drawn:
-    """What the next step will draw."""
-    rows = torch.tensor([h.shape[0]])
-    sizes = head.layout.ranks.gather(rows, "rows").flatten().tolist()
-    return draw_step(
-        head.sampler,
-        head.draw,
-        DrawOptions(head.num_samples, head.replacement, "expected"),
-        head.layout,
-        Batch(h, target[:, None], None, None, h.shape[:-1]),
-        Agreed(sizes, [sum(sizes)], sum(sizes)),
-        head.padding_idx,
-        (head._seed, head._step),
-        None,
-    )
 
 
 def equals_one_process(
@@ -164,7 +121,8 @@ def counts_of_pool(
     batch alone; masked samples stay so."""
     whole.eval()  # it doesn't learn
     draw = whole._begin_draw(target, DrawOptions(S, True, "expected"), torch.Generator())
-    assert log_count is not None
+    assert log_count is not None and draw.masked is not None
+    assert int((log_count == torch.inf).sum()) == int(draw.masked.sum())
     log_n = draw.log_count(ids).float().masked_fill(log_count == torch.inf, torch.inf)
     of_target = draw.log_count(target.clamp(min=0)).float().masked_fill(target < 0, 0.0)
     return torch.where(log_n == -torch.inf, 0.0, log_n), of_target
@@ -184,111 +142,103 @@ def test_composed_draws_of_more_ranks_than_classes(name: str) -> None:
     assert max(found) < 1e-6, found
 
 
-# --- laws -----------------------------------------------------------------------------------------
-
-
-def expected_counts(classes: int, size: int, draw: str, replacement: bool, s: int) -> Tensor:
-    """n [C] by the formulas, float64, and independent of the package's."""
-    q = (weights(classes) / weights(classes).sum()).numpy()
-    if draw == "composed":
-        return torch.from_numpy(s * q)
-    shard = ClassShard(classes)
-    each = -(-classes // size)
-    of_rank = [
-        shard.class_of(torch.arange(min(classes, r * each), min(classes, (r + 1) * each))).numpy()
-        for r in range(size)
-    ]
-    drawable = [int((q[k] > 0).sum()) for k in of_rank]
-    shares = split_samples(
-        s, [1.0] * size, [(2**62 if n else 0) if replacement else n for n in drawable]
-    )
-    n = np.zeros(classes)
-    for k, s_r in zip(of_rank, shares, strict=True):
-        if s_r == 0:
-            continue
-        p = q[k] / q[k].sum()
-        if replacement:
-            n[k] = s_r * p
-        elif s_r == (p > 0).sum():
-            n[k] = p > 0
-        else:
-            t = optimize.brentq(lambda t, p=p, m=s_r: -np.expm1(t * np.log1p(-p)).sum() - m, 0, 1e6)
-            n[k] = -np.expm1(t * np.log1p(-p))
-    return torch.from_numpy(n)
-
-
-def many_draws(
-    rank: int, size: int, classes: int, draw: str, replacement: bool, s: int, times: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How often each class came [times, C], log n [C] of this rank's classes, NaN elsewhere, and
-    this rank's part of the estimates of Z [times]."""
-    shard = ClassShard(classes)
-    sampler = ShardedWeightedSampler(weights(classes)[shard.classes], shard)
-    head = ShardedSampledSoftmaxLoss(
-        2, classes, s, sampler, draw=draw, replacement=replacement, seed=3
-    )
-    logits = torch.randn(classes, generator=torch.Generator().manual_seed(0)).double()
-    counts, z = torch.zeros(times, classes), torch.zeros(times, dtype=torch.float64)
-    log_n = torch.full((classes,), torch.nan)
-    for step in range(times):
-        drawn = drawn_before(head, torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
-        head._step += 1
-        ids = shard.class_of(drawn.rows)
-        counts[step].index_add_(0, ids, torch.ones(len(ids)))
-        assert drawn.log_count is not None and drawn.log_count_of is not None
-        z[step] = (logits[ids] - drawn.log_count.double()).exp().sum()
-        if step == 0:
-            log_n[shard.classes] = drawn.log_count_of(torch.arange(shard.num_rows))
-        assert drawn.sizes is not None and drawn.sizes[rank] == len(ids)
-        assert sum(drawn.sizes) == s
-    return counts, log_n, z
-
-
-CASES = [("composed", True), ("stratified", True), ("stratified", False)]
-
-
-@pytest.mark.parametrize("size", [1, 3, 8])
-@pytest.mark.parametrize(("draw", "replacement"), CASES)
-def test_classes_come_as_often_as_their_counts_say(size: int, draw: str, replacement: bool) -> None:
-    classes, times, s = (37, 800, 16) if replacement else (200, 400, 80)
-    parts = run_ranks(size, many_draws, classes, draw, replacement, s, times)
-    counts = torch.stack([c for c, _, _ in parts]).sum(0)
-    log_n = torch.stack([n for _, n, _ in parts]).nan_to_num(0).sum(0)
-    n = expected_counts(classes, size, draw, replacement, s)
-    never = n == 0
-    assert torch.allclose(log_n.double(), torch.where(never, 1.0, n).log(), atol=1e-5)
-    assert float(counts[:, never].sum()) == 0
-    if replacement:
-        assert_chi_square(counts.sum(0).tolist(), (n / s).tolist())
-    else:
-        assert float(counts.max()) == 1
-        # Inclusion by t differs from the truth by less than the noise of these draws and 2 %.
-        deviation = (n * (1 - n) / times).sqrt()
-        assert bool(((counts.mean(0) - n).abs() < 4.5 * deviation + 0.02).all())
-    logits = torch.randn(classes, generator=torch.Generator().manual_seed(0)).double()
-    truth = float(logits[~never].exp().sum())
-    z = torch.stack([z for _, _, z in parts]).sum(0)
-    error = float(z.std()) / math.sqrt(times)
-    assert abs(float(z.mean()) - truth) < 4 * error + (0 if replacement else 0.01 * truth)
-
-
-def test_composed_draws_have_the_law_of_global_ones() -> None:
-    """Two samples of numbers of distinct classes, which depend on all of the joint law."""
-    classes, times, s = 37, 1500, 16
-    whole = ssc.WeightedSampler(weights(classes))
-    alone = [
-        len(
-            torch.unique(
-                whole.sample(torch.tensor([0]), s, generator=torch.Generator().manual_seed(i)).ids
-            )
+def composed_and_global(rank: int, size: int, sampler: str, replacement: bool) -> list[Tensor]:
+    """The losses of a formula, drawn in both ways with one seed."""
+    found = []
+    for draw in ("composed", "global"):
+        head = ShardedSampledSoftmaxLoss(
+            D, 23, 12, sampler, draw=draw, replacement=replacement, seed=4, dtype=torch.float64
         )
-        for i in range(times)
-    ]
-    parts = run_ranks(4, many_draws, classes, "composed", True, s, times)
-    together = (torch.stack([c for c, _, _ in parts]).sum(0) > 0).sum(1)
-    a, b = torch.tensor(alone).double(), together.double()
-    assert abs(float(a.mean() - b.mean())) < 4 * math.sqrt(float(a.var() + b.var()) / times)
-    assert abs(float(a.var() / b.var()) - 1) < 0.16
+        found.append(torch.stack([head(*batches(23, size, rank, step)) for step in range(3)]))
+    return found
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("sampler", ["uniform", "log_uniform"])
+def test_composed_draws_of_a_formula_are_the_global_ones(sampler: str, replacement: bool) -> None:
+    for size in (1, 3):
+        for composed, whole in run_ranks(size, composed_and_global, sampler, replacement):
+            assert torch.allclose(composed, whole, rtol=1e-12)
+
+
+def every_class(rank: int, size: int, classes: int, algorithm: str) -> float:
+    """The difference of the loss by all classes, drawn in strata, from the exact one."""
+    head = ShardedSampledSoftmaxLoss(
+        D,
+        classes,
+        classes,
+        1.0 / torch.arange(1, classes + 1),
+        draw="stratified",
+        replacement=False,
+        algorithm=algorithm,
+        seed=1,
+        dtype=torch.float64,
+    )
+    h, target = batches(classes, size, rank)
+    return float((head(h, target) - head.eval()(h, target)).detach().abs())
+
+
+@pytest.mark.parametrize("algorithm", ["fetch", "gather"])
+def test_strata_of_all_classes_give_the_exact_loss(algorithm: str) -> None:
+    for size, classes in ((1, 5), (3, 23), (8, 5)):
+        assert max(run_ranks(size, every_class, classes, algorithm)) < 1e-12
+
+
+# --- replicas -------------------------------------------------------------------------------------
+
+
+def equals_one_process_with_replicas(rank: int, size: int, draw: str, algorithm: str) -> float:
+    """The largest difference of loss and gradients of a mesh of 2 x 2 from one process."""
+    mesh = distributed.device_mesh.init_device_mesh(
+        "cpu", (2, 2), mesh_dim_names=("replica", "class")
+    )
+    head = ShardedSampledSoftmaxLoss(
+        D,
+        23,
+        S,
+        weights(23),
+        draw=draw,
+        mesh=mesh["class"],
+        replica_mesh=mesh["replica"],
+        algorithm=algorithm,
+        sparse_grad=True,
+        seed=1,
+        dtype=torch.float64,
+    )
+    h, target = batches(23, size, rank)
+    drawn = drawn_before(head, h, target)
+    assert drawn.log_count_of is not None
+    own_n = drawn.log_count_of(torch.arange(head.shard.num_rows))
+    sizes = [12, 11]
+    log_n = head.layout.ranks.gather_rows(own_n, sizes, "counts")
+    samples = all_of(drawn, head.shard)
+    everyone, all_targets = batches(23, size)
+    of_target = log_n[head.shard.row_of(all_targets.clamp(min=0))].masked_fill(all_targets < 0, 0)
+    full = head.full_state_dict(on_all_ranks=True)
+    weight = full["weight"].requires_grad_()
+    ids = head.shard.class_of(samples.rows)
+    expected = ssc.sampled_softmax_loss(
+        everyone,
+        weight,
+        all_targets,
+        ssc.Samples(ids, samples.log_count, of_target),
+        bias=full["bias"],
+    )
+    expected.backward()
+    loss = head(h, target)
+    loss.backward()
+    value = loss.detach().clone()
+    distributed.all_reduce(value)
+    assert weight.grad is not None
+    gradient = dense(head.weight.grad, head.weight) - weight.grad[head.shard.classes]
+    return max(float((value / size - expected.detach()).abs()), float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("algorithm", ["fetch", "gather"])
+@pytest.mark.parametrize("draw", ["composed", "stratified"])
+def test_replicas_equal_one_process(draw: str, algorithm: str) -> None:
+    found = run_ranks(4, equals_one_process_with_replicas, draw, algorithm)
+    assert max(found) < 1e-11, found
 
 
 def rows_of_replicas(rank: int, size: int, draw: str) -> Tensor:
@@ -355,13 +305,23 @@ def refused(rank: int, size: int) -> None:
     own = weights(20)[shard.classes]
     sampler = ShardedWeightedSampler(own, shard)
     for options, match in (
-        ({"draw": "global"}, "draw='global' needs a sampler of all classes"),
+        (
+            {"draw": "global"},
+            "draw='global' needs a sampler of all classes on every rank, got a Sha",
+        ),
+        (
+            {"draw": "global", "sampler": ssc.InBatchSampler(sampler)},
+            "draw='global' needs a sampler of all classes",
+        ),
         ({"draw": "some"}, "draw must be one of"),
         ({"draw": "composed", "replacement": False}, "use draw='stratified'"),
         ({"class_order": "contiguous"}, "its rows must be those of the head"),
     ):
         with pytest.raises(ValueError, match=match):
-            ShardedSampledSoftmaxLoss(D, 20, 4, sampler, **options)
+            ShardedSampledSoftmaxLoss(D, 20, 4, **{"sampler": sampler, **options})
+    unknown = ssc.StreamingSampler(20, mode="interval")
+    with pytest.raises(ValueError, match="got a StreamingSampler that only knows frequencies"):
+        ShardedSampledSoftmaxLoss(D, 20, 4, unknown, draw="composed")
     head = ShardedSampledSoftmaxLoss(D, 20, 1, sampler, draw="stratified")
     with pytest.raises(ValueError, match="must be at least 2"):
         head(torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
@@ -378,10 +338,46 @@ def refused(rank: int, size: int) -> None:
         nothing(torch.zeros(1, D), torch.tensor([1]))
     head = ShardedSampledSoftmaxLoss(D, 20, 4, sampler)
     head(torch.zeros(1, D), torch.tensor([1]))
+    mixed = ShardedSampledSoftmaxLoss(D, 20, 4, ssc.MixedSampler([ssc.UniformSampler(20), sampler]))
+    mixed(torch.zeros(1, D), torch.tensor([1]))
     if rank == 0:
         sampler.update(own + 1)
     with pytest.raises(ValueError, match="number of updates of the sampler must be the same"):
+        mixed(torch.zeros(1, D), torch.tensor([1]))
+    with pytest.raises(ValueError, match="number of updates of the sampler must be the same"):
         head(torch.zeros(1, D), torch.tensor([1]))
+
+
+def mixed_of_both(rank: int, size: int) -> str:
+    shard = ClassShard(20)
+    sampler = ShardedWeightedSampler(weights(20)[shard.classes], shard)
+    mixed = ssc.MixedSampler([ssc.LogUniformSampler(20), sampler, ssc.InBatchSampler(sampler)])
+    head = ShardedSampledSoftmaxLoss(D, 20, 9, mixed)
+    head(torch.zeros(1, D), torch.tensor([1])).backward()
+    return head.draw
+
+
+def test_a_mixture_may_have_sharded_parts() -> None:
+    assert run_ranks(2, mixed_of_both) == ["composed"] * 2
+
+
+class Halved(ssc.WeightedSampler):
+    """Somebody's own sampler, which draws in its own way."""
+
+    def _begin_draw(self, *arguments: Any) -> Any:
+        draw = super()._begin_draw(*arguments)
+        return draw._replace(ids=draw.ids // 2, log_count=lambda ids: torch.zeros(ids.shape))
+
+
+def halved(rank: int, size: int) -> None:
+    head = ShardedSampledSoftmaxLoss(D, 20, S, Halved(torch.ones(20)), draw="composed", seed=1)
+    drawn = drawn_before(head, torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))
+    assert int(head.shard.class_of(drawn.rows).max()) < 10
+    assert drawn.log_count is not None and not bool(drawn.log_count.any())
+
+
+def test_a_sampler_of_somebody_elses_stays_whole() -> None:
+    run_ranks(2, halved)
 
 
 def test_refused() -> None:

@@ -302,6 +302,8 @@ def copied(rank: int, size: int) -> None:
     head = ShardedSampledSoftmaxLoss(D, C, S, seed=3)
     other = copy.deepcopy(head)
     losses = [h(*batch(rank, 0)) for h in (head, other)]
+    head.prefetch(batch(rank, 1)[1])
+    assert copy.deepcopy(head)._ahead is None
     assert torch.equal(*losses) and other.layout.agreement is not head.layout.agreement
     if size > 1:
         with pytest.raises(TypeError, match=r"save head\.state_dict"):

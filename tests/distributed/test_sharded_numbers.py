@@ -170,6 +170,10 @@ def given_generator(rank: int, size: int, draw: str) -> list[Any]:
     again = head(h[own], target[own], generator=seeded(5)).detach().clone()
     distributed.all_reduce(again)
     assert torch.equal(again / size, found[0]) and not torch.equal(found[0], found[1])
+    head.prefetch(target[own], generator=seeded(5))
+    ahead = head(h[own], target[own]).detach().clone()
+    distributed.all_reduce(ahead)
+    assert torch.equal(ahead / size, found[0])
     for bad, match in ((seeded(rank), "state of the generator must be the same"), (5, "got int")):
         if size > 1 or bad == 5:
             with pytest.raises((ValueError, TypeError), match=match):

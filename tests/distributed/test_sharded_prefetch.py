@@ -75,7 +75,7 @@ def test_numbers_are_those_without(sampler: str, options: dict[str, Any], algori
 
 
 def exchanged(rank: int, size: int, algorithm: str) -> tuple[list[str], list[str]]:
-    """What travels by all-to-all in prefetch, and in the forward pass behind it."""
+    """The names of all exchanges in prefetch, and in the forward pass behind it."""
     head = ShardedSampledSoftmaxLoss(D, C, S, torch.ones(C), draw="composed", algorithm=algorithm)
     seen: list[str] = []
 
@@ -102,7 +102,9 @@ def test_rows_travel_before_the_input_is_there() -> None:
 def faulty(rank: int, size: int, fault: str) -> list[str]:
     """The error of a rank where the last one is at fault, and of a step behind it."""
     last = rank == size - 1
-    head = ShardedSampledSoftmaxLoss(D, C, S, seed=1, algorithm="fetch")
+    head = ShardedSampledSoftmaxLoss(
+        D, C, S, torch.arange(1.0, C + 1), draw="composed", seed=1, algorithm="fetch"
+    )
     h, target = batch(rank, 0)
 
     def run() -> None:
@@ -117,6 +119,8 @@ def faulty(rank: int, size: int, fault: str) -> list[str]:
         if fault == "step" and last:
             with torch.no_grad():
                 head.weight.add_(1.0)
+        if fault == "update":
+            head.sampler.update(head.shard.classes + 1)  # type: ignore[operator]
         given = torch.Generator() if fault == "generator" else None
         if fault == "type" and last:
             head(h, target.tolist())
@@ -140,6 +144,7 @@ FAULTS = {
     "bad target": r"IndexError: .*target must be in \[0, C=41\).*on rank 2 of 3",
     "shape": r"ValueError: .*target must be \[\*, num_true=2\].*on rank 2 of 3",
     "step": r"ValueError: .*parameters have changed since prefetch.*on rank 2 of 3",
+    "update": r"ValueError: .*sampler was updated between prefetch and the forward pass",
     "twice": r"ValueError: .*prefetch was called twice",
     "eval": r"ValueError: .*prefetch is for training.*on rank 2 of 3",
     "generator": r"ValueError: .*generator must be given to prefetch",
