@@ -37,7 +37,8 @@ def clip_grad_norm_(
 
     Args:
         parameters: modules, parameters or both; which of them are shards of a
-            `ShardedSampledSoftmaxLoss` is known. Those without a gradient are left out, but all
+            `ShardedSampledSoftmaxLoss` is known, but not of parameters of your own that
+            `sharded_sampled_softmax_loss` takes. Those without a gradient are left out, but all
             ranks must pass the same ones.
         max_norm: the largest norm of all gradients together.
         norm_type: p of the p-norm, above 0, such as 2.0 (default), 1.0 or float("inf").
