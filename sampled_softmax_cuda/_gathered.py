@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._parallel import refuse_dtensor
+from ._parallel import is_dtensor, refuse_dtensor
 
 
 def gathered(fn: str, weight: Any, bias: Any, sparse_grad: bool = False) -> tuple[Any, Any]:
@@ -26,10 +26,7 @@ def gathered(fn: str, weight: Any, bias: Any, sparse_grad: bool = False) -> tupl
 
 
 def _gathered(fn: str, name: str, value: Any, sparse_grad: bool) -> Any:
-    if value is None or type(value) is Tensor or type(value) is nn.Parameter:
-        return value
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is None or not isinstance(value, module.DTensor):
+    if not is_dtensor(value):
         return value
     if not all(place.is_replicate() or place.is_shard(0) for place in value.placements):
         refuse_dtensor(fn, name, value)
@@ -40,7 +37,8 @@ def _gathered(fn: str, name: str, value: Any, sparse_grad: bool) -> Any:
             " sparse_grad=False; see docs/distributed.md"
         )
     mesh = value.device_mesh
-    whole: Tensor = value.full_tensor(grad_placements=[module.Partial()] * mesh.ndim)
+    partial = sys.modules["torch.distributed.tensor"].Partial()
+    whole: Tensor = value.full_tensor(grad_placements=[partial] * mesh.ndim)
     if whole.requires_grad and torch.is_grad_enabled():
         # By a factor, because gloo has no average.
         whole.register_hook(lambda grad: grad / mesh.size())  # type: ignore[no-untyped-call]

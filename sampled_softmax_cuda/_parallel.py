@@ -35,12 +35,17 @@ def active_ddp() -> DistributedDataParallel | None:
     return getattr(DistributedDataParallel, "_active_ddp_module", None)
 
 
-def refuse_dtensor(fn: str, name: str, value: Tensor) -> None:
-    """TypeError for a DTensor, whose rows are spread over processes."""
+def is_dtensor(value: Any) -> bool:
+    """Whether a value is a DTensor, without an import of what makes them."""
     if type(value) is Tensor or type(value) is nn.Parameter:
-        return
+        return False
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    if kind is None or not isinstance(value, kind):
+    return kind is not None and isinstance(value, kind)
+
+
+def refuse_dtensor(fn: str, name: str, value: Any) -> None:
+    """TypeError for a DTensor, whose rows are spread over processes."""
+    if not is_dtensor(value):
         return
     raise TypeError(
         f"{fn}: {name} must be a plain tensor, got a DTensor {value.placements}: pass"

@@ -11,8 +11,8 @@ from torch.nn.utils import get_total_norm
 
 from .._arguments import as_float, describe
 from ..optim.clip import gradient_values
+from .call import Layout
 from .owners import shard_layouts
-from .ranks import Ranks
 
 _NAME = "distributed.clip_grad_norm_"
 
@@ -37,7 +37,8 @@ def clip_grad_norm_(
 
     Args:
         parameters: modules, parameters or both; which of them are shards of a
-            `ShardedSampledSoftmaxLoss` is known. Those without a gradient are left out, but all
+            `ShardedSampledSoftmaxLoss` is known, but not of parameters of your own that
+            `sharded_sampled_softmax_loss` takes. Those without a gradient are left out, but all
             ranks must pass the same ones.
         max_norm: the largest norm of all gradients together.
         norm_type: p of the p-norm, above 0, such as 2.0 (default), 1.0 or float("inf").
@@ -48,7 +49,8 @@ def clip_grad_norm_(
         The norm before clipping, a scalar, the same on all ranks. Nothing waits for it.
 
     Raises:
-        TypeError, ValueError: arguments that are not as above.
+        TypeError, ValueError: arguments that are not as above or, on the CPU, differ between ranks.
+        RuntimeError: on the CPU, a rank that does something else meanwhile.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -67,29 +69,32 @@ def clip_grad_norm_(
     shards = shard_layouts(known)
     plain: list[Tensor] = []
     # In the order of the parameters, which is that of the exchanges, the same on all ranks.
-    on_ranks: dict[int, tuple[Ranks, list[Tensor]]] = {}
+    on_ranks: dict[int, tuple[Layout, list[Tensor]]] = {}
     on_meshes: dict[object, list[Tensor]] = {}
     for p in known:
         if p in shards:
-            ranks = shards[p].ranks
-            on_ranks.setdefault(id(ranks.group), (ranks, []))[1].append(p)
+            on_ranks.setdefault(id(shards[p].ranks.group), (shards[p], []))[1].append(p)
         elif isinstance(p.grad, DTensor):
             on_meshes.setdefault((p.grad.device_mesh, p.grad.placements), []).append(p.grad)
         else:
             plain.append(p)
+    for layout, rows in on_ranks.values():
+        if rows[0].device.type == "cpu":  # a GPU would be waited for
+            same = {"max_norm": max_norm, "norm_type": norm_type, "the number of shards": len(rows)}
+            layout.agreement.open("clip_grad_norm_", rows[0].device, options=same)
     values = gradient_values(plain)
     norms = [get_total_norm(values, norm_type, foreach=foreach)] if values else []
     for grads in on_meshes.values():
         norm = get_total_norm(grads, norm_type, foreach=foreach)
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         values += [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
-    for ranks, rows in on_ranks.values():
+    for layout, rows in on_ranks.values():
         own = gradient_values(rows)  # none on a rank without rows
         norm = get_total_norm(own, norm_type, foreach=foreach)
         double = any(p.dtype == torch.float64 for p in rows)
         norm = norm.to(rows[0].device, torch.float64 if double else torch.float32)
         # The norm of norms: no power of them is formed that could overflow.
-        norms.append(_joined(list(ranks.gather(norm, "norms of gradients")), norm_type))
+        norms.append(_joined(list(layout.ranks.gather(norm, "norms of gradients")), norm_type))
         values += own
     if not norms:
         return torch.tensor(0.0)

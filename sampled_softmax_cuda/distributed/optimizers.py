@@ -218,7 +218,7 @@ def full_optimizer_state_dict(
 
     Returns:
         A state_dict for the same optimizer over the parameters of a `SampledSoftmaxLoss` that has
-        loaded `head.full_state_dict()`.
+        loaded `head.full_state_dict()`. States of other parameters are as `state_dict()` has them.
 
     Raises:
         ValueError: an optimizer that was not registered.
@@ -235,10 +235,10 @@ def full_optimizer_state_dict(
     _check_registered("distributed.full_optimizer_state_dict", optimizer)
     state_dict = optimizer.state_dict()
     states = dict(state_dict["state"])
-    keep = on_all_ranks
-    for number, _, layout in _numbered(optimizer, state_dict):
-        first = layout.ranks.rank == 0 and layout.replicas.rank == 0
-        keep = on_all_ranks or first
+    numbered = list(_numbered(optimizer, state_dict))
+    places = [ranks.rank for _, _, x in numbered for ranks in (x.ranks, x.replicas)]
+    keep = on_all_ranks or not any(places)
+    for number, _, layout in numbered:
         entry = dict(states.get(number, {}))
         entry.pop(MULTIPLIER, None)
         for name, value in sorted(entry.items()):

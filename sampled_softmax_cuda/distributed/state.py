@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from .owners import OwnsShards
@@ -112,6 +112,7 @@ class SavesShards(OwnsShards):
     """
 
     shard: ClassShard
+    weight: nn.Parameter
     _seed: int
     _step: int
 
@@ -126,6 +127,16 @@ class SavesShards(OwnsShards):
     def draws(self) -> Tensor:
         """The seed and the number of steps, int64 [2]."""
         return torch.tensor([self._seed, self._step], device="cpu")
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """As nn.Module's, and these two: torch.distributed.checkpoint asks the module itself which
+        names a rank has, before it hands on what the first rank has loaded."""
+        yield from super().named_buffers(prefix, recurse, remove_duplicate)
+        device = "cpu" if self.weight.is_meta else self.weight.device
+        for name, value in ((MULTIPLIER, self.row_multiplier), (_DRAWS, self.draws)):
+            yield f"{prefix}.{name}" if prefix else name, value.to(device)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -119,6 +119,8 @@ def refused(rank: int, size: int) -> None:
     ):
         with pytest.raises(TypeError, match=r"weight must be a plain tensor.*Shard\(dim=1\)"):
             loss()
+    with pytest.raises(TypeError, match=r"got a DTensor: give the parameters of fully_shard to"):
+        ssc.optim.AdamW([rows.requires_grad_()])
     with pytest.raises(TypeError, match=r"class_weight must be a plain tensor, got a DTensor"):
         ssc.sampled_softmax_loss(x, rows, target, samples, class_weight=bias)
 

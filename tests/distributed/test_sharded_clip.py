@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -211,6 +212,37 @@ def copies(rank: int, size: int) -> None:
 
 def test_copies_of_heads() -> None:
     run_ranks(3, copies)
+
+
+def at_odds(rank: int, size: int, how: str) -> str:
+    """The error of a rank when the last one clips otherwise."""
+    body, head = given("dense")
+    last = rank == size - 1
+    x, target = torch.ones(2, D, dtype=torch.float64), torch.arange(2)
+    try:
+        if how == "norms":
+            clip_grad_norm_([body, head], 1.0 if last else 0.5)
+        if how == "shards":
+            clip_grad_norm_([body, head.weight] if last else [body, head], 0.5)
+        if how == "left out":
+            clip_grad_norm_([body] if last else [body, head], 0.5)
+            head(x, target)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("norms", "ValueError: .*max_norm must be the same on all ranks, got 0.5 .* 1.0 on rank 2"),
+        ("shards", "ValueError: .*number of shards must be the same on all ranks, got 2 .* and 1"),
+        ("left out", "RuntimeError: .*ranks are at different places.*clip_grad_norm_.*forward"),
+    ],
+)
+def test_ranks_that_clip_otherwise(how: str, message: str) -> None:
+    found = run_ranks(3, at_odds, how)
+    assert len(set(found)) == 1 and re.match(message, found[0], re.DOTALL), found
 
 
 def test_arguments() -> None:
