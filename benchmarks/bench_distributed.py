@@ -12,7 +12,7 @@ rank's own rows, and 4/(3 R) for gather, which needs four. Bytes are what a rank
 collectives (rank_traffic.py) over those of scale_out_model.py, which has the table to 1,024 ranks.
 Wall time over gloo on one machine says nothing about a cluster, and isn't shown.
 
-    python benchmarks/bench_distributed.py                    ten minutes, most of them for the peers
+    python benchmarks/bench_distributed.py               ten minutes, most of them the peers
     python benchmarks/bench_distributed.py --ranks 1,2 --only ranks
 """
 

@@ -12,7 +12,7 @@ each, D the width, S the samples of the whole job, w the bytes of a number:
     both     2 · 64 (R - 1)                         headers of forward and backward
     dense    2 (1 - 1/R) C D w                      DDP's all-reduce; FSDP2 sends 1.5 x as much
 
-fetch counts distinct rows: repeats among samples and targets only make it less (log-uniform draws with
+fetch asks for distinct rows: repeats among samples and targets make it less (log-uniform draws with
 replacement, half).
 
 The times rest on assumptions that nobody has measured here: 300 TFLOP/s in bf16 and 3.35 TB/s of
