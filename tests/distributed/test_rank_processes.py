@@ -47,7 +47,7 @@ def test_processes_equal_one_process(size: int, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=["fetch", "gather"])
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What each rank has seen of each fault: a function of its name."""
+    """From the name of a fault to what each rank has seen of it."""
     folder = tmp_path_factory.mktemp("faults")
     found = run_processes(RANKS, rank_process.run_faults, folder, request.param)
     return lambda fault: [Seen(*of_rank[fault]) for of_rank in found if fault in of_rank]
