@@ -53,7 +53,7 @@ TABLE = ("case", "threads", "isa", "median_ms", "p10_ms", "p90_ms", "ratio", "sh
 TABLE += ("share_p90", "share_nominal", "roof_gops", "failure")
 
 
-ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 #include "csrc/cpu/kernels/prefetch.h"
 #include "csrc/cpu/kernels/register_tile.h"
 #include "csrc/cpu/kernels/stages.h"
+#include "csrc/cpu/kernels/transposed_rows.h"
 
 namespace ssc::SSC_ISA {
 namespace {
@@ -80,35 +81,6 @@ class NextPanel {
   int64_t row_ = 0, offset_ = 0;
 };
 
-// from[D][P] to rows out + slot[s] · stride, s < count.
-template <class T, bool kAccumulate>
-SSC_INLINE void scatter_transposed(const T* from, int64_t dim, const int64_t* slot, int64_t count,
-                                   T* out, int64_t stride) {
-  constexpr int L = kLanes<T>, P = kPanel<T>;
-  for (int64_t s = 0; s < count; s += L) {
-    const int64_t lanes = count - s < L ? count - s : L;
-    int64_t d = 0;
-    for (; d + L <= dim; d += L) {
-      Vec<T> v[L];
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) v[i] = load(from + (d + i) * P + s);
-      transpose<T>(v);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        if (i >= lanes) break;
-        T* to = out + slot[s + i] * stride + d;
-        store<T>(to, kAccumulate ? load(to) + v[i] : v[i]);
-      }
-    }
-    for (; d < dim; ++d) {
-      for (int64_t i = 0; i < lanes; ++i) {
-        T* to = out + slot[s + i] * stride + d;
-        *to = (kAccumulate ? *to : T(0)) + from[d * P + s + i];
-      }
-    }
-  }
-}
-
 }  // namespace
 
 template <class T>
@@ -133,11 +105,7 @@ void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int
                                            &wanted);
     }
   }
-  if (accumulate) {
-    scatter_transposed<T, true>(scratch, dim, slot, count, out, out_stride);
-  } else {
-    scatter_transposed<T, false>(scratch, dim, slot, count, out, out_stride);
-  }
+  scatter_transposed<T>(scratch, dim, slot, count, accumulate, out, out_stride);
 }
 
 template void weight_grad(const RowChunk<float>&, int64_t, const int64_t*, int64_t, int64_t, bool,

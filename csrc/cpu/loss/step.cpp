@@ -36,14 +36,14 @@ class GradientPass {
         gradients_(gradients),
         workspace_(workspace),
         parallel_for_(parallel_for),
-        kernels_(loss_kernels<T>(isa, problem.input.dtype, problem.weight.dtype)),
+        kernels_(kernels_for(isa, problem, plan.distinct)),
         has_bias_(gradients.bias.data != nullptr),
-        panels_(std::max<int64_t>(ceil_div(plan.distinct, kernels_.panel), 1)) {}
+        panels_(count_panels(kernels_, plan.distinct)) {}
 
   void run() {
     allocate_chunk();
     place_outputs();
-    const Partition chunks = partition(plan_.rows, ceil_div(plan_.rows, most_rows_));
+    const Partition chunks = partition(plan_.rows, ceil_div(plan_.rows, most_rows_), kernels_.unit);
     for (int64_t c = 0; c < chunks.count; ++c) {
       const Range rows = piece(chunks, c);
       set_rows(chunk_, plan_, rows.begin, rows.end - rows.begin, kernels_, parallel_for_);
@@ -53,7 +53,7 @@ class GradientPass {
                     [&](int64_t begin, int64_t end) { sweep_blocks(begin, end); });
       parallel_for_(panels_, 1, [&](int64_t begin, int64_t end) {
         Workspace local;
-        T* scratch = local.take<T>((problem_.dim + 1) * kernels_.panel);
+        T* scratch = local.take<T>(filled_up(problem_.dim + 1, kernels_) * kernels_.panel);
         for (int64_t p = begin; p < end; ++p) {
           write_panel(p, scratch, c > 0);
           add_targets(p, rows);
@@ -70,16 +70,38 @@ class GradientPass {
   }
 
  private:
+  static int64_t count_panels(const LossKernels<T>& kernels, int64_t samples) {
+    return std::max<int64_t>(ceil_div(samples, kernels.panel), 1);
+  }
+
+  // Bytes of E for a row in a panel.
+  static int64_t row_bytes(const LossKernels<T>& kernels) {
+    return kernels.panel / kernels.word * static_cast<int64_t>(sizeof(T));
+  }
+
+  // Of so many samples that E of one unit of rows would be too large, the vectors' kernels, which
+  // can do with two rows.
+  static const LossKernels<T>& kernels_for(Isa isa, const LossProblem& problem, int64_t samples) {
+    const auto of = [&](Isa set) -> const LossKernels<T>& {
+      return loss_kernels<T>(set, problem.input.dtype, problem.weight.dtype);
+    };
+    const LossKernels<T>& kernels = of(isa);
+    const int64_t least = kernels.unit * count_panels(kernels, samples) * row_bytes(kernels);
+    return isa == Isa::amx_bf16 && least > kChunkBytes ? of(Isa::avx512_bf16) : kernels;
+  }
+
   void allocate_chunk() {
-    const int64_t row_bytes = kernels_.panel / kernels_.word * static_cast<int64_t>(sizeof(T));
+    const int64_t row_bytes = GradientPass::row_bytes(kernels_);
     most_rows_ = std::clamp<int64_t>(kChunkBytes / (panels_ * row_bytes), 1, kMaxChunkRows);
-    const int64_t rows = std::min(most_rows_, plan_.rows);
+    most_rows_ = std::max<int64_t>(most_rows_ / kernels_.unit, 1) * kernels_.unit;
+    const int64_t rows = filled_up(std::min(most_rows_, plan_.rows), kernels_);
     const int64_t columns = problem_.dim + has_bias_;
     padded_dim_ = ceil_div(problem_.dim, kernels_.panel) * kernels_.panel;
     chunk_ = take_chunk(rows, problem_.dim, kernels_, workspace_);
     chunk_.grads.columns = partition(columns, ceil_div(columns, kernels_.tile_rows));
     chunk_.grads.input = workspace_.take<T>(rows * padded_dim_);
-    chunk_.grads.scaled_input = workspace_.take<T>(ceil_div(rows, kernels_.word) * columns);
+    chunk_.grads.scaled_input =
+        workspace_.take<T>(rows / kernels_.word * filled_up(columns, kernels_));
     chunk_.grads.coefficient = workspace_.take<T>(rows);
     target_coefficient_ = workspace_.take<T>(rows);
     // The same row of consecutive panels should not fall into the same sets of L1: let a panel's
@@ -163,8 +185,8 @@ class GradientPass {
       kernels_.finish_row(problem_.weight, chunk_, i, problem_.dim,
                           own_target ? problem_.target[row] : -1, target_coefficient_[i],
                           gradients_.input);
-      kernels_.pack_grad_row(problem_.input, chunk_, i, problem_.dim);
     }
+    kernels_.pack_grad_rows(problem_.input, chunk_, rows, problem_.dim);
   }
 
   void write_panel(int64_t panel, T* scratch, bool accumulate) {
