@@ -84,6 +84,7 @@ set(SSC_CUDA_OPS_SOURCES
 
 # tests/cpp: one executable per file, run once per instruction set.
 set(SSC_CPP_TESTS
+    tests/cpp/test_amx_tile.cpp
     tests/cpp/test_backward.cpp
     tests/cpp/test_bf16_pair.cpp
     tests/cpp/test_garbage.cpp

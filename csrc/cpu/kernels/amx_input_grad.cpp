@@ -11,7 +11,6 @@ void add_products(const Tile<T>& tile, const RowChunk<T>& chunk, int64_t row, in
   constexpr int P = kPanel<T>;
   T* out = chunk.grads.input + row * tile.padded_dim + column;
   const T* w = tile.rows + column * tile.panels * kTileSide;
-  const TileRegisters registers;
   if (first == 0) {
     clear_square<kTiles>();
   } else {

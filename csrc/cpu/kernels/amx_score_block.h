@@ -63,7 +63,6 @@ void score_tiles(const Samples& samples, const Tile<T>& tile, const RowChunk<T>&
   const Range r = piece(chunk.blocks, block);
   const int64_t words = count_words<T>(samples.dim), steps = words / kTileSide;
   const T* h = chunk.packed + r.begin * words;
-  const TileRegisters registers;
   DuePanel<T, Epilogue> due;
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     const Upcoming next = upcoming.take();

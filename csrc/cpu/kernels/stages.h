@@ -2,6 +2,9 @@
 // defines each, kernels/table.cpp gathers them.
 #pragma once
 
+#if defined(SSC_AMX)
+#include "csrc/cpu/kernels/amx_tile.h"
+#endif
 #include "csrc/cpu/kernels/prefetch.h"
 #include "csrc/cpu/kernels/simd.h"
 #include "csrc/cpu/kernels/upcoming.h"
@@ -15,6 +18,11 @@ template <class T>
 constexpr int kUnit = 32;  // rows of a square of tiles, and elements that a step contracts
 constexpr int kBlockRows = 32;
 #else
+class TileRegisters {
+ public:
+  TileRegisters() {}
+  ~TileRegisters() {}  // used, for the compiler, though there are none
+};
 template <class T>
 constexpr int kUnit = kWord<T>;
 constexpr int kBlockRows = kTileRows;

@@ -31,6 +31,7 @@ void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
   const int64_t panels = count_panels<T>(samples.count);
   const int64_t columns = chunk.grads.exps == nullptr ? 0 : tile.padded_dim;
   int64_t settled = 0;
+  const TileRegisters registers;
   for (int64_t first = 0; first < panels; first += tile.panels) {
     const int64_t last = smaller(first + tile.panels, panels);
     gather_tile<T>(samples, first, last, tile);
