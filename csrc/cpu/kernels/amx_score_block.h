@@ -8,7 +8,9 @@
 
 namespace ssc::SSC_ISA {
 
-constexpr int kRowsAtOnce = 4;  // in registers, for an epilogue
+constexpr int kRowsAtOnce = 4;      // in registers, for an epilogue
+constexpr int64_t kRowsAhead = 32;  // of W that a panel's product asks for, at most
+constexpr int64_t kLineBytes = 64;  // what a step takes of such a row
 
 // z [32][P] of a block against a panel whose epilogue is due.
 template <class T, class Epilogue>
@@ -65,14 +67,15 @@ void score_tiles(const Samples& samples, const Tile<T>& tile, const RowChunk<T>&
   const T* h = chunk.packed + r.begin * words;
   DuePanel<T, Epilogue> due;
   for (int64_t p = panels.begin; p < panels.end; ++p) {
-    const Upcoming next = upcoming.take();
+    const char* next[kRowsAhead];
+    const int64_t ahead = upcoming.take(next, kRowsAhead);
     const int64_t local = p - panels.tile;
     const T* w = tile.columns + local * words * P;
     clear_square<kTiles>();
     for (int64_t k = 0; k < steps; ++k) {
       multiply_add_square<kTiles>(h + k * kTileWords, h + (steps + k) * kTileWords,
                                   w + k * kTileSide * P);
-      for (const char* row : next.row) __builtin_prefetch(row + k * next.stride, 0, 2);
+      for (int64_t j = 0; j < ahead; ++j) __builtin_prefetch(next[j] + k * kLineBytes, 0, 2);
       due.step(steps);
     }
     due.finish();

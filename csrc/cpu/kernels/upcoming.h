@@ -13,7 +13,11 @@ template <class T>
 class UpcomingRows {
  public:
   UpcomingRows(const Samples& samples, int64_t begin, int64_t end, int64_t takes)
-      : samples_(samples), next_(begin), end_(end), wide_(end - begin > 2 * takes) {}
+      : samples_(samples),
+        next_(begin),
+        end_(end),
+        share_(takes > 0 ? (end - begin + takes - 1) / takes : 0),
+        wide_(end - begin > 2 * takes) {}
 
   Upcoming take() {
     const int64_t stride = 2 * kPrefetchInterval * kWord<T> * element_size(samples_.weight.dtype);
@@ -28,6 +32,13 @@ class UpcomingRows {
     return {{row(s), row(s), row(s + 1), row(s + 1)}, stride};
   }
 
+  // The next rows, as many as let the takes cover the tile, `most` at most. Returns their number.
+  int64_t take(const char** rows, int64_t most) {
+    int64_t count = 0;
+    for (; count < share_ && count < most && next_ < end_; ++count) rows[count] = row(next_++);
+    return count;
+  }
+
  private:
   const char* row(int64_t s) const {
     return samples_.weight.row(samples_.ids == nullptr ? samples_.first + s : samples_.ids[s]);
@@ -35,6 +46,7 @@ class UpcomingRows {
 
   const Samples& samples_;
   int64_t next_, end_;
+  const int64_t share_;
   const bool wide_;  // four rows a time, where two would not cover the next tile
 };
 
