@@ -3,6 +3,10 @@
 #include "tests/cpp/amx_tile_kernel.h"
 
 #include "csrc/cpu/kernels/amx_tile.h"
+#if defined(__GNUC__) && !defined(__clang__)
+// As in simd.h (GCC bug 105593): in functions this small the compiler is sure of it.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 
 namespace ssc::test {
 namespace {

@@ -95,7 +95,7 @@ TEST(squares_have_their_tiles_in_place) {
   Random random(2);
   for (const int rows : {1, 2}) {
     for (const bool clear : {false, true}) {
-      // What is not theirs ends the buffers: sanitizers see what lies behind.
+      // The buffers end where the squares do: sanitizers see what lies behind.
       const auto sums = static_cast<size_t>(rows * kSide * 2 * kSide);
       std::vector<float> before(sums), sum(sums);
       std::vector<uint32_t> a(static_cast<size_t>(rows * kWords)), b(2 * kWords);

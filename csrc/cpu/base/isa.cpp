@@ -50,7 +50,7 @@ bool pairs_are_slow(const Processor& p) {
 
 // Asks for the tiles' registers, for every thread of this process. A kernel that knows no AMX, or
 // was told to hide it, refuses.
-bool ask_for_tiles() {
+[[maybe_unused]] bool ask_for_tiles() {
 #if defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -77,7 +77,9 @@ Processor read_processor() {
     p.avx512_fp16 = edx & kAvx512Fp16;
   }
   if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) p.avx_vnni = eax & kAvxVnni;
+#if !defined(SSC_EMULATE_AMX)
   p.tiles_granted = p.amx_bf16 && ask_for_tiles();
+#endif
   return p;
 }
 

@@ -61,7 +61,7 @@ SSC_INLINE void tile_multiply() {
 
 #else
 
-// Of this source and this thread.
+// Each source and each thread has its own.
 static thread_local Words t_tiles[8][kTileSide];
 
 class TileRegisters {

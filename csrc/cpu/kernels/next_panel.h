@@ -1,4 +1,4 @@
-// What dWs wants of memory while a panel's product is in work.
+// The lines that dWs asks for while a panel's product is in work.
 #pragma once
 
 #include "csrc/cpu/kernels/prefetch.h"

@@ -1,4 +1,4 @@
-// What every way from z = H Ws^T to E and its sums needs: an epilogue, which score_block.h or
+// Parts of every way from z = H Ws^T to E and its sums: an epilogue, which score_block.h or
 // amx_score_block.h hands z of M rows in registers, Epilogue::run<M>(z, place, exps).
 //
 // The reference point of a row's exponential is its target's corrected logit, so no pass for the

@@ -93,8 +93,8 @@ class GradientPass {
     return kernels.panel / kernels.word * static_cast<int64_t>(sizeof(T));
   }
 
-  // Of so many samples that E of one unit of rows would be too large, the vectors' kernels, which
-  // can do with two rows.
+  // The kernels of tiles take 32 rows at least: where E of so many would be too large, for the number
+  // of samples, those of pairs serve, which can do with two.
   static const LossKernels<T>& kernels_for(Isa isa, const LossProblem& problem, int64_t samples) {
     const auto of = [&](Isa set) -> const LossKernels<T>& {
       return loss_kernels<T>(set, problem.input.dtype, problem.weight.dtype);
