@@ -46,6 +46,7 @@ ON_LINUX := $(filter Linux,$(shell uname -s))
 
 test: build $(if $(ON_LINUX),simt-ops)
 	$(BIN)/python tools/check_isa_symbols.py build/dev
+	$(BIN)/python tools/check_prefetches.py build/dev
 	$(RUN_TESTS) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: test-cpp build $(if $(ON_LINUX),simt cuda)

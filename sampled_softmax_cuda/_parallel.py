@@ -35,18 +35,22 @@ def active_ddp() -> DistributedDataParallel | None:
     return getattr(DistributedDataParallel, "_active_ddp_module", None)
 
 
-def refuse_dtensor(fn: str, name: str, value: Tensor) -> None:
-    """TypeError for a DTensor, whose rows are spread over processes."""
+def is_dtensor(value: Any) -> bool:
+    """Whether a value is a DTensor, without an import of what makes them."""
     if type(value) is Tensor or type(value) is nn.Parameter:
-        return
+        return False
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    if kind is None or not isinstance(value, kind):
+    return kind is not None and isinstance(value, kind)
+
+
+def refuse_dtensor(fn: str, name: str, value: Any) -> None:
+    """TypeError for a DTensor, whose rows are spread over processes."""
+    if not is_dtensor(value):
         return
     raise TypeError(
-        f"{fn}: {name} must be a plain tensor, got a DTensor {value.placements}. Under fully_shard"
-        " call the module itself, or torch.distributed.fsdp.register_fsdp_forward_method(head,"
-        f" 'topk') before other methods; elsewhere pass {name}.full_tensor(), or .to_local() for"
-        f" this process's part; {_PAGE}"
+        f"{fn}: {name} must be a plain tensor, got a DTensor {value.placements}: pass"
+        f" {name}.full_tensor(), or .to_local() for this process's part; classes that are spread"
+        f" over processes are for ssc.distributed.ShardedSampledSoftmaxLoss; {_PAGE}"
     )
 
 
@@ -143,7 +147,9 @@ def _check_fully_shard(fn: str, name: str, parameter: Tensor) -> None:
         raise RuntimeError(
             f"{fn}: sparse_grad=True, but fully_shard, which reduces dense gradients only, shards"
             f" {name}: use sparse_grad=False, or leave the head out, fully_shard(model,"
-            f" ignored_params=set(head.parameters())), and reduce its gradients yourself; {_PAGE}"
+            " ignored_params=set(head.parameters())), and take"
+            " ssc.distributed.ShardedSampledSoftmaxLoss, or reduce its gradients yourself;"
+            f" {_PAGE}"
         )
 
 

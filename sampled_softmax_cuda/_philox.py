@@ -7,6 +7,8 @@ so words are int64 numbers in [0, 2^32), and a 64-bit result is the int64 with t
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,10 @@ _MUL = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-Words = tuple[Tensor, Tensor, Tensor, Tensor]
+Word = TypeVar("Word", Tensor, int)
 
 
-def high32(x: Tensor) -> Tensor:
+def high32(x: Word) -> Word:
     """The high half of 64 bits; the shift of an int64 would copy the sign."""
     return (x >> 32) & _LOW32
 
@@ -34,12 +36,14 @@ def mul_wide(x: Tensor, c: int) -> tuple[Tensor, Tensor]:
     return high, (middle << 32) | (low & _LOW32)
 
 
-def philox4x32_10(counter: Words, seed: Tensor) -> Words:
+def philox4x32_10(
+    counter: tuple[Word, Word, Word, Word], seed: Word
+) -> tuple[Word, Word, Word, Word]:
     """Four random words for each counter.
 
     Args:
-        counter: four int64 tensors of one shape, words in [0, 2^32).
-        seed: int64 [], 64 bits of key.
+        counter: four int64 tensors of one shape, words in [0, 2^32); or four numbers.
+        seed: int64 [], 64 bits of key; or a number.
     """
     w0, w1, w2, w3 = counter
     k0, k1 = seed & _LOW32, high32(seed)

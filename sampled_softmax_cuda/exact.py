@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from . import _checks
 from ._arguments import as_bool, check_int64
+from ._gathered import gathered
 from .losses.gather import followed_ids
 from .losses.problem import weight_of_targets
 from .losses.rows import (
@@ -138,6 +139,7 @@ def exact_cross_entropy(
         tensor(2.0794)
     """
     fn = "exact_cross_entropy"
+    weight, bias = gathered(fn, weight, bias)
     dtype = result_dtype(input, weight, bias)
     given = _checked_operands(fn, input, weight, bias, temperature, softcap, cosine, padding_idx)
     num_classes = given.weight.shape[0]
@@ -207,9 +209,9 @@ def logits(
         >>> ssc.logits(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), temperature=2.0)
         tensor([[1.5000, 3.5000]])
     """
-    given = _checked_operands(
-        "logits", input, weight, bias, temperature, softcap, cosine, padding_idx
-    )
+    fn = "logits"
+    weight, bias = gathered(fn, weight, bias)
+    given = _checked_operands(fn, input, weight, bias, temperature, softcap, cosine, padding_idx)
     num_classes = weight.shape[0]
     z = given.logits(bias, 0, num_classes)
     return z.reshape(*input.shape[:-1], num_classes)
@@ -252,6 +254,7 @@ def log_prob(
                 [0.1250, 0.1250]])
     """
     fn = "log_prob"
+    weight, bias = gathered(fn, weight, bias)
     given = _checked_operands(fn, input, weight, bias, temperature, softcap, cosine, padding_idx)
     check_int64(fn, "ids", ids)
     leading = input.shape[:-1]
@@ -336,6 +339,7 @@ def topk(
         tensor([1, 2])
     """
     fn = "topk"
+    weight, bias = gathered(fn, weight, bias)
     given = _checked_operands(fn, input, weight, bias, temperature, softcap, cosine, padding_idx)
     k = _checks.check_positive_int(fn, "k", k)
     num_classes = weight.shape[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ._gathered import gathered
 from ._rules import host_rules
 from .losses.problem import Problem, check_ids, finish, make_problem
 from .losses.rows import SampledSoftmaxDetails
@@ -121,7 +122,8 @@ def sampled_softmax_loss(
         ValueError: shapes, devices or options that do not fit, or not together; sparse_grad=True
             with a weight or bias computed in a way that torch takes no sparse gradient back
             through (a slice, a transpose, a parametrization), or under torch.func.
-        TypeError: wrong dtypes or types, DTensors among them.
+        TypeError: wrong dtypes or types, DTensors among them; a weight or bias may be one with
+            sparse_grad=False: it is gathered, and its gradient is averaged over its mesh.
         IndexError: an id or target outside [0, C), or a sampler's table that holds one, on the CPU;
             under torch.compile RuntimeError. On CUDA such an id gives NaN in the rows that have it;
             SSC_CHECK_TARGETS=1 raises there too, outside of torch.compile, at the price of waiting
@@ -142,6 +144,7 @@ def sampled_softmax_loss(
         >>> loss.shape, weight.grad.is_sparse, weight.grad.shape
         (torch.Size([]), True, torch.Size([1000, 16]))
     """
+    weight, bias = gathered(_NAME, weight, bias, sparse_grad)
     # By position, in the order above: by name it would take a microsecond of a small step.
     problem = make_problem(
         _NAME,

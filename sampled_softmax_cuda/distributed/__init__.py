@@ -6,8 +6,28 @@
 docs/distributed.md says when it is needed, and how it goes together with DDP and fully_shard.
 """
 
+from .clip import clip_grad_norm_
 from .functional import sharded_sampled_softmax_loss
 from .modules import ShardedSampledSoftmaxLoss
+from .optimizers import (
+    full_optimizer_state_dict,
+    load_full_optimizer_state_dict,
+    register_optimizer,
+)
 from .shard import ClassShard
+from .streaming import ShardedStreamingSampler
+from .style import ClassParallel
+from .weighted import ShardedWeightedSampler
 
-__all__ = ["ClassShard", "ShardedSampledSoftmaxLoss", "sharded_sampled_softmax_loss"]
+__all__ = [
+    "ClassParallel",
+    "ClassShard",
+    "ShardedSampledSoftmaxLoss",
+    "ShardedStreamingSampler",
+    "ShardedWeightedSampler",
+    "clip_grad_norm_",
+    "full_optimizer_state_dict",
+    "load_full_optimizer_state_dict",
+    "register_optimizer",
+    "sharded_sampled_softmax_loss",
+]

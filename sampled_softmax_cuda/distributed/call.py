@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._parallel import active_ddp
 from ..losses.rows import compute_dtype
 from ..objectives import GBCE
 from ..options import Options, refuse
+from ..samplers.pooled import in_backward_pass
 from .agreement import Agreement
+from .drawn import Drawn
 from .ranks import Ranks
 from .shard import ClassShard
 
@@ -86,6 +89,96 @@ class Agreed:
     """Rows of each class group; replicated ones count once."""
     counted: int | Tensor
     """Rows that count, over all ranks and replicas; a scalar on the device if no header said."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of a sharded loss that are no tensors of a batch."""
+
+    fn: str
+    layout: Layout
+    options: Options
+    algorithm: str = "auto"
+    padding_idx: int | None = None
+    reduction: str = "mean"
+    sparse_grad: bool = False
+    want_details: bool = False
+    log_prob: bool = False
+    """Whether log probabilities of the targets are wanted in place of losses."""
+
+    def same(self, weight: Tensor, bias: Tensor | None, input: Any, target: Any) -> dict[str, Any]:
+        """The options that must be the same on all ranks, by name."""
+        shard, o = self.layout.shard, self.options
+        width = target.shape[-1] if isinstance(target, Tensor) and target.dim() > 1 else 1
+        return {
+            "loss": "sampled, as in training mode",
+            "num_classes": shard.num_classes,
+            "class_order": shard.order,
+            "weight": (tuple(weight.shape[1:]), weight.dtype, weight.requires_grad),
+            "bias": None if bias is None else (bias.dtype, bias.requires_grad),
+            "input": (input.dtype, input.requires_grad) if isinstance(input, Tensor) else None,
+            "target's dimensions": getattr(target, "ndim", 0) and width,
+            "algorithm": self.algorithm,
+            "input_layout": self.layout.input_layout,
+            "gradient_divide_factor": self.layout.divide_factor,
+            "reduction": self.reduction,
+            "sparse_grad": self.sparse_grad,
+            "return_details": self.want_details,
+            "padding_idx": self.padding_idx,
+            "objective": o.objective,
+            "temperature": o.temperature,
+            "correction": o.correction,
+            "remove_accidental_hits": o.remove_accidental_hits,
+            "ignore_index": o.ignore_index,
+            "softcap": o.softcap,
+            "cosine": o.cosine,
+            "z_loss": o.z_loss,
+            "grad_enabled": torch.is_grad_enabled(),
+        }
+
+
+@dataclass(frozen=True)
+class Call:
+    """All that both algorithms compute a loss from, on this rank."""
+
+    asked: Asked
+    batch: Batch
+    """With replicated input, `gather` takes the rows of all ranks, `fetch` this rank's."""
+    agreed: Agreed
+    """With replicated input, its rows are how many each rank is responsible for."""
+    weight: Tensor
+    """[C_r, D], this rank's rows."""
+    bias: Tensor | None
+    """[C_r]"""
+    class_weight: Tensor | None
+    """[C_r]"""
+    drawn: Drawn
+
+    @property
+    def layout(self) -> Layout:
+        """How the head lies over the ranks."""
+        return self.asked.layout
+
+    @property
+    def options(self) -> Options:
+        """The options of the loss."""
+        return self.asked.options
+
+
+def check_place(fn: str, weight: Tensor) -> None:
+    """RuntimeError where a forward pass of a head with this weight can't be right."""
+    if in_backward_pass():
+        raise RuntimeError(
+            f"{fn}: called again in the backward pass, by a checkpoint of activations: keep the"
+            " head outside of it, whose logits are never stored anyway"
+        )
+    ddp = active_ddp()
+    if ddp is not None and any(p is weight for p in ddp.module.parameters()):
+        raise RuntimeError(
+            f"{fn}: the head must be outside of DistributedDataParallel, which has overwritten the"
+            " rows of all ranks with those of rank 0: wrap the backbone alone, and call the head on"
+            " its output"
+        )
 
 
 def check_call(
@@ -220,30 +313,24 @@ def _facts(fn: str, layout: Layout, batch: Batch, o: Options) -> tuple[list[int]
     )
 
 
-def row_factor(
-    layout: Layout,
-    batch: Batch,
-    o: Options,
-    class_weight: Tensor | None,
-    agreed: Agreed,
-    reduction: str,
-) -> Tensor | None:
+def row_factor(call: Call, batch: Batch, class_weight: Tensor | None) -> Tensor | None:
     """The factor [B] of each row's loss, None for 1: averaged over ranks as gradients are, the sums
     of "mean" are the mean over the rows of all ranks.
 
     Args:
+        batch: the rows that this rank is responsible for.
         class_weight: [B], of each row's target.
     """
-    weight = batch.sample_weight
+    layout, weight = call.layout, batch.sample_weight
     if class_weight is not None:
         weight = class_weight if weight is None else weight * class_weight
-    if reduction != "mean":
+    if call.asked.reduction != "mean":
         return weight
     dtype = compute_dtype(batch.input)
-    total = agreed.counted
+    total = call.agreed.counted
     if weight is not None:
         weight = weight.to(dtype)
-        there = (batch.target != o.ignore_index).any(dim=1)
+        there = (batch.target != call.options.ignore_index).any(dim=1)
         total = layout.replicas.all_reduce(
             layout.ranks.all_reduce(torch.where(there, weight, 0).sum(), "weights of rows"),
             "weights of rows",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..samples import Samples
 from .shard import ClassShard
+from .sharded_sampler import OwnDraw
 
 
 class Drawn(NamedTuple):
@@ -26,6 +28,9 @@ class Drawn(NamedTuple):
     log_count_of: Callable[[Tensor], Tensor] | None = None
     """Log expected counts, float32, of this rank's own rows, counted from its first: where only
     the owner of a class knows them."""
+    learns: Tensor | None = None
+    """The targets that a sharded sampler is to learn once the loss is computed, for which it may be
+    asked for their counts; or None."""
 
     @property
     def num_samples(self) -> int:
@@ -50,6 +55,24 @@ def drawn_of(samples: Samples, shard: ClassShard, padding_idx: int | None, targe
         None if count is None else count.reshape(ids.shape),
         None if of_target is None else of_target.reshape(target.shape),
     )
+
+
+def drawn_of_owner(own: OwnDraw, shard: ClassShard, padding_idx: int | None) -> Drawn:
+    """Samples of which every rank has those of its own classes, and knows their counts alone."""
+    count = _log_count(own, own.rows)
+    if own.masked is not None:
+        count = count.masked_fill(own.masked, torch.inf)
+    rows = own.rows + shard.begin
+    if padding_idx is not None:
+        count = count.masked_fill(shard.class_of(rows) == padding_idx, torch.inf)
+
+    return Drawn(rows, count, sizes=own.sizes, log_count_of=partial(_log_count, own))
+
+
+def _log_count(own: OwnDraw, rows: Tensor) -> Tensor:
+    """log n, float32, of this rank's rows; 0 for a class that can't come."""
+    count = own.log_count(rows).to(torch.float32)
+    return torch.where(count == -torch.inf, 0.0, count)
 
 
 def all_of(drawn: Drawn, shard: ClassShard) -> Drawn:

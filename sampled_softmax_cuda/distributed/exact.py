@@ -17,9 +17,9 @@ from .._arguments import check_int64
 from ..losses.rows import compute_dtype
 from ..objectives import SOFTMAX
 from ..options import Options
-from .call import Agreed, Batch, agree, check_call
+from .call import Agreed, Asked, Batch, agree, check_call
 from .drawn import Drawn
-from .functional import Asked, sharded_loss
+from .functional import agreed_call, solve_call
 from .shard import ClassShard
 
 # An ignore_index that no class id and no sensible target has.
@@ -65,7 +65,7 @@ def exact_loss(
     asked = replace(
         asked, options=_exact_options(asked.options), algorithm="gather", sparse_grad=False
     )
-    return sharded_loss(
+    call = agreed_call(
         asked,
         input,
         weight,
@@ -75,9 +75,10 @@ def exact_loss(
         exclude=exclude,
         class_weight=class_weight,
         sample_weight=sample_weight,
-        same={"all classes": True},
+        same={"loss": "exact, as in eval mode"},
         check=check,
     )
+    return solve_call(call)
 
 
 def log_prob(
@@ -102,19 +103,18 @@ def log_prob(
         padding_idx=None,
         log_prob=True,
     )
-    found: Tensor = sharded_loss(
+    call = agreed_call(
         asked,
         input,
         weight,
         ids,
         draw,
         bias=bias,
-        exclude=None,
         class_weight=None,
-        sample_weight=None,
-        same={"log_prob": True},
+        same={"loss": "log_prob"},
         check=check,
     )
+    found: Tensor = solve_call(call)
     found = found.reshape(ids.shape)
     return found if padding_idx is None else found.masked_fill(ids == padding_idx, -torch.inf)
 

@@ -17,12 +17,11 @@ from ..functional import solve
 from ..losses.gradients import sparse_rows
 from ..losses.problem import make_problem
 from ..losses.rows import SampledSoftmaxDetails
-from ..options import Options
 from ..samples import Samples
-from .call import Agreed, Batch, Layout, row_factor
+from .call import Call, row_factor
 from .drawn import Drawn, all_of, known
 from .gradients import add_rows, shard_parameters
-from .ranks import Ranks
+from .ranks import Ranks, Wait
 from .shard import ClassShard
 
 _IGNORED = -100  # stands for the ignore_index of the call, which might be a place among the rows
@@ -63,20 +62,30 @@ def request(shard: ClassShard, wanted: Tensor) -> Requests:
     return Requests(rows, place, ask, asked, give)
 
 
+class Fetching(NamedTuple):
+    """Rows on their way."""
+
+    drawn: Drawn
+    """The samples of all ranks."""
+    requests: Requests
+    rows: list[Wait]
+    """Wait for the rows [N, ...] of weight and bias."""
+    log_count_of: Wait | None
+    """Log expected counts [N] of the rows, where their owners alone know them."""
+    class_weight: Wait | None
+    """[N]"""
+
+
 class _Fetch(torch.autograd.Function):
     """Rows [N, ...] of tables that lie on the ranks, and the way back of their gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, ranks: Ranks, r: Requests, sparse_grad: bool, *tables: Tensor
+        ctx: Any, ranks: Ranks, fetching: Fetching, sparse_grad: bool, *tables: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.ranks, ctx.requests, ctx.sparse_grad = ranks, r, sparse_grad
+        ctx.ranks, ctx.requests, ctx.sparse_grad = ranks, fetching.requests, sparse_grad
         ctx.tables = [table.detach() for table in tables]
-        waits = [
-            ranks.exchange(table.index_select(0, r.asked), r.give, r.ask, "rows")
-            for table in tables
-        ]
-        return tuple(wait() for wait in waits)
+        return tuple(wait() for wait in fetching.rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -103,63 +112,65 @@ class _Fetch(torch.autograd.Function):
         return None, None, None, *results
 
 
-def fetch_rows(
-    ranks: Ranks, requests: Requests, sparse_grad: bool, *tables: Tensor
-) -> tuple[Tensor, ...]:
-    """The rows [N, ...] that were requested, of each table [C_r, ...]; differentiable."""
-    return _Fetch.apply(ranks, requests, sparse_grad, *tables)  # type: ignore[no-untyped-call, no-any-return]
+def begin_fetch(call: Call) -> Fetching:
+    """Ask for the rows that a loss needs, and send those that others ask for.
+
+    Args:
+        call: of which the input is not looked at.
+    """
+    shard, batch = call.layout.shard, call.batch
+    drawn = all_of(call.drawn, shard)
+    safe, inside = known(batch.target, shard.num_classes)
+    samples, targets = drawn.rows.reshape(-1), shard.row_of(safe)
+    # A target that is no class asks for a row that is there anyway.
+    targets = torch.where(inside, targets, samples[0])
+    requests = request(shard, torch.cat((samples, targets.reshape(-1))))
+    asked = requests.asked
+    _owed.settle((call.weight, call.bias), lambda: (asked,))
+
+    def send(numbers: Tensor | None, what: str) -> Wait | None:
+        if numbers is None:
+            return None
+        return shard.ranks.exchange(numbers, requests.give, requests.ask, what)
+
+    log_count_of = None if drawn.log_count_of is None else drawn.log_count_of(asked)
+    of_class = None if call.class_weight is None else call.class_weight[asked]
+    tables = (table.detach().index_select(0, asked) for table in _tables(call.weight, call.bias))
+    rows = [shard.ranks.exchange(x, requests.give, requests.ask, "rows") for x in tables]
+    return Fetching(
+        drawn,
+        requests,
+        rows,
+        send(log_count_of, "expected counts of classes"),
+        send(of_class, "weights of classes"),
+    )
 
 
-def _owners_numbers(
-    shard: ClassShard, requests: Requests, drawn: Drawn, class_weight: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Log expected counts and class weights of the rows, where their owners alone know them."""
-    waits = []
-    for numbers in (
-        None if drawn.log_count_of is None else drawn.log_count_of(requests.asked),
-        None if class_weight is None else class_weight[requests.asked],
-    ):
-        args = (requests.give, requests.ask, "numbers of classes")
-        waits.append(None if numbers is None else shard.ranks.exchange(numbers, *args))
-    log_count, weight = (None if wait is None else wait() for wait in waits)
-    return log_count, weight
+def _tables(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    return (weight,) if bias is None else (weight, bias)
 
 
 def fetch_loss(
-    fn: str,
-    layout: Layout,
-    batch: Batch,
-    weight: Tensor,
-    bias: Tensor | None,
-    drawn: Drawn,
-    options: Options,
-    class_weight: Tensor | None,
-    agreed: Agreed,
-    reduction: str,
-    sparse_grad: bool,
-    want_details: bool,
+    call: Call, fetching: Fetching | None = None
 ) -> tuple[Tensor, SampledSoftmaxDetails | None]:
     """The loss of this rank's rows, [] or [B] with reduction="none", and details [B].
 
     Args:
-        weight, bias, class_weight: of this rank's classes.
-        others: as `sharded_sampled_softmax_loss`, checked.
+        fetching: what `begin_fetch` has returned for this call; None: to begin now.
     """
-    shard, ranks = layout.shard, layout.ranks
-    drawn = all_of(drawn, shard)
-    safe, inside = known(batch.target, shard.num_classes)
-    samples = drawn.rows.reshape(-1)
-    targets = shard.row_of(safe)
-    # A target that is no class asks for a row that is there anyway.
-    targets = torch.where(inside, targets, samples[0])
-    requests = request(shard, torch.cat((samples, targets.reshape(-1))))
-    _owed.settle((weight, bias), lambda: (requests.asked,))
-    log_count_of, class_weights = _owners_numbers(shard, requests, drawn, class_weight)
-    weight, bias = shard_parameters(weight, bias, layout, drawn)
-    tables = (weight,) if bias is None else (weight, bias)
-    rows, *offsets = fetch_rows(ranks, requests, sparse_grad, *tables)
+    layout, batch, options = call.layout, call.batch, call.options
+    shard = layout.shard
+    if fetching is None:
+        fetching = begin_fetch(call)
+    drawn, requests = fetching.drawn, fetching.requests
+    tables = _tables(*shard_parameters(call, drawn))
+    rows, *offsets = _Fetch.apply(shard.ranks, fetching, call.asked.sparse_grad, *tables)  # type: ignore[no-untyped-call]
+    log_count_of, class_weights = (
+        None if wait is None else wait() for wait in (fetching.log_count_of, fetching.class_weight)
+    )
+    _, inside = known(batch.target, shard.num_classes)
 
-    place, at = torch.split(requests.place, [samples.numel(), targets.numel()])
+    place, at = torch.split(requests.place, [drawn.rows.numel(), batch.target.numel()])
     at = at.view_as(batch.target)
     # A target that is out of range of all classes stays so for these rows.
     none = batch.target == options.ignore_index
@@ -176,8 +187,9 @@ def fetch_loss(
     if not many:
         target = target[:, 0]
         target_log_count = None if target_log_count is None else target_log_count[:, 0]
+    details = call.asked.want_details
     problem = make_problem(
-        fn,
+        call.asked.fn,
         batch.input,
         rows,
         target,
@@ -192,12 +204,12 @@ def fetch_loss(
         options.z_loss,
         exclude,
         _IGNORED,
-        sample_weight=row_factor(layout, batch, options, of_class, agreed, reduction),
-        reduction="none" if reduction == "none" else "sum",
-        return_details=want_details,
+        sample_weight=row_factor(call, batch, of_class),
+        reduction="none" if call.asked.reduction == "none" else "sum",
+        return_details=details,
     )
-    result = solve(fn, problem._replace(num_classes=shard.num_classes))
-    return result if want_details else (result, None)
+    result = solve(call.asked.fn, problem._replace(num_classes=shard.num_classes))
+    return result if details else (result, None)
 
 
 def _renamed(exclude: Tensor, shard: ClassShard, rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .. import _checks
 from ..losses.rows import SampledSoftmaxDetails
 from ..losses.targets import label_smoothing
 from ..objectives import Objective, ObjectiveName
-from ..options import REDUCTIONS, Correction, Options, Reduction, checked_options, refuse
+from ..options import REDUCTIONS, Correction, Reduction, checked_options, refuse
 from ..samples import Samples
 from .autograd import announced, own_rows, shared_result
 from .call import (
@@ -21,7 +21,9 @@ from .call import (
     INPUT_LAYOUTS,
     Agreed,
     Algorithm,
+    Asked,
     Batch,
+    Call,
     InputLayout,
     Layout,
     agree,
@@ -29,7 +31,7 @@ from .call import (
     check_call,
 )
 from .drawn import Drawn, drawn_of
-from .fetch import fetch_loss
+from .fetch import Fetching, begin_fetch, fetch_loss
 from .gather import gather_log_prob, gather_loss
 from .ranks import ALONE
 from .shard import ClassShard
@@ -39,52 +41,7 @@ _NAME = "sharded_sampled_softmax_loss"
 Draw = Callable[[Batch, Agreed], Drawn]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The arguments of a sharded loss that are no tensors of a batch."""
-
-    fn: str
-    layout: Layout
-    options: Options
-    algorithm: str = "auto"
-    padding_idx: int | None = None
-    reduction: str = "mean"
-    sparse_grad: bool = False
-    want_details: bool = False
-    log_prob: bool = False
-    """Whether log probabilities of the targets are wanted in place of losses."""
-
-    def same(self, weight: Tensor, bias: Tensor | None, input: Any, target: Any) -> dict[str, Any]:
-        """The options that must be the same on all ranks, by name."""
-        shard, o = self.layout.shard, self.options
-        width = target.shape[-1] if isinstance(target, Tensor) and target.dim() > 1 else 1
-        return {
-            "num_classes": shard.num_classes,
-            "class_order": shard.order,
-            "weight": (tuple(weight.shape[1:]), weight.dtype, weight.requires_grad),
-            "bias": None if bias is None else (bias.dtype, bias.requires_grad),
-            "input": (input.dtype, input.requires_grad) if isinstance(input, Tensor) else None,
-            "target's dimensions": getattr(target, "ndim", 0) and width,
-            "algorithm": self.algorithm,
-            "input_layout": self.layout.input_layout,
-            "gradient_divide_factor": self.layout.divide_factor,
-            "reduction": self.reduction,
-            "sparse_grad": self.sparse_grad,
-            "return_details": self.want_details,
-            "padding_idx": self.padding_idx,
-            "objective": o.objective,
-            "temperature": o.temperature,
-            "correction": o.correction,
-            "remove_accidental_hits": o.remove_accidental_hits,
-            "ignore_index": o.ignore_index,
-            "softcap": o.softcap,
-            "cosine": o.cosine,
-            "z_loss": o.z_loss,
-            "grad_enabled": torch.is_grad_enabled(),
-        }
-
-
-def sharded_loss(
+def agreed_call(
     asked: Asked,
     input: Tensor,
     weight: Tensor,
@@ -92,20 +49,22 @@ def sharded_loss(
     draw: Draw,
     *,
     bias: Tensor | None,
-    exclude: Tensor | None,
     class_weight: Tensor | None,
-    sample_weight: Tensor | None,
     same: Mapping[str, Any],
+    exclude: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     check: Callable[[], None] | None = None,
     known: Agreed | None = None,
-) -> Any:
-    """The loss, and details if they are wanted.
+    phase: str = "forward",
+) -> Call:
+    """A call that all ranks have checked and go on with.
 
     Args:
         check: further checks of this rank's arguments.
         draw: the negatives; called when all ranks have agreed to go on.
         same: more that must be the same on all ranks, by name.
         known: the sizes of an earlier call, which are those of this one too; in place of a header.
+        phase: the name of the step, for errors.
     """
     fn, layout = asked.fn, asked.layout
     batch, error = None, None
@@ -130,53 +89,51 @@ def sharded_loss(
         if known is not None:
             raise
     if known is None:
-        options = {**asked.same(weight, bias, input, target), **same}
-        options["exclude"] = exclude is not None
-        options["sample_weight"] = sample_weight is not None
-        phase = f"{fn}, forward"
+        options: dict[str, Any] = {}
+        if layout.agreement.needed:
+            options = {**asked.same(weight, bias, input, target), **same}
+            options["exclude"] = exclude is not None
+            options["sample_weight"] = sample_weight is not None
+        phase = f"{fn}, {phase}"
         agreed = agree(fn, layout, phase, weight.device, batch, error, asked.options, options)
         assert batch is not None
     else:
         assert batch is not None
         agreed = assumed(fn, layout, batch, asked.options, known)
-    drawn = draw(batch, agreed)
-    return solve_drawn(asked, batch, agreed, weight, bias, class_weight, drawn, known is None)
+    return Call(asked, batch, agreed, weight, bias, class_weight, draw(batch, agreed))
 
 
-def solve_drawn(
-    asked: Asked,
-    batch: Batch,
-    agreed: Agreed,
-    weight: Tensor,
-    bias: Tensor | None,
-    class_weight: Tensor | None,
-    drawn: Drawn,
-    announce: bool,
-) -> Any:
-    """The loss of negatives that were drawn."""
-    layout, ranks = asked.layout, asked.layout.ranks
-    fetch = chosen_algorithm(asked, agreed, batch, drawn) == "fetch"
-    leading, sizes = batch.leading, agreed.rows
-    if layout.replicated:
-        sizes = split_rows(batch.target.shape[0], ranks.size)
-        agreed = Agreed(sizes, agreed.replicas_rows, agreed.counted)
+def begin(call: Call) -> Fetching | None:
+    """Let rows travel whose loss is computed later; None where `gather` will compute it."""
+    fetch, call = _chosen(call)
+    return begin_fetch(call) if fetch else None
+
+
+def _chosen(call: Call) -> tuple[bool, Call]:
+    """Whether `fetch` computes the loss, and from what."""
+    fetch = chosen_algorithm(call) == "fetch"
+    if call.layout.replicated:
+        sizes = split_rows(call.batch.target.shape[0], call.layout.ranks.size)
+        call = replace(call, agreed=replace(call.agreed, rows=sizes))
         if fetch:
-            batch, drawn = _own_part(layout, batch, drawn, sizes)
-    compute = fetch_loss if fetch else gather_log_prob if asked.log_prob else gather_loss
-    loss, details = compute(
-        asked.fn,
-        layout,
-        batch,
-        weight,
-        bias,
-        drawn,
-        asked.options,
-        class_weight,
-        agreed,
-        asked.reduction,
-        asked.sparse_grad,
-        asked.want_details,
-    )
+            call = _own_part(call, sizes)
+    return fetch, call
+
+
+def solve_call(call: Call, announce: bool = True, fetching: Fetching | None = None) -> Any:
+    """The loss, and details if they are wanted.
+
+    Args:
+        announce: whether a header goes in front of the backward pass.
+        fetching: what `begin` has returned for the same targets and negatives, if it was called.
+    """
+    asked, layout, ranks, leading = call.asked, call.layout, call.layout.ranks, call.batch.leading
+    fetch, call = _chosen(call)
+    sizes = call.agreed.rows
+    if fetch:
+        loss, details = fetch_loss(call, fetching)
+    else:
+        loss, details = gather_log_prob(call) if asked.log_prob else gather_loss(call)
     rowwise = asked.reduction == "none"
     if layout.replicated:
         loss = shared_result(loss, ranks, sizes if rowwise else None)
@@ -192,8 +149,9 @@ def solve_drawn(
     return loss, SampledSoftmaxDetails(*(row.reshape(leading) for row in details))
 
 
-def chosen_algorithm(asked: Asked, agreed: Agreed, batch: Batch, drawn: Drawn) -> str:
+def chosen_algorithm(call: Call) -> str:
     """The algorithm that sends less, of those that serve."""
+    asked, batch, drawn, agreed = call.asked, call.batch, call.drawn, call.agreed
     smoothed = label_smoothing(asked.options) > 0.0
     per_row = drawn.rows.dim() > 1
     if asked.algorithm == "gather":
@@ -220,25 +178,30 @@ def split_rows(num_rows: int, parts: int) -> list[int]:
     return [max(0, min(each, num_rows - part * each)) for part in range(parts)]
 
 
-def _own_part(layout: Layout, batch: Batch, drawn: Drawn, sizes: list[int]) -> tuple[Batch, Drawn]:
+def _own_part(call: Call, sizes: list[int]) -> Call:
     """The rows of a replicated batch that this rank is responsible for."""
-    begin = sum(sizes[: layout.ranks.rank])
-    own = slice(begin, begin + sizes[layout.ranks.rank])
+    ranks, batch, drawn = call.layout.ranks, call.batch, call.drawn
+    begin = sum(sizes[: ranks.rank])
+    own = slice(begin, begin + sizes[ranks.rank])
 
     def part(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[own]
 
-    rows = drawn.rows if drawn.rows.dim() == 1 else drawn.rows[own]
-    count = drawn.log_count if drawn.rows.dim() == 1 else part(drawn.log_count)
-    return (
-        Batch(
-            own_rows(batch.input, layout.ranks, sizes),
+    shared = drawn.rows.dim() == 1
+    return replace(
+        call,
+        batch=Batch(
+            own_rows(batch.input, ranks, sizes),
             batch.target[own],
             part(batch.exclude),
             part(batch.sample_weight),
-            torch.Size([sizes[layout.ranks.rank]]),
+            torch.Size([sizes[ranks.rank]]),
         ),
-        drawn._replace(rows=rows, log_count=count, target_log_count=part(drawn.target_log_count)),
+        drawn=drawn._replace(
+            rows=drawn.rows if shared else drawn.rows[own],
+            log_count=drawn.log_count if shared else part(drawn.log_count),
+            target_log_count=part(drawn.target_log_count),
+        ),
     )
 
 
@@ -351,7 +314,7 @@ def sharded_sampled_softmax_loss(
     def draw(batch: Batch, agreed: Agreed) -> Drawn:
         return drawn_of(samples, shard, padding_idx, batch.target)
 
-    return sharded_loss(
+    call = agreed_call(
         asked,
         input,
         weight,
@@ -364,3 +327,4 @@ def sharded_sampled_softmax_loss(
         same={},
         check=check,
     )
+    return solve_call(call)

@@ -2,11 +2,14 @@
 
 The input rows are all-gathered, the owner of a target computes its logit, every rank the sum over
 the samples in its shard, and the partial sums meet. No row of the class matrix and none of its
-gradient ever leaves its rank. A rank sends and receives about 2 (1 - 1/R) B_all D numbers.
+gradient ever leaves its rank. A rank sends and receives about 2 (1 - 1/R) B_all D numbers, and
+holds at most `MOST_GATHERED` of them at a time, and as many of their gradient: more rows are
+gathered in chunks, and once more in the backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,15 +38,16 @@ from ..losses.targets import (
 from ..ops.dispatch import kernels_take
 from ..ops.negatives import negatives_loss
 from ..ops.unit_rows import unit_rows
-from ..options import Options
 from ..reference import problem as reference
 from ..samples import Samples
 from .autograd import combine, gather_rows, replicated_rows, sum_over_ranks
-from .call import Agreed, Batch, Layout, row_factor
-from .drawn import Drawn, known, own_of
+from .call import Batch, Call, Layout, row_factor
+from .chunks import in_chunks
+from .drawn import known, own_of
 from .gradients import shard_parameters
-from .ranks import Ranks
-from .shard import ClassShard
+
+MOST_GATHERED = 1 << 26
+"""The numbers of input rows, R b D, that are gathered at a time: 256 MiB in float32."""
 
 
 class _Parts(NamedTuple):
@@ -76,90 +80,112 @@ class _Met(NamedTuple):
     """[b], the largest logit of a negative, if it was wanted."""
     class_weight: Tensor | None
     """[b, T]"""
-    batch: Batch
 
 
-def gather_loss(
-    fn: str,
-    layout: Layout,
-    batch: Batch,
-    weight: Tensor,
-    bias: Tensor | None,
-    drawn: Drawn,
-    options: Options,
-    class_weight: Tensor | None,
-    agreed: Agreed,
-    reduction: str,
-    sparse_grad: bool,
-    want_details: bool,
-) -> tuple[Tensor, SampledSoftmaxDetails | None]:
-    """The loss of this rank's rows, as `fetch.fetch_loss` computes it from the same arguments.
-
-    With replicated input, the batch has the rows of all ranks, and each is responsible for as many
-    as `agreed` says.
-    """
-    met = _meet(
-        layout, batch, weight, bias, drawn, options, class_weight, agreed, sparse_grad, want_details
-    )
-    rows = losses_of_rows(met.terms, met.negatives, met.step)
-    of_class = None if met.class_weight is None else met.class_weight[:, 0]
-    factor = row_factor(layout, met.batch, options, of_class, agreed, reduction)
+def gather_loss(call: Call) -> tuple[Tensor, SampledSoftmaxDetails | None]:
+    """The loss of this rank's rows, as `fetch.fetch_loss` computes it from the same call."""
+    rows, *others = _by_chunks(call, _losses)
+    of_class = None if call.class_weight is None else others.pop(0)
+    own = _own_rows(call)
+    batch = _rows_of_batch(call.batch, own) if call.layout.replicated else call.batch
+    factor = row_factor(call, batch, of_class)
     if factor is not None:
         rows = rows * factor
-    dtype = result_dtype(batch.input, weight, bias)
-    loss = (rows if reduction == "none" else ordered_sum(rows)).to(dtype)
-    if not want_details:
-        return loss, None
-    details = details_of_rows(met.terms, met.negatives.detach(), met.peak, met.step)
-    return loss, SampledSoftmaxDetails(*(row.detach() for row in details))
+    dtype = result_dtype(call.batch.input, call.weight, call.bias)
+    loss = (rows if call.asked.reduction == "none" else ordered_sum(rows)).to(dtype)
+    return loss, SampledSoftmaxDetails(*others) if call.asked.want_details else None
 
 
-def gather_log_prob(
-    fn: str,
-    layout: Layout,
-    batch: Batch,
-    weight: Tensor,
-    bias: Tensor | None,
-    drawn: Drawn,
-    options: Options,
-    class_weight: Tensor | None,
-    agreed: Agreed,
-    reduction: str,
-    sparse_grad: bool,
-    want_details: bool,
-) -> tuple[Tensor, None]:
-    """Log probabilities [b, T] of the targets among the samples, which are all classes; the
-    arguments are those of `gather_loss`."""
-    options = replace(options, remove_accidental_hits=False)
-    met = _meet(layout, batch, weight, bias, drawn, options, None, agreed, sparse_grad, False)
+def gather_log_prob(call: Call) -> tuple[Tensor, None]:
+    """Log probabilities [b, T] of the targets among the samples, which are all classes."""
+    options = replace(call.options, remove_accidental_hits=False)
+    call = replace(call, asked=replace(call.asked, options=options))
+    return _by_chunks(call, _log_prob)[0], None
+
+
+def _losses(call: Call, met: _Met) -> tuple[Tensor, ...]:
+    """The losses [b], and the class weights and details that are wanted."""
+    results = [losses_of_rows(met.terms, met.negatives, met.step)]
+    if met.class_weight is not None:
+        results.append(met.class_weight[:, 0])
+    if call.asked.want_details:
+        details = details_of_rows(met.terms, met.negatives.detach(), met.peak, met.step)
+        results += [row.detach() for row in details]
+    return tuple(results)
+
+
+def _log_prob(call: Call, met: _Met) -> tuple[Tensor, ...]:
     # exp(N) - 1 is the sum over all classes, the targets among them, relative to the targets' sum.
     n = met.negatives
     lse = met.terms.logit + n + torch.log(-torch.expm1(-n))
-    return met.terms.z - lse[:, None], None
+    return (met.terms.z - lse[:, None],)
 
 
-def _meet(
-    layout: Layout,
-    batch: Batch,
-    weight: Tensor,
-    bias: Tensor | None,
-    drawn: Drawn,
-    options: Options,
-    class_weight: Tensor | None,
-    agreed: Agreed,
-    sparse_grad: bool,
-    want_peak: bool,
-) -> _Met:
-    """The targets' logits and the sums over negatives of this rank's rows."""
-    ranks, sizes = layout.ranks, agreed.rows
-    everyone = _all_rows(layout, batch, sizes)
+def _by_chunks(
+    call: Call, results_of: Callable[[Call, _Met], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """The results of all rows, in chunks if the rows of all ranks are more than fit at a time."""
+    ranks, sizes = call.layout.ranks, call.agreed.rows
+    chunk = max(1, MOST_GATHERED // max(1, ranks.size * call.batch.input.shape[1]))
+    if call.layout.replicated or ranks.size == 1 or max(sizes) <= chunk:
+        everyone = _all_rows(call.layout, call.batch, sizes)
+        call = _with_parameters(call, everyone.target)
+        return results_of(call, _meet(call, everyone))
+    whole = _with_parameters(call, ranks.gather_rows(call.batch.target, sizes, "targets"))
+    chunks = [slice(at, at + chunk) for at in range(0, max(sizes), chunk)]
+
+    def run(number: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        rows = chunks[number]
+        counts = call.drawn.target_log_count
+        part = replace(
+            whole,
+            batch=replace(_rows_of_batch(call.batch, rows), input=input),
+            agreed=replace(call.agreed, rows=[len(range(n)[rows]) for n in sizes]),
+            weight=weight,
+            bias=bias,
+            drawn=call.drawn._replace(target_log_count=None if counts is None else counts[rows]),
+        )
+        return results_of(part, _meet(part, _all_rows(part.layout, part.batch, part.agreed.rows)))
+
+    return in_chunks(run, chunks, call.batch.input, whole.weight, whole.bias)
+
+
+def _with_parameters(call: Call, target: Tensor) -> Call:
+    """The call with parameters that are settled, and whose gradients are averaged.
+
+    Args:
+        target: [B, T] of all ranks.
+    """
+    shard = call.layout.shard
+    safe, inside = known(target, shard.num_classes)
+    place, own = shard.local_of(shard.row_of(safe))
+    _owed.settle(
+        (call.weight, call.bias), lambda: (own_of(call.drawn, shard)[0], place[own & inside])
+    )
+    weight, bias = shard_parameters(call, call.drawn)
+    return replace(call, weight=weight, bias=bias)
+
+
+def _own_rows(call: Call) -> slice:
+    """Where this rank's rows are among those of all."""
+    ranks, sizes = call.layout.ranks, call.agreed.rows
+    begin = sum(sizes[: ranks.rank])
+    return slice(begin, begin + sizes[ranks.rank])
+
+
+def _meet(call: Call, everyone: Batch) -> _Met:
+    """The targets' logits and the sums over negatives of this rank's rows.
+
+    Args:
+        everyone: the rows of all ranks.
+    """
+    layout, options, drawn = call.layout, call.options, call.drawn
+    ranks, sizes = layout.ranks, call.agreed.rows
     counts = drawn.target_log_count
     if counts is not None and not layout.replicated:
         counts = ranks.gather_rows(counts, sizes, "expected counts of targets")
-    parts = _parts(layout, everyone, weight, bias, drawn, options, sparse_grad)
-    product, offset, counts, of_class = _of_targets(
-        ranks, parts, counts, drawn, class_weight, everyone.target, layout.shard
-    )
+    parts = _parts(call, everyone)
+    product, offset, counts, of_class = _of_targets(call, parts, counts, everyone.target)
     there = everyone.target != options.ignore_index
     _, inside = known(everyone.target, layout.shard.num_classes)
     hits = parts.target
@@ -183,18 +209,16 @@ def _meet(
         negatives = sum_over_ranks(negatives, ranks, "sums over negatives")
     else:
         negatives = combine(negatives, ranks)
-    if want_peak:
+    if call.asked.want_details:
         peak = ranks.all_reduce(peak, "largest logits", ReduceOp.MAX)
 
-    begin = sum(sizes[: ranks.rank])
-    own = slice(begin, begin + sizes[ranks.rank])
+    own = _own_rows(call)
     return _Met(
         _rows_of_step(step, own),
         _rows_of_terms(terms, own),
         negatives[own],
         peak[own],
         None if of_class is None else of_class[own],
-        _rows_of_batch(batch, own) if layout.replicated else batch,
     )
 
 
@@ -212,22 +236,17 @@ def _all_rows(layout: Layout, batch: Batch, sizes: list[int]) -> Batch:
     )
 
 
-def _parts(
-    layout: Layout,
-    batch: Batch,
-    weight: Tensor,
-    bias: Tensor | None,
-    drawn: Drawn,
-    o: Options,
-    sparse_grad: bool,
-) -> _Parts:
-    """The rows of this rank's classes that a step touches, and their names."""
-    shard = layout.shard
+def _parts(call: Call, batch: Batch) -> _Parts:
+    """The rows of this rank's classes that a step touches, and their names.
+
+    Args:
+        batch: the rows of all ranks.
+    """
+    shard, drawn, sparse_grad = call.layout.shard, call.drawn, call.asked.sparse_grad
     rows, count = own_of(drawn, shard)
     target, own = shard.local_of(shard.row_of(known(batch.target, shard.num_classes)[0]))
     own = own & known(batch.target, shard.num_classes)[1]
-    _owed.settle((weight, bias), lambda: (rows, target[own]))
-    weight, bias = shard_parameters(weight, bias, layout, drawn)
+    weight, bias = call.weight, call.bias
     exclude = batch.exclude
     if exclude is not None:
         legal, inside = known(exclude, shard.num_classes)
@@ -236,14 +255,14 @@ def _parts(
     target = torch.where(own, target, -1)
     weights: tuple[Tensor, ...] = (weight,) * 2
     biases: tuple[Tensor | None, ...] = (bias,) * 2
-    if o.cosine:
+    if call.options.cosine:
         dtype = compute_dtype(batch.input)
         named = local.touched_rows(
             weight, bias, rows, target[own], exclude, dtype, sparse_grad, unit_rows
         )
         target = torch.full_like(target, -1).masked_scatter_(own, named.target)
         # Rows of norm 1, or of norm 0 where none counts.
-        counted = (batch.target != o.ignore_index).any(dim=1)
+        counted = (batch.target != call.options.ignore_index).any(dim=1)
         h = unit_rows(only(counted[:, None], batch.input), None, dtype, False)
         weights, biases = (named.weight,) * 2, (named.bias,) * 2
         rows, exclude, sparse_grad = named.ids, named.exclude, False
@@ -266,13 +285,7 @@ def _parts(
 
 
 def _of_targets(
-    ranks: Ranks,
-    p: _Parts,
-    log_count: Tensor | None,
-    drawn: Drawn,
-    class_weight: Tensor | None,
-    target: Tensor,
-    shard: ClassShard,
+    call: Call, p: _Parts, log_count: Tensor | None, target: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The products with targets, their biases, log expected counts and class weights, [B, T] all,
     which the owners of the targets tell to all ranks.
@@ -281,6 +294,11 @@ def _of_targets(
         log_count: those that all ranks know, or None.
         target: [B, T] classes.
     """
+    shard, log_count_of, class_weight = (
+        call.layout.shard,
+        call.drawn.log_count_of,
+        call.class_weight,
+    )
     dtype = compute_dtype(p.input)
     at = (p.target >= 0).nonzero(as_tuple=True)
     classes = p.target[at]
@@ -289,17 +307,17 @@ def _of_targets(
     told = [infinite_is_nan((h * rows).sum(dim=-1))]
     if p.bias_of_targets is not None:
         told.append(local.gather_rows(p.bias_of_targets, classes, dtype, p.sparse_grad))
-    if drawn.log_count_of is not None or class_weight is not None:
+    if log_count_of is not None or class_weight is not None:
         own = shard.row_of(target[at]) - shard.begin
-        if drawn.log_count_of is not None:
-            count = drawn.log_count_of(own).to(dtype)
+        if log_count_of is not None:
+            count = log_count_of(own).to(dtype)
             told.append(count.masked_fill(count == -torch.inf, 0.0))
         if class_weight is not None:
             told.append(class_weight[own].to(dtype))
     table = torch.stack([torch.zeros_like(p.target, dtype=dtype).index_put(at, x) for x in told])
-    product, *rest = sum_over_ranks(table, ranks, "logits of targets").unbind()
+    product, *rest = sum_over_ranks(table, shard.ranks, "logits of targets").unbind()
     offset = rest.pop(0) if p.bias_of_targets is not None else None
-    if drawn.log_count_of is not None:
+    if log_count_of is not None:
         log_count = rest.pop(0).detach()
     return product, offset, log_count, rest.pop(0).detach() if class_weight is not None else None
 
@@ -349,10 +367,11 @@ def _rows_of_terms(terms: TargetTerms, own: slice) -> TargetTerms:
 
 
 def _rows_of_batch(batch: Batch, own: slice) -> Batch:
-    weight = batch.sample_weight
+    weight, exclude = batch.sample_weight, batch.exclude
     return replace(
         batch,
         input=batch.input[own],
         target=batch.target[own],
+        exclude=None if exclude is None else exclude[own],
         sample_weight=None if weight is None else weight[own],
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..losses.gradients import mark_coalesced_when_done, sparse_rows
 from ..losses.rows import compute_dtype
-from .call import Layout
+from .call import Call, Layout
 from .drawn import Drawn, own_of
 from .ranks import Ranks
 
@@ -31,21 +31,26 @@ def add_rows(place: Tensor, values: Tensor, count: int) -> Tensor:
 
 class _Shard(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, layout: Layout, common: CommonRows) -> Tensor:
+    def forward(
+        ctx: Any, table: Tensor, layout: Layout, sparse_grad: bool, common: CommonRows
+    ) -> Tensor:
         ctx.table, ctx.layout, ctx.common = table, layout, common
+        ctx.sparse_grad = sparse_grad
         ctx.set_materialize_grads(False)
         return table.view_as(table)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
         table, layout = ctx.table, ctx.layout
-        if grad is None:
+        if grad is None and not ctx.sparse_grad:
+            grad = torch.zeros_like(table)
+        elif grad is None:
             nothing = torch.empty(0, dtype=torch.int64, device=table.device)
             grad = sparse_rows(nothing[None], table.new_empty((0, *table.shape[1:])), table)
         if not grad.is_sparse:
             total = layout.replicas.all_reduce(grad, "gradients of replicas")
-            return total * layout.average, None, None
+            return total * layout.average, None, None, None
         if not grad.is_coalesced():
             rows, place = torch.unique(grad._indices()[0], return_inverse=True)
             values = add_rows(place, grad._values(), len(rows))
@@ -54,26 +59,27 @@ class _Shard(torch.autograd.Function):
         if layout.replicas.size > 1:
             rows, values = _over_replicas(rows, values, ctx.common(), layout.replicas)
         mark_coalesced_when_done((table,), rows)
-        return sparse_rows(rows[None], values * layout.average, table), None, None
+        return sparse_rows(rows[None], values * layout.average, table), None, None, None
 
 
-def shard_parameters(
-    weight: Tensor, bias: Tensor | None, layout: Layout, drawn: Drawn
-) -> tuple[Tensor, Tensor | None]:
+def shard_parameters(call: Call, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
     """The parameters of a shard, whose gradients become the average over ranks and replicas.
 
     To be called after their rows were settled, which is known of the parameters alone.
 
     Args:
-        weight: [C_r, D]. bias: [C_r] or None.
         drawn: the samples, on whose rows replicas agree without asking.
     """
+    layout, sparse_grad = call.layout, call.asked.sparse_grad
 
     def common() -> Tensor:
         distinct: Tensor = torch.unique(own_of(drawn, layout.shard)[0])
         return distinct
 
-    tables = (None if x is None else _Shard.apply(x, layout, common) for x in (weight, bias))  # type: ignore[no-untyped-call]
+    tables = (
+        None if x is None else _Shard.apply(x, layout, sparse_grad, common)  # type: ignore[no-untyped-call]
+        for x in (call.weight, call.bias)
+    )
     return tuple(tables)  # type: ignore[return-value]
 
 

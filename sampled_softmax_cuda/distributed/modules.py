@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,32 +11,29 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from .. import _checks
 from .._arguments import as_bool, as_int
-from .._parallel import active_ddp
 from ..exact import TopK
 from ..modules import SampledSoftmaxLoss
 from ..objectives import Objective, ObjectiveName
 from ..options import Correction, Inclusion, Reduction, checked_options
 from ..samplers import Sampler
-from ..samplers.pooled import Learner, PooledSampler, in_backward_pass
+from ..samplers.choice import as_sampler
 from . import exact
 from .agreement import Agreement
-from .call import Agreed, Algorithm, Batch, InputLayout, Layout
-from .drawn import Drawn, drawn_of
-from .functional import Asked, check_layout, sharded_loss
-from .keys import common_seed, generator_of_step, keyed_uniform_
+from .call import Algorithm, Asked, InputLayout, Layout, check_place
+from .draws import DrawName, drawn_from
+from .functional import check_layout
+from .keys import common_seed, keyed_uniform_
 from .ranks import ALONE
 from .shard import ClassOrder, ClassShard, as_ranks
 from .state import SavesShards
+from .steps import Steps
 
 __all__ = ["ShardedSampledSoftmaxLoss"]
 
 _NAME = "ShardedSampledSoftmaxLoss"
 
-# With static_batch=True, every so many steps the ranks look whether they still agree.
-_STATIC_STEPS = 100
 
-
-class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
+class ShardedSampledSoftmaxLoss(SavesShards, Steps, SampledSoftmaxLoss):
     """`SampledSoftmaxLoss` over class counts that one process can't hold; collective.
 
     Each rank owns ceil(C / R) rows of the class matrix, the last ones fewer, and passes its own
@@ -63,6 +59,11 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
             replicas x classes; None (default): there are no others.
         algorithm: "fetch" sends rows of the matrix, "gather" rows of input; "auto" (default) what
             sends less. The numbers are the same.
+        draw: "global": all ranks draw the same, each from the whole sampler. "composed": each rank
+            draws from a table of its own rows, as many as a key that all share deals to it; a
+            `sampler` of all classes is sharded (`Sampler.shard`). "stratified": the same, but each
+            rank draws an equal share of num_samples. "auto" (default): "global" for a sampler of
+            all classes; for a sharded one "composed", or "stratified" without replacement.
         class_order: "spread" (default) or "contiguous", as in `ClassShard`.
         input_layout: "sharded" (default): each rank has rows of its own. "replicated": the ranks of
             a class group have the same, as after a tensor-parallel backbone.
@@ -102,6 +103,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
         mesh: DeviceMesh | distributed.ProcessGroup | None = None,
         replica_mesh: DeviceMesh | distributed.ProcessGroup | None = None,
         algorithm: Algorithm = "auto",
+        draw: DrawName = "auto",
         class_order: ClassOrder = "spread",
         input_layout: InputLayout = "sharded",
         gradient_divide_factor: float | None = None,
@@ -131,8 +133,13 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
         replicas = ALONE if replica_mesh is None else as_ranks(_NAME, "replica_mesh", replica_mesh)
         agreement = Agreement(shard.ranks, replicas)
         # nn.Module takes no attributes before its __init__, which asks for the number of rows.
-        self.__dict__.update(shard=shard, _seed=None, _step=0, _known=None)
+        self.__dict__.update(shard=shard, _seed=None, _step=0, _known=None, _ahead=None)
         error: Exception | None = None
+        same: dict[str, Any] = {
+            "num_classes": num_classes,
+            "num_samples": num_samples,
+            "seed": seed,
+        }
         try:
             divide_factor = check_layout(_NAME, algorithm, input_layout, gradient_divide_factor)
             if as_bool(_NAME, "per_row", per_row):
@@ -143,6 +150,11 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
             if seed is not None:
                 seed = as_int(_NAME, "seed", seed, least=0)
             self.algorithm, self.input_layout = algorithm, input_layout
+            if padding_idx is not None:
+                padding_idx = _checks.check_padding_idx(_NAME, padding_idx, num_classes)
+            sampler = as_sampler(_NAME, sampler, num_classes, padding_idx)
+            replacement = as_bool(_NAME, "replacement", replacement)
+            how, sampler = drawn_from(_NAME, draw, sampler, shard, replacement)
             self.static_batch = as_bool(_NAME, "static_batch", static_batch)
             self.layout = Layout(shard, replicas, agreement, input_layout, divide_factor)
             super().__init__(
@@ -169,10 +181,11 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
                 dtype=dtype,
             )
             self.class_weight = self._own_class_weight(class_weight)
+            self.draw = how
+            same.update(draw=how, sampler=repr(self.sampler))
         except Exception as problem:
             error = problem
-        where = _device_of_exchange(shard)
-        same = {"num_classes": num_classes, "num_samples": num_samples, "seed": seed}
+        where = shard.ranks.device
         agreement.open(f"{_NAME}(...)", where, error, options=same)
         self._seed = common_seed(seed, shard.ranks, replicas, where)
         self.reset_parameters()
@@ -236,7 +249,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
                 checkpoint of activations repeats. Otherwise as
                 `sharded_sampled_softmax_loss`.
         """
-        self._check_place()
+        check_place(_NAME, self.weight)
         asked = self._asked(return_details)
         tensors: dict[str, Any] = {
             "bias": self.bias,
@@ -246,28 +259,7 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
         }
         if not self.training:
             return exact.exact_loss(asked, input, self.weight, target, **tensors)
-
-        def draw(batch: Batch, agreed: Agreed) -> Drawn:
-            return self._draw(batch, agreed, generator)
-
-        quiet = self.static_batch and self._step % _STATIC_STEPS != 0
-        same = {
-            "num_samples": self.num_samples,
-            "replacement": self.replacement,
-            "inclusion": self.inclusion,
-            "seed": self._seed,
-            "step": self._step,
-        }
-        return sharded_loss(
-            asked,
-            input,
-            self.weight,
-            target,
-            draw,
-            same=same,
-            known=self._known if quiet else None,
-            **tensors,
-        )
+        return self.sampled_loss(asked, input, target, generator, tensors)
 
     def _asked(self, return_details: bool = False) -> Asked:
         options = checked_options(
@@ -291,61 +283,6 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
             self.sparse_grad,
             return_details,
         )
-
-    def _check_place(self) -> None:
-        """RuntimeError where a forward pass of this head can't be right."""
-        if in_backward_pass():
-            raise RuntimeError(
-                f"{_NAME}: called again in the backward pass, by a checkpoint of activations: keep"
-                " the head outside of it, whose logits are never stored anyway"
-            )
-        ddp = active_ddp()
-        if ddp is not None and any(p is self.weight for p in ddp.module.parameters()):
-            raise RuntimeError(
-                f"{_NAME}: the head must be outside of DistributedDataParallel, which has"
-                " overwritten the rows of all ranks with those of rank 0: wrap the backbone alone,"
-                " and call the head on its output"
-            )
-
-    def _draw(self, batch: Batch, agreed: Agreed, generator: torch.Generator | None) -> Drawn:
-        """The negatives of this step, from the key that all ranks share."""
-        if self.static_batch:
-            self._known = agreed
-        target = batch.target
-        if generator is None:
-            generator = generator_of_step(self._seed, self._step, target.device)
-        self._step += 1
-        how: dict[str, Any] = {
-            "replacement": self.replacement,
-            "inclusion": self.inclusion,
-            "generator": generator,
-        }
-        if not self._uses_targets:
-            samples = self.sampler.sample(target, self.num_samples, **how)
-            return drawn_of(samples, self.shard, self.padding_idx, target)
-        everyone, own = self._all_targets(target, agreed)
-        samples = self.sampler.sample(everyone, self.num_samples, **how)
-        counts = samples.target_log_expected_count
-        samples = replace(
-            samples, target_log_expected_count=None if counts is None else counts[own]
-        )
-        return drawn_of(samples, self.shard, self.padding_idx, target)
-
-    def _all_targets(self, target: Tensor, agreed: Agreed) -> tuple[Tensor, slice]:
-        """The targets of all ranks and replicas, in one order, and where this rank's are."""
-        ranks, replicas = self.layout.ranks, self.layout.replicas
-        begin = sum(agreed.replicas_rows[: replicas.rank])
-        if not self.layout.replicated:
-            begin += sum(agreed.rows[: ranks.rank])
-        own = slice(begin, begin + target.shape[0])
-        if not self.layout.replicated:
-            target = ranks.gather_rows(target, agreed.rows, "targets")
-        return replicas.gather_rows(target, agreed.replicas_rows, "targets"), own
-
-    @property
-    def _uses_targets(self) -> bool:
-        """Whether the sampler draws from targets, or learns from them."""
-        return any(isinstance(m, (PooledSampler, Learner)) for m in self.sampler.modules())
 
     # --- exact ------------------------------------------------------------------------------------
 
@@ -371,14 +308,3 @@ class ShardedSampledSoftmaxLoss(SavesShards, SampledSoftmaxLoss):
         if replicas.size > 1:
             place += f", replica={replicas.rank} of {replicas.size}"
         return super().extra_repr() + place
-
-
-def _device_of_exchange(shard: ClassShard) -> torch.device:
-    """A device on which the group of a shard can exchange tensors."""
-    group = shard.ranks.group
-    if group is None:
-        return torch.device("cpu")
-    kinds = [device.type for device in group._device_types] or ["cpu"]
-    if "cpu" in kinds:
-        return torch.device("cpu")
-    return torch.device(kinds[0], getattr(torch, kinds[0]).current_device())

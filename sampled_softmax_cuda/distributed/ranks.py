@@ -20,6 +20,9 @@ from torch.distributed.device_mesh import DeviceMesh
 _all_gather = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
 _reduce_scatter = getattr(distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor)
 
+Wait = Callable[[], Tensor]
+"""Waits for what is on its way, and returns it."""
+
 
 @contextmanager
 def _named(exchange: str) -> Iterator[None]:
@@ -58,8 +61,27 @@ class Ranks:
             return self.mesh
         return DeviceMesh.from_group(self.group, device_type)
 
+    @property
+    def device(self) -> torch.device:
+        """A device on which the group can exchange tensors."""
+        if self.group is None:
+            return torch.device("cpu")
+        kinds = [device.type for device in self.group._device_types] or ["cpu"]
+        if "cpu" in kinds:
+            return torch.device("cpu")
+        return torch.device(kinds[0], getattr(torch, kinds[0]).current_device())
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.group is not None:
+            raise TypeError(
+                "sampled_softmax_cuda.distributed: a process group can't be pickled, and so neither"
+                " can a head on its ranks: save head.state_dict() and load it into a new head, or"
+                " use copy.deepcopy inside the process"
+            )
+        return self.__dict__.copy()
 
     # --- collectives ------------------------------------------------------------------------------
 
@@ -120,16 +142,14 @@ class Ranks:
             distributed.all_reduce(out, op, group=self.group)
         return out
 
-    def broadcast(self, x: Tensor, what: str) -> Tensor:
-        """The tensor of rank 0, in place."""
+    def broadcast(self, x: Tensor, what: str, source: int = 0) -> Tensor:
+        """The tensor of rank `source`, in place."""
         if self.size > 1:
             with _named(f"broadcast of {what}"):
-                distributed.broadcast(x, group=self.group, group_src=0)
+                distributed.broadcast(x, group=self.group, group_src=source)
         return x
 
-    def exchange(
-        self, x: Tensor, give: Sequence[int], take: Sequence[int], what: str
-    ) -> Callable[[], Tensor]:
+    def exchange(self, x: Tensor, give: Sequence[int], take: Sequence[int], what: str) -> Wait:
         """Begin to send rows of x, the first give[0] to rank 0 and so on.
 
         Returns:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from .call import Layout
+from .owners import OwnsShards
 from .shard import ClassShard
 
 _NAME = "ShardedSampledSoftmaxLoss"
 
-_MULTIPLIER = "row_multiplier"
+MULTIPLIER = "row_multiplier"
 """The name of `ClassShard.multiplier` in a state_dict: in which order the rows are."""
 _DRAWS = "draws"
 """The name of [seed, number of steps]."""
@@ -66,7 +66,42 @@ def own_rows_of(name: str, value: Tensor, shard: ClassShard, by_class: bool) -> 
     return value[shard.begin : shard.end]
 
 
-class SavesShards(nn.Module):
+def other_order(multiplier: int, shard: ClassShard) -> str:
+    """The error of rows that lie in another order than those of a shard."""
+    return (
+        f"its rows are in another order, of row_multiplier={multiplier} and not"
+        f" {shard.multiplier}: build the head with the class_order it was saved with"
+    )
+
+
+def rows_of_all(local: Tensor, shard: ClassShard, name: str, keep: bool) -> Tensor | None:
+    """The rows [C, ...] of all ranks in the order of the classes, on the CPU; collective.
+
+    Args:
+        local: this rank's rows [C_r, ...].
+        name: for messages.
+        keep: whether this rank gets them; None otherwise.
+    """
+    ranks, full = shard.ranks, None
+    if keep:
+        shape = (shard.num_classes, *local.shape[1:])
+        full = torch.empty(shape, dtype=local.dtype, device="cpu")
+    for begin in range(0, shard.rows_per_rank, _CHUNK_ROWS):
+        ends = [
+            min(begin + _CHUNK_ROWS, last - first)
+            for first, last in map(shard.rows_of_rank, range(ranks.size))
+        ]
+        sizes = [max(0, end - begin) for end in ends]
+        part = ranks.gather_rows(local[begin : begin + sizes[ranks.rank]], sizes, name)
+        if full is None:
+            continue
+        firsts = [shard.rows_of_rank(r)[0] + begin for r in range(ranks.size)]
+        rows = torch.cat([torch.arange(f, f + n) for f, n in zip(firsts, sizes, strict=True)])
+        full[shard.class_of(rows)] = part.cpu()
+    return full
+
+
+class SavesShards(OwnsShards):
     """The state_dict of a head on several ranks: `weight` and `bias` are DTensors [C, D] and [C],
     `Shard(0)`, whose rows lie in the order of `ClassShard`; `row_multiplier` says in which, and
     `draws` is the seed and the number of steps.
@@ -77,9 +112,31 @@ class SavesShards(nn.Module):
     """
 
     shard: ClassShard
-    layout: Layout
+    weight: nn.Parameter
     _seed: int
     _step: int
+
+    # torch.distributed.checkpoint looks for every name of a state_dict among the attributes.
+
+    @property
+    def row_multiplier(self) -> Tensor:
+        """In which order rows lie: `ClassShard.multiplier`, int64 []."""
+        return torch.tensor(self.shard.multiplier, device="cpu")
+
+    @property
+    def draws(self) -> Tensor:
+        """The seed and the number of steps, int64 [2]."""
+        return torch.tensor([self._seed, self._step], device="cpu")
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """As nn.Module's, and these two: torch.distributed.checkpoint asks the module itself which
+        names a rank has, before it hands on what the first rank has loaded."""
+        yield from super().named_buffers(prefix, recurse, remove_duplicate)
+        device = "cpu" if self.weight.is_meta else self.weight.device
+        for name, value in ((MULTIPLIER, self.row_multiplier), (_DRAWS, self.draws)):
+            yield f"{prefix}.{name}" if prefix else name, value.to(device)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -87,8 +144,8 @@ class SavesShards(nn.Module):
             local = destination.get(prefix + name)
             if local is not None:
                 destination[prefix + name] = as_dtensor(local.detach(), self.shard)
-        destination[prefix + _MULTIPLIER] = torch.tensor(self.shard.multiplier, device="cpu")
-        destination[prefix + _DRAWS] = torch.tensor([self._seed, self._step], device="cpu")
+        destination[prefix + MULTIPLIER] = self.row_multiplier
+        destination[prefix + _DRAWS] = self.draws
 
     def _load_from_state_dict(
         self,
@@ -101,15 +158,11 @@ class SavesShards(nn.Module):
         error_msgs: list[str],
     ) -> None:
         own = dict(state_dict)
-        multiplier = own.pop(prefix + _MULTIPLIER, None)
+        multiplier = own.pop(prefix + MULTIPLIER, None)
         draws = own.pop(prefix + _DRAWS, None)
         try:
             if multiplier is not None and int(multiplier) != self.shard.multiplier:
-                raise ValueError(
-                    f"its rows are in another order, of row_multiplier={int(multiplier)} and not"
-                    f" {self.shard.multiplier}: build the head with the class_order it was saved"
-                    " with"
-                )
+                raise ValueError(other_order(int(multiplier), self.shard))
             for name in ("weight", "bias"):
                 value = own.get(prefix + name)
                 if isinstance(value, Tensor):
@@ -121,7 +174,7 @@ class SavesShards(nn.Module):
         super()._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        ours = (prefix + _MULTIPLIER, prefix + _DRAWS)
+        ours = (prefix + MULTIPLIER, prefix + _DRAWS)
         unexpected_keys[:] = [key for key in unexpected_keys if key not in ours]
         if draws is not None and len(error_msgs) == before:
             self._seed, self._step = (int(x) for x in draws)
@@ -142,7 +195,7 @@ class SavesShards(nn.Module):
             >>> head.load_full_state_dict(torch.nn.Linear(16, 1000).state_dict())
             <All keys matched successfully>
         """
-        plain = {k: v for k, v in state_dict.items() if k not in (_MULTIPLIER, _DRAWS)}
+        plain = {k: v for k, v in state_dict.items() if k not in (MULTIPLIER, _DRAWS)}
         return self.load_state_dict(plain, strict=strict)
 
     def full_state_dict(self, *, on_all_ranks: bool = False) -> dict[str, Tensor]:
@@ -164,22 +217,7 @@ class SavesShards(nn.Module):
                 continue
             value = state[name]
             local = value.to_local() if isinstance(value, DTensor) else value
-            full = None
-            if keep:
-                shape = (shard.num_classes, *local.shape[1:])
-                full = result[name] = torch.empty(shape, dtype=local.dtype, device="cpu")
-            for begin in range(0, shard.rows_per_rank, _CHUNK_ROWS):
-                ends = [
-                    min(begin + _CHUNK_ROWS, last - first)
-                    for first, last in map(shard.rows_of_rank, range(ranks.size))
-                ]
-                sizes = [max(0, end - begin) for end in ends]
-                part = ranks.gather_rows(local[begin : begin + sizes[ranks.rank]], sizes, name)
-                if full is None:
-                    continue
-                firsts = [shard.rows_of_rank(r)[0] + begin for r in range(ranks.size)]
-                rows = torch.cat(
-                    [torch.arange(f, f + n) for f, n in zip(firsts, sizes, strict=True)]
-                )
-                full[shard.class_of(rows)] = part.cpu()
+            full = rows_of_all(local, shard, name, keep)
+            if full is not None:
+                result[name] = full
         return result

@@ -133,6 +133,13 @@ class RowOptimizer(StepsInBackward, torch.optim.Optimizer):
                 self._initialize(name, state[name], group)
         return state, new
 
+    def make_states(self) -> None:
+        """Make the states that the first step would make, for `load_state_dict` in place."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    self._state(p, group)
+
     def _initialize(self, name: str, value: Tensor, group: dict[str, Any]) -> None:
         """Fill a new state, if it doesn't start from zero."""
 

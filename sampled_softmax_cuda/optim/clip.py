@@ -33,10 +33,10 @@ def merge_rows(grad: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(ids[None], merged, grad.shape, check_invariants=False)
 
 
-def _values(parameters: list[Tensor]) -> list[Tensor]:
-    """The numbers of all gradients, each row once, to be changed in place."""
+def gradient_values(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """The numbers of all gradients, each row once, to be changed in place; none are empty."""
     values = []
-    for p in parameters:
+    for p in _with_gradients(parameters):
         assert p.grad is not None
         if p.grad.is_sparse:
             host = p.grad.is_coalesced() or may_look(p.grad)
@@ -78,7 +78,7 @@ def clip_grad_norm_(
         1.0
     """
     max_norm = as_float("optim.clip_grad_norm_", "max_norm", max_norm)
-    values = _values(_with_gradients(parameters))
+    values = gradient_values(parameters)
     norm = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite, foreach)
     coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for value in values:
@@ -106,5 +106,5 @@ def clip_grad_value_(
         0.5
     """
     clip_value = as_float("optim.clip_grad_value_", "clip_value", clip_value)
-    for value in _values(_with_gradients(parameters)):
+    for value in gradient_values(parameters):
         value.clamp_(-clip_value, clip_value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import FLOAT_DTYPES
+from .._parallel import is_dtensor
 from .._rules import may_look
 from ..ops.optim import gradient_faults
 
@@ -22,6 +23,12 @@ class RowGradient(NamedTuple):
 
 def check_parameter(fn: str, name: object, p: Tensor) -> None:
     """TypeError or ValueError for a parameter that can't be updated."""
+    if is_dtensor(p):
+        raise TypeError(
+            f"{fn}: {name} must be a plain tensor, got a DTensor: give the parameters of"
+            " fully_shard to an optimizer of torch.optim, and those of heads and tables that are"
+            " no DTensors to this one"
+        )
     if p.layout != torch.strided:
         raise ValueError(f"{fn}: {name} must be a dense parameter, got layout {p.layout}")
     if p.dtype not in FLOAT_DTYPES:

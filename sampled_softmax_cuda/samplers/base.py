@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from .._torchscript import NotScriptable
 from ..options import Inclusion
 from ..samples import KeyedSamples, Samples
 from ._state import Stateful
+
+if TYPE_CHECKING:
+    from ..distributed import ClassShard
 
 INCLUSIONS = ("expected", "observed", "estimated")
 
@@ -195,6 +198,28 @@ class Sampler(NotScriptable, Stateful, ABC):
             >>> sampler.log_expected_count(torch.tensor([5]), 4, replacement=False).exp()
             tensor([0.5000])
         """
+
+    def shard(self, shard: ClassShard) -> Sampler:
+        """This rank's part of the sampler, for `ssc.distributed.ShardedSampledSoftmaxLoss`.
+
+        Tables and counts become those of the rank's own rows. What has none, such as a formula or a
+        queue, stays whole, and is the same object.
+
+        Args:
+            shard: which classes are whose.
+
+        Returns:
+            A Sampler, which draws in the forward pass of such a head alone.
+
+        Example:
+            >>> import torch, sampled_softmax_cuda as ssc
+            >>> shard = ssc.distributed.ClassShard(1000)
+            >>> ssc.WeightedSampler(torch.rand(1000)).shard(shard)
+            ShardedWeightedSampler(num_classes=1000, power=1, smoothing=0)
+        """
+        from ..distributed.sharding import sharded  # which is above this module
+
+        return sharded(self, shard)
 
     @abstractmethod
     def _begin_draw(

@@ -126,7 +126,7 @@ class MixedSampler(PooledSampler):
             IndexError, TypeError: as `Sampler.log_prob`.
         """
         parts = zip(self._components(), self.proportions, strict=True)
-        return _log_sum([s.log_prob(ids).double() + math.log(p) for s, p in parts])
+        return log_sum([s.log_prob(ids).double() + math.log(p) for s, p in parts])
 
     def log_expected_count(
         self,
@@ -154,7 +154,7 @@ class MixedSampler(PooledSampler):
             for s, share in zip(self._components(), shares, strict=True)
             if share > 0
         ]
-        return _log_sum(counts)
+        return log_sum(counts)
 
     def extra_repr(self) -> str:
         return f"proportions=[{', '.join(f'{p:.4g}' for p in self.proportions)}]"
@@ -195,10 +195,10 @@ class MixedSampler(PooledSampler):
         return Draw(
             torch.cat([d.ids for d in draws]),
             masked,
-            lambda ids: _log_sum([d.log_count(ids).double() for d in draws]),
+            lambda ids: log_sum([d.log_count(ids).double() for d in draws]),
         )
 
 
-def _log_sum(logs: list[Tensor]) -> Tensor:
+def log_sum(logs: list[Tensor]) -> Tensor:
     """log of the sum of exponentials, float32; -inf where all are."""
     return torch.stack(logs).logsumexp(dim=0).to(torch.float32)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +16,10 @@ from torch import distributed, multiprocessing, nn
 
 import sampled_softmax_cuda as ssc
 from helpers.rank_threads import dense, run_ranks
+from sampled_softmax_cuda._philox import philox_bits
 from sampled_softmax_cuda.distributed import ClassShard, ShardedSampledSoftmaxLoss
+from sampled_softmax_cuda.distributed.gradients import shard_parameters
+from sampled_softmax_cuda.distributed.keys import generator_of_step
 
 C, D, S, B = 37, 6, 12, 4
 
@@ -248,6 +254,14 @@ def test_initial_values_depend_on_seed_and_class_alone() -> None:
     assert torch.equal(meta.full_state_dict()["weight"], first)
 
 
+def test_keys_of_steps_are_those_of_philox() -> None:
+    for seed, step, part in ((0, 0, 0), (2**62 + 5, 3, 1), (7, 2**40 + 1, 2**33 + 9)):
+        key = torch.tensor([seed, step * 2])
+        bits = int(philox_bits(key, 0, 1, torch.tensor([part]))) & (2**63 - 1)
+        generator = generator_of_step(seed, step, torch.device("cpu"), part)
+        assert generator.initial_seed() == bits
+
+
 def test_refused() -> None:
     with pytest.raises(ValueError, match="per_row=True is not possible"):
         ShardedSampledSoftmaxLoss(D, C, S, per_row=True)
@@ -257,3 +271,47 @@ def test_refused() -> None:
         ClassShard(C, order="sorted")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="mesh must be a DeviceMesh"):
         ClassShard(C, 3)  # type: ignore[arg-type]
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        return None
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_shard_that_no_loss_depends_on_has_a_gradient_of_the_layout_that_was_asked_for(
+    sparse: bool,
+) -> None:
+    head = ShardedSampledSoftmaxLoss(D, C, S, sparse_grad=sparse)
+    call = SimpleNamespace(
+        layout=head.layout, asked=head._asked(), weight=head.weight, bias=head.bias
+    )
+    for x in shard_parameters(call, None):  # type: ignore[arg-type]
+        _NoGradient.apply(x).backward()
+    for parameter in head.parameters():
+        assert parameter.grad is not None and parameter.grad.is_sparse == sparse
+        assert float(dense(parameter.grad, parameter).abs().max()) == 0
+
+
+def copied(rank: int, size: int) -> None:
+    head = ShardedSampledSoftmaxLoss(D, C, S, seed=3)
+    other = copy.deepcopy(head)
+    losses = [h(*batch(rank, 0)) for h in (head, other)]
+    head.prefetch(batch(rank, 1)[1])
+    assert copy.deepcopy(head)._ahead is None
+    assert torch.equal(*losses) and other.layout.agreement is not head.layout.agreement
+    if size > 1:
+        with pytest.raises(TypeError, match=r"save head\.state_dict"):
+            pickle.dumps(head)
+
+
+def test_copies() -> None:
+    run_ranks(2, copied)
+    alone = ShardedSampledSoftmaxLoss(D, C, S, seed=3)
+    again = pickle.loads(pickle.dumps(alone))
+    assert torch.equal(alone(*batch(0, 0)), again(*batch(0, 0)))

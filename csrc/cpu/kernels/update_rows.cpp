@@ -1,5 +1,6 @@
 // Steps of optimizers for single rows. Compiled once per instruction set, with -ffp-contract=off:
 // the same bits on every CPU and on CUDA (csrc/core/row_update.h).
+#include "csrc/cpu/base/prefetch.h"
 #include "csrc/cpu/kernels/arithmetic.h"
 #include "csrc/cpu/kernels/lane.h"
 #include "csrc/cpu/kernels/rounded_storage.h"
@@ -12,8 +13,8 @@ using A = Arithmetic;
 
 constexpr int64_t kBlock = 16;  // positions whose debts are found together
 constexpr int64_t kAhead = 4;   // rows between a prefetch and its use
-// The lines of a row after which the processor's own prefetcher goes on. To ask for all would
-// fill the line buffers (measured on Intel: 2.1 ms for three arrays of 4,608 rows in place of 1.45).
+// The lines of a row after which the processor's own prefetcher goes on; to ask for all is no faster
+// (measured on AMD with rows of 256 B to 4 KiB).
 constexpr int64_t kPrefetchedBytes = 4 * 64;
 
 // T: the arithmetic; P: parameter and gradient; S: moments.
@@ -36,13 +37,14 @@ class RowKernel {
       prefetch_last_steps(first + kBlock, end);
       Position positions[kBlock];
       for (int64_t i = 0; i < count; ++i) positions[i] = position(first + i);
-      if (u_.last_step != nullptr) find_debts(positions, count);
+      Debt debts[kBlock];  // of positions that owe
+      if (u_.last_step != nullptr) find_debts(positions, debts, count);
       if (is_row_wise(rule_) && u_.values != nullptr) {
         for (int64_t i = 0; i < count; ++i) find_mean_square(positions[i], first + i);
       }
       for (int64_t i = 0; i < count; ++i) {
         if (first + i + ahead < end) prefetch(first + i + ahead);
-        if (positions[i].row >= 0) do_row(positions[i], first + i);
+        if (positions[i].row >= 0) do_row(positions[i], debts[i], first + i);
       }
     }
   }
@@ -59,7 +61,6 @@ class RowKernel {
   struct Position {
     int64_t row;   // −1: there is nothing to do
     int64_t paid;  // the step up to which the row had paid
-    Debt debt;
     bool owes;
     T mean_square;  // of the gradient, for row-wise rules
   };
@@ -70,9 +71,7 @@ class RowKernel {
     const int64_t row = row_of(n);
     if (row < 0 || row >= u_.rows) return;
     const auto lines = [](const void* from, int64_t bytes) {
-      const char* const begin = static_cast<const char*>(from);
-      const int64_t end = bytes < kPrefetchedBytes ? bytes : kPrefetchedBytes;
-      for (int64_t b = 0; b < end; b += 64) __builtin_prefetch(begin + b, 0, 2);
+      prefetch_lines<PrefetchTo::l2>(from, bytes < kPrefetchedBytes ? bytes : kPrefetchedBytes);
     };
     const int64_t dim = u_.dim;
     const int64_t size_p = dim * static_cast<int64_t>(sizeof(P));
@@ -89,7 +88,7 @@ class RowKernel {
     if (u_.last_step == nullptr) return;
     for (int64_t n = begin; n < begin + kBlock && n < end; ++n) {
       const int64_t row = row_of(n);
-      if (row >= 0 && row < u_.rows) __builtin_prefetch(u_.last_step + row, 0, 2);
+      if (row >= 0 && row < u_.rows) prefetch_lines<PrefetchTo::l2>(u_.last_step + row, 1);
     }
   }
 
@@ -102,7 +101,7 @@ class RowKernel {
   // Finds out what is to be done at position n, and marks the row as paid.
   Position position(int64_t n) const {
     const int64_t row = row_of(n), now = u_.step.step;
-    Position at = {row, now, {}, false, T(0)};
+    Position at = {row, now, false, T(0)};
     const bool steps = u_.values != nullptr;
     const bool repeated = steps && n > 0 && u_.ids != nullptr && u_.ids[n - 1] == row;
     if (row < 0 || row >= u_.rows || repeated) {
@@ -126,7 +125,7 @@ class RowKernel {
   }
 
   // Fills in what rows owe, several at a time.
-  void find_debts(Position* positions, int64_t count) const {
+  void find_debts(const Position* positions, Debt* found, int64_t count) const {
     const int64_t now = u_.values != nullptr ? u_.step.step - 1 : u_.step.step;
     for (int64_t begin = 0; begin < count; begin += Lane::kWidth) {
       alignas(64) double paid[kHistoryColumns + 2][Lane::kWidth], debts[6][Lane::kWidth];
@@ -149,8 +148,8 @@ class RowKernel {
       const Lane::F columns[6] = {d.keep, d.beta1, d.beta2, d.moves, d.eps_share, d.mixed};
       for (int c = 0; c < 6; ++c) Lane::put_number(debts[c], columns[c]);
       for (int i = 0; i < Lane::kWidth && begin + i < count; ++i) {
-        positions[begin + i].debt = {debts[0][i], debts[1][i], debts[2][i],
-                                     debts[3][i], debts[4][i], debts[5][i]};
+        found[begin + i] = {debts[0][i], debts[1][i], debts[2][i],
+                            debts[3][i], debts[4][i], debts[5][i]};
       }
     }
   }
@@ -170,9 +169,9 @@ class RowKernel {
     at.mean_square = A::div(sum, static_cast<T>(length));
   }
 
-  void do_row(const Position& at, int64_t n) {
+  void do_row(const Position& at, const Debt& owed, int64_t n) {
     const int64_t row = at.row, from = n, to = gradients_end(row, n);
-    const Debt* const debt = at.owes ? &at.debt : nullptr;
+    const Debt* const debt = at.owes ? &owed : nullptr;
     random_.row = row;
     const int64_t length = u_.length(row);
     const bool row_wise = is_row_wise(rule_);
@@ -289,37 +288,39 @@ class RowKernel {
   // Debts and the step, in one pass.
   template <bool kPays, bool kSteps>
   void update_columns(const Chunk& x, const Debt& debt, T old_root, T root, int64_t count) const {
+    // A copy, which no store to a row can change, so that it stays in registers.
+    const ElementScalars<T> scalars = scalars_;
     if (rule_ == UpdateRule::sgd) {
       if (x.m == nullptr) {
         columns<kSteps, false, false>(x, count, [&](auto& p, auto& m, auto&, auto g) {
           if constexpr (kPays) pay_sgd<A, T>(debt, p, m);
-          if constexpr (kSteps) step_sgd<A>(scalars_, full_gradient<A>(scalars_, g, p), p);
+          if constexpr (kSteps) step_sgd<A>(scalars, full_gradient<A>(scalars, g, p), p);
         });
       } else {
         columns<kSteps, true, false>(x, count, [&](auto& p, auto& m, auto&, auto g) {
           if constexpr (kPays) pay_sgd<A, T>(debt, p, m);
-          if constexpr (kSteps) step_momentum<A>(scalars_, full_gradient<A>(scalars_, g, p), p, m);
+          if constexpr (kSteps) step_momentum<A>(scalars, full_gradient<A>(scalars, g, p), p, m);
         });
       }
     } else if (is_adagrad(rule_)) {
       if (x.v == nullptr) {
         columns<kSteps, false, false>(x, count, [&](auto& p, auto&, auto&, auto g) {
-          const auto full = full_gradient<A>(scalars_, g, p);
-          step_adagrad<A>(scalars_, full, splat_as<T>(root, g), p);
+          const auto full = full_gradient<A>(scalars, g, p);
+          step_adagrad<A>(scalars, full, splat_as<T>(root, g), p);
         });
       } else {
         columns<kSteps, false, true>(x, count, [&](auto& p, auto&, auto& v, auto g) {
-          const auto full = full_gradient<A>(scalars_, g, p);
-          v = add_square<A>(scalars_, A::mul(full, full), v, false);
-          step_adagrad<A>(scalars_, full, A::root(v), p);
+          const auto full = full_gradient<A>(scalars, g, p);
+          v = add_square<A>(scalars, A::mul(full, full), v, false);
+          step_adagrad<A>(scalars, full, A::root(v), p);
         });
       }
     } else if (x.v == nullptr) {
       columns<kSteps, true, false>(x, count, [&](auto& p, auto& m, auto&, auto g) {
         if constexpr (kPays) pay_adam<A, T>(debt, splat_as<T>(old_root, g), p, m);
         if constexpr (kSteps) {
-          const auto full = full_gradient<A>(scalars_, g, p);
-          step_adam<A>(scalars_, full, splat_as<T>(root, g), p, m);
+          const auto full = full_gradient<A>(scalars, g, p);
+          step_adam<A>(scalars, full, splat_as<T>(root, g), p, m);
         }
       });
     } else {
@@ -329,9 +330,9 @@ class RowKernel {
           v = A::mul(v, static_cast<T>(debt.beta2));
         }
         if constexpr (kSteps) {
-          const auto full = full_gradient<A>(scalars_, g, p);
-          v = add_square<A>(scalars_, A::mul(full, full), v, true);
-          step_adam<A>(scalars_, full, A::root(v), p, m);
+          const auto full = full_gradient<A>(scalars, g, p);
+          v = add_square<A>(scalars, A::mul(full, full), v, true);
+          step_adam<A>(scalars, full, A::root(v), p, m);
         }
       });
     }

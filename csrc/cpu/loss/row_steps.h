@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "csrc/core/logit_correction.h"
+#include "csrc/cpu/base/prefetch.h"
 #include "csrc/cpu/loss/loss.h"
 #include "csrc/cpu/loss/table.h"
 
@@ -132,8 +133,7 @@ template <class T>
 void prefetch_target(const LossProblem& problem, const RowChunk<T>& chunk, int64_t i, int64_t end) {
   if (i >= end || problem.target == nullptr) return;
   const char* row = problem.weight.row(problem.target[chunk.row_ids[i]]);
-  const int64_t bytes = problem.dim * element_size(problem.weight.dtype);
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
+  prefetch_lines(row, problem.dim * element_size(problem.weight.dtype));
 }
 
 // The corrected logit of row `row`'s target.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "csrc/cpu/base/prefetch.h"
 #include "csrc/cpu/loss/table.h"
 
 namespace ssc {
@@ -16,9 +17,7 @@ template <class T>
 constexpr DType kOwn = sizeof(T) == 8 ? DType::f64 : DType::f32;
 
 void prefetch_row(MatrixView matrix, int64_t row, int64_t dim) {
-  const char* const begin = matrix.row(row);
-  const char* const end = begin + dim * element_size(matrix.dtype);
-  for (const char* line = begin; line < end; line += 64) __builtin_prefetch(line);
+  prefetch_lines(matrix.row(row), dim * element_size(matrix.dtype));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/cpu/base/prefetch.h"
 #include "csrc/cpu/sample/blocks.h"
 
 namespace ssc {
@@ -93,7 +94,7 @@ void prefetch_probabilities(const Proposal& proposal, const int64_t* ids, int64_
   if (proposal.kind != ProposalKind::weighted) return;
   for (int64_t i = 0; i < n; ++i) {
     const auto id = static_cast<uint64_t>(ids[i]);
-    if (id < proposal.num_classes) __builtin_prefetch(proposal.probabilities + id);
+    if (id < proposal.num_classes) prefetch_lines(proposal.probabilities + id, 1);
   }
 }
 

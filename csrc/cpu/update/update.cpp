@@ -1,6 +1,5 @@
 #include "csrc/cpu/update/update.h"
 
-#include <algorithm>
 #include <atomic>
 
 #include "csrc/cpu/update/table.h"
@@ -31,10 +30,11 @@ const UpdateKernels& update_kernels(Isa isa) {
 
 namespace {
 
-// Elements that are worth a thread.
-constexpr int64_t kGrainElements = 1 << 14;
+// Elements that are worth a thread, and as many as finding a row takes the time of.
+constexpr int64_t kGrainElements = 1 << 15;
+constexpr int64_t kElementsOfRow = 64;
 
-int64_t row_grain(int64_t dim) { return std::max<int64_t>(kGrainElements / dim, 1); }
+int64_t row_grain(int64_t dim) { return kGrainElements / (dim + kElementsOfRow) + 1; }
 
 void run_rows(const RowUpdate& update, Isa isa, const ParallelFor& parallel_for) {
   if (update.dim == 0) return;
@@ -65,7 +65,7 @@ int64_t first_nonfinite_row(const void* values, DType dtype, int64_t count, int6
   const auto* bytes = static_cast<const char*>(values);
   const int64_t row_bytes = dim * element_size(dtype);
   std::atomic<int64_t> first{count};
-  parallel_for(count, row_grain(std::max<int64_t>(dim, 1)), [&](int64_t begin, int64_t end) {
+  parallel_for(count, row_grain(dim), [&](int64_t begin, int64_t end) {
     if (kernels.finite(bytes + begin * row_bytes, dtype, (end - begin) * dim)) return;
     while (kernels.finite(bytes + begin * row_bytes, dtype, dim)) ++begin;
     int64_t seen = first.load();

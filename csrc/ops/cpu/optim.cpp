@@ -1,6 +1,7 @@
 // Steps of row-sparse optimizers, and the payment of what untouched rows owe.
 #include "csrc/ops/optim.h"
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -50,9 +51,21 @@ double number(const OptionalTensor& t, double otherwise) {
   return *static_cast<const double*>(t->const_data_ptr());
 }
 
-ParallelFor threads_for(const RowUpdate& update) {
-  constexpr int64_t kSerialElements = 1 << 15;
-  return update.count * update.dim <= kSerialElements ? serial() : torch_parallel_for();
+// The first of `count` ids outside [0, rows), or −1.
+int64_t first_bad_id(const int64_t* ids, int64_t count, int64_t rows) {
+  const auto outside = [&](int64_t n) {
+    return static_cast<uint64_t>(ids[n]) >= static_cast<uint64_t>(rows);
+  };
+  constexpr int64_t kBlock = 256;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, count);
+    bool any = false;  // without a branch for each id, which would be slower than reading it
+    for (int64_t n = begin; n < end; ++n) any |= outside(n);
+    if (!any) continue;
+    while (!outside(begin)) ++begin;
+    return begin;
+  }
+  return -1;
 }
 
 void row_update_cpu(const Tensor& param, const OptionalTensor& values, const OptionalTensor& ids,
@@ -84,10 +97,10 @@ void row_update_cpu(const Tensor& param, const OptionalTensor& values, const Opt
   const RowUpdate update = row_update_of(tensors, options, rounding, seed);
   auto* steps = static_cast<float*>(step.data_ptr());
   if (values.has_value()) {
-    update_rows(update, steps, active_isa(), threads_for(update));
+    update_rows(update, steps, active_isa(), torch_parallel_for());
   } else {
     STD_TORCH_CHECK(update.last_step != nullptr, "settling needs last_step");
-    settle_rows(update, steps, active_isa(), threads_for(update));
+    settle_rows(update, steps, active_isa(), torch_parallel_for());
   }
 }
 
@@ -95,10 +108,7 @@ std::tuple<int64_t, int64_t> gradient_faults_cpu(const Tensor& values, const Opt
                                                  int64_t rows, bool finite) {
   int64_t bad_id = -1;
   if (ids.has_value()) {
-    const int64_t* id = integers(*ids, "ids");
-    for (int64_t n = 0; n < ids->numel() && bad_id < 0; ++n) {
-      if (id[n] < 0 || id[n] >= rows) bad_id = n;
-    }
+    bad_id = first_bad_id(integers(*ids, "ids"), ids->numel(), rows);
   }
   if (!finite || values.numel() == 0) return {bad_id, -1};
   const int64_t count = values.size(0), dim = values.numel() / count;

@@ -1,0 +1,95 @@
+"""A sharded head on several processes over gloo: equal to one process, and faults of one rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from helpers import rank_process
+from helpers.rank_losses import PROCESS_CASES
+from helpers.rank_process import FAULTS, GUILTY, TIMEOUT, Seen
+
+LIMIT = 150  # seconds; all of them together take 10 on cores of their own
+RANKS = 3
+
+
+def run_processes(size: int, function: Callable[..., None], folder: Path, *args: Any) -> list[Any]:
+    """Each rank's file, after function(rank, size, folder, *args) has ended on all of them."""
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=function, args=(rank, size, folder, *args)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + LIMIT
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    late = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for process in processes:
+        process.kill()
+    assert not late, f"ranks {late} of {size} were not through after {LIMIT} s"
+    return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_processes_equal_one_process(size: int, tmp_path: Path) -> None:
+    for found in run_processes(size, rank_process.run_losses, tmp_path):
+        assert list(found) == list(PROCESS_CASES)
+        assert max(found.values()) < 1e-11, found
+
+
+@pytest.fixture(scope="module", params=["fetch", "gather"])
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """From the name of a fault to what each rank has seen of it."""
+    folder = tmp_path_factory.mktemp("faults")
+    found = run_processes(RANKS, rank_process.run_faults, folder, request.param)
+    return lambda fault: [Seen(*of_rank[fault]) for of_rank in found if fault in of_rank]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "text"),
+    [
+        ("bad_target", "IndexError", r"target must be in \[0, C=60\).*got 60 \(on rank 1 of 3\)"),
+        ("other_options", "ValueError", "temperature must be the same on all ranks.*0.5 on rank 1"),
+        ("skipped_backward", "RuntimeError", "ranks are at different places.*skips a batch"),
+        (
+            "eval_on_one",
+            "ValueError",
+            "loss must be the same on all ranks, got 'sampled, as in.*eval mode' on rank 1",
+        ),
+    ],
+)
+def test_all_ranks_raise_the_same_error(seen: Any, fault: str, kind: str, text: str) -> None:
+    ranks = seen(fault)
+    assert len(ranks) == RANKS
+    assert {rank.kind for rank in ranks} == {kind}
+    assert len({rank.text for rank in ranks}) == 1
+    with pytest.raises(AssertionError, match=text):
+        raise AssertionError(ranks[0].text)
+    assert max(rank.seconds for rank in ranks) < TIMEOUT / 6  # 0.1 on cores of their own
+
+
+def test_the_others_raise_when_a_rank_is_killed(seen: Any) -> None:
+    ranks = seen("killed")
+    assert len(ranks) == RANKS - 1, f"rank {GUILTY} was to die"
+    for rank in ranks:
+        assert rank.kind == "RuntimeError"
+        assert "another rank has stopped" in rank.text
+        assert rank.seconds < TIMEOUT / 6
+
+
+def test_every_fault_is_looked_at() -> None:
+    assert set(FAULTS) == {
+        "bad_target",
+        "other_options",
+        "skipped_backward",
+        "eval_on_one",
+        "killed",
+    }
