@@ -34,18 +34,21 @@ _DRIFT = (
 
 _settlers: Any = WeakIdKeyDictionary()  # parameter -> weak references to optimizers
 
-# Whether any parameter is registered: a plain bool, on which torch.compile guards.
-_any = False
+# An attribute of a registered parameter, on which torch.compile guards, so that graphs that read
+# others stay whole: whether each row must be settled before it is read, or only all together.
+_EACH_ROW = "_sampled_softmax_settles_each_row"
 
 
-def register(parameter: Tensor, settler: Settler) -> None:
-    """Ask `settler` from now on before rows of `parameter` are read."""
-    global _any
+def register(parameter: Tensor, settler: Settler, each_row: bool) -> None:
+    """Ask `settler` from now on before all rows of `parameter` are read, or also before single
+    ones."""
     others = [reference for reference in _settlers.get(parameter, []) if reference() is not None]
+    if others:
+        each_row = each_row or getattr(parameter, _EACH_ROW, False)
     if all(reference() is not settler for reference in others):
         others.append(weakref.ref(settler))
     _settlers[parameter] = others
-    _any = True
+    setattr(parameter, _EACH_ROW, each_row)
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
@@ -74,5 +77,8 @@ def settle(
 ) -> None:
     """Bring rows of these parameters up to date before they are read: those that `ids` returns, of
     any shapes, or all of them. Costs nothing where no row lags behind."""
-    if _any:
-        _settle(parameters, ids)
+    for parameter in parameters:
+        each_row = getattr(parameter, _EACH_ROW, None)
+        if each_row or (each_row is not None and ids is None):
+            _settle(parameters, ids)
+            return

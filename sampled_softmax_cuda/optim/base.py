@@ -159,7 +159,7 @@ class RowOptimizer(StepsInBackward, torch.optim.Optimizer):
         if not owes or p.shape[0] == 0:
             return None
         history = self._histories[p] = History(p, self.state[p]["step"], options, new)
-        _owed.register(p, self)
+        _owed.register(p, self, options.replay)
         return history
 
     # --- the step ---------------------------------------------------------------------------------

@@ -352,3 +352,23 @@ def test_two_optimizers_of_one_parameter(device: str) -> None:
     head.eval()
     head(*batch(1))
     assert not any(optimizer.lags(head.weight, True) for optimizer in optimizers)
+
+
+@pytest.mark.parametrize("skipped", ["decay", "freeze", "replay"])
+def test_only_rows_that_replay_break_a_compiled_graph(device: str, skipped: Any) -> None:
+    """Steps of other optimizers, and other parameters' rows, leave `fullgraph=True` possible."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    heads = [ssc.SampledSoftmaxLoss(8, 60, 12, sparse_grad=True) for _ in range(2)]
+    optimizer = ssc.optim.AdamW(heads[0].parameters(), lr=0.01, skipped=skipped)
+    compiled = [torch.compile(head, fullgraph=True, backend="aot_eager") for head in heads]
+    h, target = torch.randn(5, 8), torch.randint(60, (5,))
+    for step in range(3):
+        if skipped == "replay" and step > 0:
+            with pytest.raises(torch._dynamo.exc.Unsupported, match="rows that lag behind"):
+                compiled[0](h, target)
+        else:
+            compiled[0](h, target).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert compiled[1](h, target).isfinite()
