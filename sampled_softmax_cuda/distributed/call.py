@@ -114,9 +114,10 @@ class Asked:
             "loss": "sampled, as in training mode",
             "num_classes": shard.num_classes,
             "class_order": shard.order,
-            "weight": (tuple(weight.shape[1:]), weight.dtype, weight.requires_grad),
-            "bias": None if bias is None else (bias.dtype, bias.requires_grad),
-            "input": (input.dtype, input.requires_grad) if isinstance(input, Tensor) else None,
+            "weight.shape[1:]": tuple(weight.shape[1:]),
+            **_kind("weight", weight),
+            **_kind("bias", bias),
+            **_kind("input", input),
             "target's dimensions": getattr(target, "ndim", 0) and width,
             "algorithm": self.algorithm,
             "input_layout": self.layout.input_layout,
@@ -135,6 +136,13 @@ class Asked:
             "z_loss": o.z_loss,
             "grad_enabled": torch.is_grad_enabled(),
         }
+
+
+def _kind(name: str, tensor: Any) -> dict[str, Any]:
+    """What must be the same on all ranks of a tensor whose rows are a rank's own."""
+    if not isinstance(tensor, Tensor):
+        return {name: tensor}
+    return {f"{name}.dtype": tensor.dtype, f"{name}.requires_grad": tensor.requires_grad}
 
 
 @dataclass(frozen=True)

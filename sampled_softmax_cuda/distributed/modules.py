@@ -22,7 +22,7 @@ from .agreement import Agreement
 from .call import Algorithm, Asked, InputLayout, Layout, check_place
 from .draws import DrawName, drawn_from
 from .functional import check_layout
-from .keys import common_seed, keyed_uniform_
+from .keys import SEED_LIMIT, common_seed, keyed_uniform_
 from .ranks import ALONE
 from .shard import ClassOrder, ClassShard, as_ranks
 from .state import SavesShards
@@ -149,6 +149,8 @@ class ShardedSampledSoftmaxLoss(SavesShards, Steps, SampledSoftmaxLoss):
                 )
             if seed is not None:
                 seed = as_int(_NAME, "seed", seed, least=0)
+                if seed >= SEED_LIMIT:
+                    raise ValueError(f"{_NAME}: seed must be below 2^63 - 1, got {seed}")
             self.algorithm, self.input_layout = algorithm, input_layout
             if padding_idx is not None:
                 padding_idx = _checks.check_padding_idx(_NAME, padding_idx, num_classes)

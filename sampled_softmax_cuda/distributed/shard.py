@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
-from .._arguments import describe
+from .._arguments import check_int64, describe
 from ..samplers.base import check_num_classes
 from .agreement import Agreement
 from .ranks import ALONE, Ranks
@@ -89,15 +89,17 @@ class ClassShard:
         return begin, min(begin + self.rows_per_rank, self.num_classes)
 
     def row_of(self, ids: Tensor) -> Tensor:
-        """The rows of classes in [0, C), int64 of their shape, counted over all ranks."""
+        """The rows of int64 classes in [0, C), int64 of their shape, counted over all ranks."""
+        check_int64(f"{_NAME}.row_of", "ids", ids)  # narrower ones would overflow
         return ids if self.multiplier == 1 else ids * self.multiplier % self.num_classes
 
     def class_of(self, rows: Tensor) -> Tensor:
-        """The classes of rows in [0, C), int64 of their shape."""
+        """The classes of int64 rows in [0, C), int64 of their shape."""
+        check_int64(f"{_NAME}.class_of", "rows", rows)
         return rows if self.multiplier == 1 else rows * self._inverse % self.num_classes
 
     def owner_of(self, ids: Tensor) -> Tensor:
-        """The ranks that own classes in [0, C), int64 of their shape."""
+        """The ranks that own int64 classes in [0, C), int64 of their shape."""
         return self.row_of(ids) // self.rows_per_rank
 
     def local_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,6 +148,11 @@ def faulty(rank: int, size: int, fault: str) -> str:
             if not last:
                 loss.backward()
             head(h, target)
+        if fault == "gradient":
+            head(h.requires_grad_(not last), target)
+        if fault == "weight":
+            head.weight.requires_grad_(not last)
+            head(h, target)
         if fault == "forward, eval":
             head.train(not last)(h, target)
     except Exception as error:
@@ -162,6 +167,8 @@ FAULTS = {
     "shape": r"ValueError: .*weight must be \[C, D=5\].*on rank 2 of 3",
     "option": r"ValueError: .*temperature must be the same on all ranks, got 1.0 on .* and 2.0",
     "backward": r"RuntimeError: .*ranks are at different places.*backward.*forward",
+    "gradient": r"ValueError: .*input.requires_grad must be the same .*, got True .* and False on",
+    "weight": r"ValueError: .*weight.requires_grad must be the same .*, got True .* and False on",
     "forward, eval": r"ValueError: .*must be the same on all ranks",
 }
 
@@ -267,6 +274,8 @@ def test_refused() -> None:
         ShardedSampledSoftmaxLoss(D, C, S, per_row=True)
     with pytest.raises(ValueError, match=r"would be .* on every rank"):
         ShardedSampledSoftmaxLoss(D, C, S).logits(torch.zeros(1, D))
+    with pytest.raises(ValueError, match=r"seed must be below 2\^63 - 1, got"):
+        ShardedSampledSoftmaxLoss(D, C, S, seed=2**63)
     with pytest.raises(ValueError, match="order must be"):
         ClassShard(C, order="sorted")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="mesh must be a DeviceMesh"):
