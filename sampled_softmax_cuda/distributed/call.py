@@ -109,7 +109,9 @@ class Asked:
     def same(self, weight: Tensor, bias: Tensor | None, input: Any, target: Any) -> dict[str, Any]:
         """The options that must be the same on all ranks, by name."""
         shard, o = self.layout.shard, self.options
-        width = target.shape[-1] if isinstance(target, Tensor) and target.dim() > 1 else 1
+        columns = None
+        if isinstance(target, Tensor) and isinstance(input, Tensor):
+            columns = target.shape[-1] if target.dim() == input.dim() else 1
         return {
             "loss": "sampled, as in training mode",
             "num_classes": shard.num_classes,
@@ -118,7 +120,7 @@ class Asked:
             **_kind("weight", weight),
             **_kind("bias", bias),
             **_kind("input", input),
-            "target's dimensions": getattr(target, "ndim", 0) and width,
+            "number of targets of a row": columns,
             "algorithm": self.algorithm,
             "input_layout": self.layout.input_layout,
             "gradient_divide_factor": self.layout.divide_factor,

@@ -24,7 +24,7 @@ from .draws import DrawName, drawn_from
 from .functional import check_layout
 from .keys import SEED_LIMIT, common_seed, keyed_uniform_
 from .ranks import ALONE
-from .shard import ClassOrder, ClassShard, as_ranks
+from .shard import ClassOrder, ClassShard, as_ranks, misplaced
 from .state import SavesShards
 from .steps import Steps
 
@@ -188,7 +188,8 @@ class ShardedSampledSoftmaxLoss(SavesShards, Steps, SampledSoftmaxLoss):
         except Exception as problem:
             error = problem
         where = shard.ranks.device
-        agreement.open(f"{_NAME}(...)", where, error, options=same)
+        wrong = misplaced(_NAME, shard.ranks, replicas)
+        agreement.open(f"{_NAME}(...)", where, error or wrong, options=same)
         self._seed = common_seed(seed, shard.ranks, replicas, where)
         self.reset_parameters()
 

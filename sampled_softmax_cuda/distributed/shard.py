@@ -125,12 +125,31 @@ def _multiplier(num_classes: int) -> int:
     return candidate
 
 
+def misplaced(fn: str, ranks: Ranks, replicas: Ranks) -> ValueError | None:
+    """What is wrong with replicas that own other classes than this rank, or None; collective."""
+    place = torch.tensor([ranks.rank, ranks.size], device=ranks.device)
+    places = replicas.gather(place, "places of replicas").tolist()
+    if all(other == places[0] for other in places):
+        return None
+    found = ", ".join(f"{rank} of {size}" for rank, size in places)
+    return ValueError(
+        f"{fn}: the ranks of a replica_mesh must own the same classes, and these are ranks {found}"
+        " of their meshes: pass the two dimensions of one mesh of replicas x classes, such as"
+        " mesh=mesh['class'], replica_mesh=mesh['replica']"
+    )
+
+
 def as_ranks(fn: str, name: str, mesh: Any) -> Ranks:
     """The ranks of a mesh of one dimension, of a group, or of all processes."""
     if mesh is None:
         if not (distributed.is_available() and distributed.is_initialized()):
             return ALONE
         return Ranks.of_group(distributed.group.WORLD)
+    if mesh is distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"{fn}: {name} is a group without this process: make the head on the ranks of the group"
+            " alone"
+        )
     if isinstance(mesh, DeviceMesh):
         if mesh.ndim != 1:
             raise ValueError(
