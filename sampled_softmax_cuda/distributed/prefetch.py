@@ -79,8 +79,8 @@ class Prefetched:
 
 
 def contents(tables: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
-    """Numbers that are others once the tensors have been written, or their `data` exchanged, such as
-    by `module.to(dtype)` or for the averages of an EMA: that leaves the version as it is."""
+    """Facts that change once the tensors are written, or their `data` is exchanged, as by
+    `module.to(dtype)` or for the averages of an EMA: that leaves the version as it is."""
     return [(x._version, x.data_ptr(), x.dtype, x.device) for x in tables]
 
 
