@@ -109,15 +109,18 @@ class Asked:
     def same(self, weight: Tensor, bias: Tensor | None, input: Any, target: Any) -> dict[str, Any]:
         """The options that must be the same on all ranks, by name."""
         shard, o = self.layout.shard, self.options
-        width = target.shape[-1] if isinstance(target, Tensor) and target.dim() > 1 else 1
+        columns = None
+        if isinstance(target, Tensor) and isinstance(input, Tensor):
+            columns = target.shape[-1] if target.dim() == input.dim() else 1
         return {
             "loss": "sampled, as in training mode",
             "num_classes": shard.num_classes,
             "class_order": shard.order,
-            "weight": (tuple(weight.shape[1:]), weight.dtype, weight.requires_grad),
-            "bias": None if bias is None else (bias.dtype, bias.requires_grad),
-            "input": (input.dtype, input.requires_grad) if isinstance(input, Tensor) else None,
-            "target's dimensions": getattr(target, "ndim", 0) and width,
+            "weight.shape[1:]": tuple(weight.shape[1:]),
+            **_kind("weight", weight),
+            **_kind("bias", bias),
+            **_kind("input", input),
+            "number of targets of a row": columns,
             "algorithm": self.algorithm,
             "input_layout": self.layout.input_layout,
             "gradient_divide_factor": self.layout.divide_factor,
@@ -135,6 +138,13 @@ class Asked:
             "z_loss": o.z_loss,
             "grad_enabled": torch.is_grad_enabled(),
         }
+
+
+def _kind(name: str, tensor: Any) -> dict[str, Any]:
+    """What must be the same on all ranks of a tensor whose rows are a rank's own."""
+    if not isinstance(tensor, Tensor):
+        return {name: tensor}
+    return {f"{name}.dtype": tensor.dtype, f"{name}.requires_grad": tensor.requires_grad}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from .._arguments import as_float, describe
-from ..optim.clip import gradient_values
+from .._arguments import describe
+from ..optim.clip import check_norm, gradient_values
 from .call import Layout
 from .owners import shard_layouts
 
@@ -40,7 +40,7 @@ def clip_grad_norm_(
             `ShardedSampledSoftmaxLoss` is known, but not of parameters of your own that
             `sharded_sampled_softmax_loss` takes. Those without a gradient are left out, but all
             ranks must pass the same ones.
-        max_norm: the largest norm of all gradients together.
+        max_norm: the largest norm of all gradients together, at least 0.
         norm_type: p of the p-norm, above 0, such as 2.0 (default), 1.0 or float("inf").
         error_if_nonfinite: RuntimeError if the norm is inf or NaN, on all ranks; waits for a GPU.
         foreach: as torch's.
@@ -61,10 +61,7 @@ def clip_grad_norm_(
         >>> round(float(ssc.distributed.clip_grad_norm_([body, head], 0.01)), 4)
         0.01
     """
-    max_norm = as_float(_NAME, "max_norm", max_norm)
-    norm_type = as_float(_NAME, "norm_type", norm_type)
-    if not norm_type > 0:
-        raise ValueError(f"{_NAME}: norm_type must be above 0, got {norm_type}")
+    max_norm, norm_type = check_norm(_NAME, max_norm, norm_type)
     known = _parameters(parameters)
     shards = shard_layouts(known)
     plain: list[Tensor] = []

@@ -143,7 +143,7 @@ def solve_call(call: Call, announce: bool = True, fetching: Fetching | None = No
     if announce:
         loss = announced(loss, layout.agreement, f"{asked.fn}, backward")
     if rowwise:
-        loss = loss.reshape(*leading, *loss.shape[1:])
+        loss = loss.reshape(leading + loss.shape[1:])
     if details is None:
         return loss
     return loss, SampledSoftmaxDetails(*(row.reshape(leading) for row in details))

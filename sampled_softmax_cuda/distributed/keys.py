@@ -11,7 +11,8 @@ from .._arguments import describe
 from .._philox import philox4x32_10
 from .ranks import Ranks
 
-_LIMIT = 2**63 - 1
+SEED_LIMIT = 2**63 - 1
+"""The least number that is no seed."""
 _WORD = 0xFFFFFFFF
 _CHUNK = 1 << 16  # numbers made at a time, such that all steps on them stay in the cache
 _STEPS, _WEIGHT, _BIAS = 0, 1, 2  # what a seed is used for: the last word of the counter
@@ -21,7 +22,7 @@ def common_seed(seed: int | None, ranks: Ranks, replicas: Ranks, device: torch.d
     """The seed, or one that the first rank of all takes from torch's default generator."""
     if seed is not None:
         return seed
-    drawn = torch.randint(_LIMIT, (1,), device="cpu").to(device)
+    drawn = torch.randint(SEED_LIMIT, (1,), device="cpu").to(device)
     return int(ranks.broadcast(replicas.broadcast(drawn, "the seed"), "the seed"))
 
 
@@ -35,7 +36,7 @@ def generator_of_step(seed: int, step: int, device: torch.device, part: int = 0)
     words = (counter & _WORD, counter >> 32, part & _WORD, part >> 32)
     low, high, _, _ = philox4x32_10(words, seed)
     bits = low | high << 32
-    return torch.Generator(device).manual_seed(bits & _LIMIT)
+    return torch.Generator(device).manual_seed(bits & SEED_LIMIT)
 
 
 def check_generator(fn: str, generator: Any, device: torch.device) -> None:

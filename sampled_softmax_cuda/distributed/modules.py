@@ -22,9 +22,9 @@ from .agreement import Agreement
 from .call import Algorithm, Asked, InputLayout, Layout, check_place
 from .draws import DrawName, drawn_from
 from .functional import check_layout
-from .keys import common_seed, keyed_uniform_
+from .keys import SEED_LIMIT, common_seed, keyed_uniform_
 from .ranks import ALONE
-from .shard import ClassOrder, ClassShard, as_ranks
+from .shard import ClassOrder, ClassShard, as_ranks, misplaced
 from .state import SavesShards
 from .steps import Steps
 
@@ -149,6 +149,8 @@ class ShardedSampledSoftmaxLoss(SavesShards, Steps, SampledSoftmaxLoss):
                 )
             if seed is not None:
                 seed = as_int(_NAME, "seed", seed, least=0)
+                if seed >= SEED_LIMIT:
+                    raise ValueError(f"{_NAME}: seed must be below 2^63 - 1, got {seed}")
             self.algorithm, self.input_layout = algorithm, input_layout
             if padding_idx is not None:
                 padding_idx = _checks.check_padding_idx(_NAME, padding_idx, num_classes)
@@ -186,7 +188,8 @@ class ShardedSampledSoftmaxLoss(SavesShards, Steps, SampledSoftmaxLoss):
         except Exception as problem:
             error = problem
         where = shard.ranks.device
-        agreement.open(f"{_NAME}(...)", where, error, options=same)
+        wrong = misplaced(_NAME, shard.ranks, replicas)
+        agreement.open(f"{_NAME}(...)", where, error or wrong, options=same)
         self._seed = common_seed(seed, shard.ranks, replicas, where)
         self.reset_parameters()
 

@@ -28,10 +28,10 @@ class Prefetched:
     """That of a sharded sampler, which may be asked for counts in the forward pass."""
     quiet: bool
     """Whether no header said that ranks agree."""
-    versions: tuple[int, ...] = field(init=False)
+    contents: list[tuple[Any, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "versions", tuple(table._version for table in self.tables))
+        object.__setattr__(self, "contents", contents(self.tables))
 
     def forget(self) -> None:
         """Wait for what is on its way, since its memory goes."""
@@ -70,12 +70,18 @@ class Prefetched:
                 f"{fn}: the sampler was updated between prefetch and the forward pass, whose"
                 " negatives are from before: call update ahead of prefetch"
             )
-        known = zip(tables, self.tables, self.versions, strict=True)
-        if any(table is not old or table._version != version for table, old, version in known):
+        known = zip(tables, self.tables, strict=True)
+        if any(new is not old for new, old in known) or contents(tables) != self.contents:
             raise ValueError(
                 f"{fn}: the parameters have changed since prefetch, whose rows are old: call"
-                " prefetch after optimizer.step() and load_state_dict"
+                " prefetch after optimizer.step(), load_state_dict and to()"
             )
+
+
+def contents(tables: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
+    """Facts that change once the tensors are written, or their `data` is exchanged, as by
+    `module.to(dtype)` or for the averages of an EMA: that leaves the version as it is."""
+    return [(x._version, x.data_ptr(), x.dtype, x.device) for x in tables]
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:

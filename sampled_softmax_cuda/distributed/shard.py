@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
-from .._arguments import describe
+from .._arguments import check_int64, describe
 from ..samplers.base import check_num_classes
 from .agreement import Agreement
 from .ranks import ALONE, Ranks
@@ -89,15 +89,17 @@ class ClassShard:
         return begin, min(begin + self.rows_per_rank, self.num_classes)
 
     def row_of(self, ids: Tensor) -> Tensor:
-        """The rows of classes in [0, C), int64 of their shape, counted over all ranks."""
+        """The rows of int64 classes in [0, C), int64 of their shape, counted over all ranks."""
+        check_int64(f"{_NAME}.row_of", "ids", ids)  # narrower ones would overflow
         return ids if self.multiplier == 1 else ids * self.multiplier % self.num_classes
 
     def class_of(self, rows: Tensor) -> Tensor:
-        """The classes of rows in [0, C), int64 of their shape."""
+        """The classes of int64 rows in [0, C), int64 of their shape."""
+        check_int64(f"{_NAME}.class_of", "rows", rows)
         return rows if self.multiplier == 1 else rows * self._inverse % self.num_classes
 
     def owner_of(self, ids: Tensor) -> Tensor:
-        """The ranks that own classes in [0, C), int64 of their shape."""
+        """The ranks that own int64 classes in [0, C), int64 of their shape."""
         return self.row_of(ids) // self.rows_per_rank
 
     def local_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,12 +125,31 @@ def _multiplier(num_classes: int) -> int:
     return candidate
 
 
+def misplaced(fn: str, ranks: Ranks, replicas: Ranks) -> ValueError | None:
+    """What is wrong with replicas that own other classes than this rank, or None; collective."""
+    place = torch.tensor([ranks.rank, ranks.size], device=ranks.device)
+    places = replicas.gather(place, "places of replicas").tolist()
+    if all(other == places[0] for other in places):
+        return None
+    found = ", ".join(f"{rank} of {size}" for rank, size in places)
+    return ValueError(
+        f"{fn}: the ranks of a replica_mesh must own the same classes, and these are ranks {found}"
+        " of their meshes: pass the two dimensions of one mesh of replicas x classes, such as"
+        " mesh=mesh['class'], replica_mesh=mesh['replica']"
+    )
+
+
 def as_ranks(fn: str, name: str, mesh: Any) -> Ranks:
     """The ranks of a mesh of one dimension, of a group, or of all processes."""
     if mesh is None:
         if not (distributed.is_available() and distributed.is_initialized()):
             return ALONE
         return Ranks.of_group(distributed.group.WORLD)
+    if mesh is distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"{fn}: {name} is a group without this process: make the head on the ranks of the group"
+            " alone"
+        )
     if isinstance(mesh, DeviceMesh):
         if mesh.ndim != 1:
             raise ValueError(

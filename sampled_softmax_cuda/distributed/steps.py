@@ -69,7 +69,10 @@ class Steps(nn.Module):
                 ahead.check(_NAME, target, self._tables(), self._revision(), generator)
 
         def draw(batch: Batch, agreed: Agreed) -> Drawn:
-            return self._draw(batch, agreed, generator) if ahead is None else ahead.drawn
+            try:
+                return self._draw(batch, agreed, generator) if ahead is None else ahead.drawn
+            finally:  # not in prefetch: a step that is forgotten, or saved, has not been taken
+                self._step += 1
 
         quiet = self._quiet() if ahead is None else ahead.quiet
         try:
@@ -185,8 +188,6 @@ class Steps(nn.Module):
         if self.static_batch:
             self._known = agreed
         how = DrawOptions(self.num_samples, self.replacement, self.inclusion)
-        key = self._seed, self._step
-        self._step += 1
         return draw_step(
             self.sampler,
             self.draw,
@@ -195,6 +196,6 @@ class Steps(nn.Module):
             batch,
             agreed,
             self.padding_idx,
-            key,
+            (self._seed, self._step),
             generator,
         )

@@ -82,10 +82,16 @@ class RowOptimizer(StepsInBackward, torch.optim.Optimizer):
     def _check_changed(self, group: dict[str, Any]) -> None:
         """The same for options that were changed since they were checked, such as by a scheduler;
         only a comparison for those that were not."""
-        values = [group[name] for name in self.defaults]
+        values = self._values(group)
         if self._checked.get(id(group)) != values:
             self._check_group(group)
-            self._checked[id(group)] = [group[name] for name in self.defaults]
+            self._checked[id(group)] = self._values(group)
+
+    def _values(self, group: dict[str, Any]) -> list[Any]:
+        """The options, with the number of a learning rate that is written in place."""
+        lr = group["lr"]
+        number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 and may_look(lr) else lr
+        return [number, *(group[name] for name in self.defaults)]
 
     def _options(self, group: dict[str, Any], lr: float | Tensor, sparse: bool) -> UpdateOptions:
         """The numbers of a step with dense or row-sparse gradients."""

@@ -17,6 +17,23 @@ def _with_gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [p for p in parameters if p.grad is not None]
 
 
+def check_norm(fn: str, max_norm: float, norm_type: float) -> tuple[float, float]:
+    """Both as floats; TypeError or ValueError for what is no bound, or no norm."""
+    max_norm = check_bound(fn, "max_norm", max_norm)
+    norm_type = as_float(fn, "norm_type", norm_type)
+    if not norm_type > 0:
+        raise ValueError(f"{fn}: norm_type must be above 0, got {norm_type}")
+    return max_norm, norm_type
+
+
+def check_bound(fn: str, name: str, value: float) -> float:
+    """A bound of gradients as a float; ValueError for one that would turn their signs."""
+    value = as_float(fn, name, value)
+    if not value >= 0:
+        raise ValueError(f"{fn}: {name} must be at least 0, got {value}")
+    return value
+
+
 def merge_rows(grad: Tensor) -> Tensor:
     """A sparse gradient whose values have each row once; further ones of a row are zero.
 
@@ -59,13 +76,16 @@ def clip_grad_norm_(
 
     Args:
         parameters: one or several; those without a gradient are left out.
-        max_norm: the largest norm of all gradients together.
-        norm_type: p of the p-norm, such as 2.0 (default), 1.0 or float("inf").
+        max_norm: the largest norm of all gradients together, at least 0.
+        norm_type: p of the p-norm, above 0, such as 2.0 (default), 1.0 or float("inf").
         error_if_nonfinite: RuntimeError if the norm is inf or NaN; waits for a GPU.
         foreach: as torch's.
 
     Returns:
         The norm before clipping, a scalar. Nothing waits for it.
+
+    Raises:
+        TypeError, ValueError: numbers that are not as above.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -77,7 +97,7 @@ def clip_grad_norm_(
         >>> round(float(table.weight.grad.coalesce().values().norm()), 3)
         1.0
     """
-    max_norm = as_float("optim.clip_grad_norm_", "max_norm", max_norm)
+    max_norm, norm_type = check_norm("optim.clip_grad_norm_", max_norm, norm_type)
     values = gradient_values(parameters)
     norm = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite, foreach)
     coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -94,8 +114,11 @@ def clip_grad_value_(
 
     Args:
         parameters: one or several; those without a gradient are left out.
-        clip_value: gradients are brought into [-clip_value, clip_value].
+        clip_value: gradients are brought into [-clip_value, clip_value]; at least 0.
         foreach: for parity with torch; values are clamped one parameter after the other.
+
+    Raises:
+        TypeError, ValueError: a clip_value that is not as above.
 
     Example:
         >>> import torch, sampled_softmax_cuda as ssc
@@ -105,6 +128,6 @@ def clip_grad_value_(
         >>> float(table.weight.grad.coalesce().values().max())
         0.5
     """
-    clip_value = as_float("optim.clip_grad_value_", "clip_value", clip_value)
+    clip_value = check_bound("optim.clip_grad_value_", "clip_value", clip_value)
     for value in gradient_values(parameters):
         value.clamp_(-clip_value, clip_value)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._arguments import as_bool, as_float, as_int
 from .._checks import check_choice
+from .._rules import may_look
 
 _SKIPPED = ("decay", "freeze", "replay")
 _ROUNDING = ("nearest", "stochastic", "kahan")
@@ -36,8 +37,13 @@ def check_group(fn: str, group: dict[str, Any]) -> None:
         group[key] = as_float(fn, key, group[key])
         if not 0.0 <= group[key] < float("inf"):
             raise ValueError(f"{fn}: {key} must be finite and at least 0, got {group[key]}")
-    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-        raise ValueError(f"{fn}: lr must be one number, got {list(group['lr'].shape)}")
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"{fn}: lr must be one number, got {list(lr.shape)}")
+        lr = float(lr) if may_look(lr) else 0.0  # a GPU would be waited for
+        if not 0.0 <= lr < float("inf"):
+            raise ValueError(f"{fn}: lr must be finite and at least 0, got {group['lr']}")
     for key in ("maximize", "error_if_nonfinite", "capturable", "nesterov"):
         if key in group:
             group[key] = as_bool(fn, key, group[key])
@@ -65,8 +71,8 @@ def check_group(fn: str, group: dict[str, Any]) -> None:
     elif "momentum" in group:
         group["momentum"] = rates[0]
     owes = group.get("skipped", "freeze") != "freeze"
-    if owes and not isinstance(group["lr"], Tensor) and group["lr"] * group["weight_decay"] >= 1.0:
+    if owes and lr * group["weight_decay"] >= 1.0:
         raise ValueError(
             f"{fn}: lr * weight_decay must be below 1 for rows that catch up, got"
-            f" {group['lr']} * {group['weight_decay']}: use skipped='freeze', or a smaller decay"
+            f" {lr} * {group['weight_decay']}: use skipped='freeze', or a smaller decay"
         )

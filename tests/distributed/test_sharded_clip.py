@@ -252,6 +252,9 @@ def test_arguments() -> None:
     for norm_type in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=r"norm_type must be above 0, got"):
             clip_grad_norm_(head, 1.0, norm_type)
+    for max_norm in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"max_norm must be at least 0, got"):
+            clip_grad_norm_(head, max_norm)
     with pytest.raises(TypeError, match=r"parameters must be modules and tensors, got"):
         clip_grad_norm_([head, "head"], 1.0)  # type: ignore[list-item]
     with pytest.raises(TypeError, match="max_norm"):

@@ -148,6 +148,11 @@ def faulty(rank: int, size: int, fault: str) -> str:
             if not last:
                 loss.backward()
             head(h, target)
+        if fault == "gradient":
+            head(h.requires_grad_(not last), target)
+        if fault == "weight":
+            head.weight.requires_grad_(not last)
+            head(h, target)
         if fault == "forward, eval":
             head.train(not last)(h, target)
     except Exception as error:
@@ -162,6 +167,8 @@ FAULTS = {
     "shape": r"ValueError: .*weight must be \[C, D=5\].*on rank 2 of 3",
     "option": r"ValueError: .*temperature must be the same on all ranks, got 1.0 on .* and 2.0",
     "backward": r"RuntimeError: .*ranks are at different places.*backward.*forward",
+    "gradient": r"ValueError: .*input.requires_grad must be the same .*, got True .* and False on",
+    "weight": r"ValueError: .*weight.requires_grad must be the same .*, got True .* and False on",
     "forward, eval": r"ValueError: .*must be the same on all ranks",
 }
 
@@ -186,6 +193,73 @@ def replicas_case(rank: int, size: int) -> float:
     alone(torch.cat([x for x, _ in rows]), torch.cat([t for _, t in rows])).backward()
     expected = dense(alone.weight.grad, alone.weight)[head.shard.begin : head.shard.end]
     return float((dense(head.weight.grad, head.weight) - expected).abs().max())
+
+
+def meshes_that_do_not_fit(rank: int, size: int) -> list[str]:
+    """The errors of pairs of meshes that aren't two dimensions of one, and of a foreign group."""
+    mesh = distributed.device_mesh.init_device_mesh(
+        "cpu", (2, 2), mesh_dim_names=("replica", "class")
+    )
+    first, second = ([distributed.new_group(x) for x in pair] for pair in _CROSSED)
+    foreign = distributed.new_group([0, 1])
+    pairs: list[dict[str, Any]] = [
+        {"mesh": mesh["class"], "replica_mesh": mesh["class"]},
+        {"replica_mesh": mesh["replica"]},
+        {"mesh": first[rank // 2], "replica_mesh": second[rank in (1, 2)]},
+    ]
+    found = []
+    for options in pairs:
+        try:
+            ShardedSampledSoftmaxLoss(D, C, S, **options)
+        except ValueError as error:
+            found.append(str(error))
+    try:
+        if rank >= 2:
+            ShardedSampledSoftmaxLoss(D, C, S, mesh=foreign)
+    except ValueError as error:
+        found.append(str(error))
+    return found
+
+
+_CROSSED = [([0, 1], [2, 3]), ([0, 3], [1, 2])]
+
+
+def test_meshes_that_do_not_fit() -> None:
+    for rank, found in enumerate(run_ranks(4, meshes_that_do_not_fit)):
+        assert len(found) == (3 if rank < 2 else 4), found
+        assert all("replica_mesh must own the same classes" in text for text in found[:3])
+        assert all("mesh is a group without this process" in text for text in found[3:])
+
+
+def row_shapes(rank: int, size: int) -> None:
+    """Losses of each row of inputs of any dimensions, which ranks need not have in common."""
+    head = ShardedSampledSoftmaxLoss(D, C, S, seed=1, reduction="none")
+    h, target = torch.randn(4, D), torch.randint(C, (4,))
+    for training in (True, False):
+        head.train(training)
+        generator = torch.Generator().manual_seed(1)
+        rows = head(h, target, **({"generator": generator} if training else {}))
+        generator = torch.Generator().manual_seed(1)
+        options = {"generator": generator} if training else {}
+        if rank == 0:
+            shaped = head(h.view(2, 2, D), target.view(2, 2), **options)
+        else:
+            shaped = head(h, target, **options)
+        assert torch.equal(shaped.flatten(), rows)
+        assert shaped.shape == ((2, 2) if rank == 0 else (4,))
+        single = head(h[0], target[0])
+        assert single.shape == ()
+        assert training or torch.allclose(single, rows[0])
+    with pytest.raises(ValueError, match="number of targets of a row must be the same"):
+        head.train()(*((h.view(2, 2, D), target.view(2, 2)) if rank == 0 else _many(h, target)))
+
+
+def _many(h: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return h, torch.stack((target, (target + 1) % C), dim=1)
+
+
+def test_rows_of_any_shape() -> None:
+    run_ranks(3, row_shapes)
 
 
 def test_replicas_of_the_classes() -> None:
@@ -267,6 +341,8 @@ def test_refused() -> None:
         ShardedSampledSoftmaxLoss(D, C, S, per_row=True)
     with pytest.raises(ValueError, match=r"would be .* on every rank"):
         ShardedSampledSoftmaxLoss(D, C, S).logits(torch.zeros(1, D))
+    with pytest.raises(ValueError, match=r"seed must be below 2\^63 - 1, got"):
+        ShardedSampledSoftmaxLoss(D, C, S, seed=2**63)
     with pytest.raises(ValueError, match="order must be"):
         ClassShard(C, order="sorted")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="mesh must be a DeviceMesh"):

@@ -79,6 +79,11 @@ def test_order_of_classes_is_a_permutation_that_balances() -> None:
         ids = torch.arange(min(classes, 5000))
         assert torch.equal(shard.class_of(shard.row_of(ids)), ids)
         assert int(shard.row_of(ids).max()) < classes
+    shard = ClassShard(1_000_003)
+    for narrow in (torch.int8, torch.int16, torch.int32, torch.float32):  # their products overflow
+        for name in ("row_of", "class_of", "owner_of"):
+            with pytest.raises(TypeError, match=r"ClassShard\.\w+: .* must be int64"):
+                getattr(shard, name)(torch.arange(100, dtype=narrow))
     # Each of 8 ranks has about as many of the 1000 most frequent classes of 10^9.
     shard = ClassShard(10**9)
     counts = torch.bincount(shard.row_of(torch.arange(1000)) * 8 // 10**9, minlength=8)

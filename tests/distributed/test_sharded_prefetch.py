@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -119,6 +120,8 @@ def faulty(rank: int, size: int, fault: str) -> list[str]:
         if fault == "step" and last:
             with torch.no_grad():
                 head.weight.add_(1.0)
+        if fault == "data" and last:  # as for the averages of an EMA
+            head.weight.data = head.weight.data + 1.0
         if fault == "update":
             head.sampler.update(head.shard.classes + 1)  # type: ignore[operator]
         given = torch.Generator() if fault == "generator" else None
@@ -144,6 +147,7 @@ FAULTS = {
     "bad target": r"IndexError: .*target must be in \[0, C=41\).*on rank 2 of 3",
     "shape": r"ValueError: .*target must be \[\*, num_true=2\].*on rank 2 of 3",
     "step": r"ValueError: .*parameters have changed since prefetch.*on rank 2 of 3",
+    "data": r"ValueError: .*parameters have changed since prefetch.*on rank 2 of 3",
     "update": r"ValueError: .*sampler was updated between prefetch and the forward pass",
     "twice": r"ValueError: .*prefetch was called twice",
     "eval": r"ValueError: .*prefetch is for training.*on rank 2 of 3",
@@ -157,3 +161,28 @@ def test_a_fault_of_one_rank_is_the_same_error_on_all(fault: str) -> None:
     found = run_ranks(3, faulty, fault)
     assert all(f == found[0] and len(f) == 1 for f in found), found
     assert re.match(FAULTS[fault], found[0][0], re.DOTALL), found
+
+
+def steps_not_taken(rank: int, size: int) -> list[Tensor]:
+    """The loss of a first step; of one that was prefetched, forgotten and begun again; of a copy
+    and of another head with the state, both from between prefetch and the forward pass."""
+    h, target = batch(rank, 0)
+
+    def head(seed: int = 1) -> ShardedSampledSoftmaxLoss:
+        return ShardedSampledSoftmaxLoss(D, C, S, seed=seed, algorithm="fetch")
+
+    first, forgotten, other = head(), head(), head(seed=2)
+    forgotten.prefetch(target)
+    forgotten.prefetch(None)
+    forgotten.prefetch(target)
+    other.load_state_dict(forgotten.state_dict())
+    heads = (first, forgotten, copy.deepcopy(forgotten), other)
+    losses = [one(h, target).detach() for one in heads]
+    return losses + [one(h, target).detach() for one in heads]
+
+
+def test_a_step_that_was_only_prefetched_does_not_count() -> None:
+    for losses in run_ranks(2, steps_not_taken):
+        assert len(set(map(float, losses[:4]))) == 1, losses
+        assert len(set(map(float, losses[4:]))) == 1, losses
+        assert losses[0] != losses[4]

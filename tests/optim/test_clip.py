@@ -79,6 +79,21 @@ def test_a_norm_that_is_not_finite(device: str) -> None:
         ssc.optim.clip_grad_norm_(p, 1.0, error_if_nonfinite=True)
 
 
+def test_bounds_that_would_turn_signs(device: str) -> None:
+    p = parameter((4, 2))
+    p.grad = torch.ones_like(p)
+    for bad in (-1.0, math.nan):
+        with pytest.raises(ValueError, match=r"clip_grad_norm_: max_norm must be at least 0"):
+            ssc.optim.clip_grad_norm_(p, bad)
+        with pytest.raises(ValueError, match=r"clip_grad_norm_: norm_type must be above 0"):
+            ssc.optim.clip_grad_norm_(p, 1.0, bad)
+        with pytest.raises(ValueError, match=r"clip_grad_value_: clip_value must be at least 0"):
+            ssc.optim.clip_grad_value_(p, bad)
+    assert bool((p.grad == 1.0).all())
+    ssc.optim.clip_grad_norm_(p, 0.0)
+    assert not p.grad.any()
+
+
 def test_a_gradient_without_rows(device: str) -> None:
     p = parameter((4, 2))
     p.grad = row_gradients((4, 2), 1, rows=0)[0]

@@ -101,6 +101,12 @@ OPTIONS: list[tuple[Any, dict[str, Any], str]] = [
     (ssc.optim.SGD, {"lr": -1.0}, "lr must be finite and at least 0, got -1.0"),
     (ssc.optim.SGD, {"lr": float("nan")}, "lr must be finite"),
     (ssc.optim.SGD, {"lr": torch.ones(2)}, r"lr must be one number, got \[2\]"),
+    (ssc.optim.SGD, {"lr": torch.tensor(-0.5)}, r"lr must be finite and at least 0, got .*-0.5"),
+    (
+        ssc.optim.AdamW,
+        {"lr": torch.tensor(1.0), "weight_decay": 1.5},
+        r"lr \* weight_decay must be below 1",
+    ),
     (ssc.optim.SGD, {"lr": "fast"}, "lr must be a float, got str"),
     (ssc.optim.SGD, {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
     (ssc.optim.SGD, {"nesterov": True}, "nesterov=True needs a momentum"),
@@ -194,6 +200,7 @@ def test_a_parameter_of_another_dtype_changes_nothing(device: str) -> None:
         ({"betas": (0.95, 0.81), "skipped": "replay"}, "grow without end"),
         ({"betas": (1.0, 0.9)}, "betas must be in"),
         ({"lr": float("nan")}, "lr must be finite"),
+        ({"lr": torch.tensor(float("nan"))}, "lr must be finite"),
     ],
 )
 def test_options_that_are_changed_later(device: str, change: dict[str, Any], message: str) -> None:
@@ -204,6 +211,21 @@ def test_options_that_are_changed_later(device: str, change: dict[str, Any], mes
     with pytest.raises(ValueError, match=message):
         optimizer.step()
     assert torch.equal(p, before)
+
+
+def test_a_learning_rate_that_is_written_in_place(device: str) -> None:
+    lr = torch.tensor(0.1)
+    optimizer = stepped(lambda p: ssc.optim.AdamW(p, lr=lr))
+    (p,) = optimizer.param_groups[0]["params"]
+    before = p.detach().clone()
+    for bad in (-0.1, float("inf"), float("nan"), 200.0):
+        lr.fill_(bad)
+        with pytest.raises(ValueError, match=r"lr must be finite|weight_decay must be below"):
+            optimizer.step()
+        assert torch.equal(p, before)
+    lr.fill_(0.2)
+    optimizer.step()
+    assert not torch.equal(p, before)
 
 
 @pytest.mark.parametrize(
