@@ -55,11 +55,13 @@ test-slow: test-cpp build $(if $(ON_LINUX),simt cuda)
 test-all: test test-slow
 
 # csrc/core and csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, per instruction set;
-# AVX512-BF16 emulated on AVX-512 where this CPU lacks it.
+# AVX512-BF16 emulated on AVX-512 where this CPU lacks it, and AMX everywhere: what it reads and
+# writes, the sanitizers can't see.
 EMULATE_BF16 = $(shell grep -qsm1 avx512_bf16 /proc/cpuinfo && echo OFF || echo ON)
 test-cpp: $(BIN)/.complete
 	cmake -S . -B build/sanitize -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_TESTS=ON \
-	    -DSSC_SANITIZE=ON -DSSC_WERROR=ON -DSSC_EMULATE_BF16=$(EMULATE_BF16)
+	    -DSSC_SANITIZE=ON -DSSC_WERROR=ON -DSSC_EMULATE_BF16=$(EMULATE_BF16) \
+	    -DSSC_EMULATE_AMX=ON
 	cmake --build build/sanitize --parallel $(JOBS)
 	ctest --test-dir build/sanitize --output-on-failure --parallel $(JOBS)
 

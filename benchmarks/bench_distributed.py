@@ -13,7 +13,7 @@ collectives (rank_traffic.py) over those of scale_out_model.py, which has the ta
 Wall time over gloo on one machine says nothing about a cluster, and isn't shown.
 
     python benchmarks/bench_distributed.py               ten minutes, most of them the peers
-    python benchmarks/bench_distributed.py --ranks 1,2 --only ranks
+    python benchmarks/bench_distributed.py --only ranks --shape 4096,256,4096 --cases "ours, fetch"
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ def main() -> None:
     options.add_argument("--only", type=arguments.names(TABLES), default=TABLES)
     options.add_argument("--cases", type=arguments.names(CASES), default=tuple(CASES))
     options.add_argument("--classes", type=arguments.positive, default=100_000)
-    options.add_argument("--shape", type=arguments.shape, default=(2048, 256, 4096), help="B,D,S")
+    options.add_argument("--shape", type=arguments.shape, default=(1024, 128, 4096), help="B,D,S")
     args = options.parse_args()
     batch, width, samples = args.shape
-    job, repetitions = Job(args.classes, width, batch, samples), args.repetitions or 9
-    series: Sequence[int] = (256, 1024, 2048, 4096, 8192)
+    job, repetitions = Job(args.classes, width, batch, samples), args.repetitions or 15
+    series: Sequence[int] = (128, 512, 1024, 2048, 8192)
     sizes = args.ranks
     if args.quick:
         job, repetitions, series, sizes = Job(200, 8, 12, 24), 2, (8, 24), (1, 2)

@@ -6,7 +6,7 @@ the same repetition: below 1 it would have been the better one. One thread is ti
 that it takes, several by the clock on the wall. Before the table stand the rates of
 multiply-adds in registers (roof.py), from which csrc/cpu/base/isa.cpp derives the choice for
 bfloat16:
-pairs serve if avx512_bf16's is above avx512's.
+tiles serve where amx_bf16 is there, else pairs if avx512_bf16's is above avx512's.
 
     python benchmarks/bench_isa.py
     python benchmarks/bench_isa.py --dtype bfloat16,float32 --only step,exact

@@ -4,7 +4,8 @@ FLOP model: three matmuls, z = H·Wsᵀ, dH = P·Ws, dWs = Pᵀ·H, so 6·B·S·
 step merges samples that were drawn twice before the matmuls, so the share of the roof is stated on
 the executed 6·B·U·D with U distinct samples; without replacement, the default here, U = S and both
 are one number. The targets' own 6·B·D and everything that is not a matmul count as nothing. The
-roof is the multiply-add rate of the instruction set in use, measured around each timed block.
+roof is the multiply-add rate of the unit that the instruction set in use has for the dtype; it is
+measured around each timed block, and the column `roof` names it.
 
     python benchmarks/bench_loss.py                        the headline shape and its peers
     python benchmarks/bench_loss.py --full                 all shapes, dtypes, instruction sets
@@ -50,10 +51,10 @@ from roof import Roof, load_roof
 import sampled_softmax_cuda as ssc
 
 TABLE = ("case", "threads", "isa", "median_ms", "p10_ms", "p90_ms", "ratio", "share_of_roof")
-TABLE += ("share_p90", "share_nominal", "roof_gops", "failure")
+TABLE += ("share_p90", "share_nominal", "roof", "roof_gops", "failure")
 
 
-ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def load(stem: str, without: str) -> ctypes.CDLL | None:
         print(f"{stem}: no C++ compiler found, so {without} is left out", file=sys.stderr)
         return None
     command = [name, "-std=c++20", "-O3", "-shared", "-fPIC", "-pthread"]
-    tag = hashlib.sha256(" ".join(command).encode() + source.read_bytes()).hexdigest()[:12]
+    parts = [source, *sorted(BENCHMARKS.glob(f"{stem}_*.h"))]
+    text = " ".join(command).encode() + b"".join(part.read_bytes() for part in parts)
+    tag = hashlib.sha256(text).hexdigest()[:12]
     library = BUILD_DIR / f"libssc_{stem}_{tag}.so"
     if not library.exists():
         BUILD_DIR.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ import native
 import torch
 
 # In the order of roof.cpp's `loop_of`: arithmetic per instruction set, then random bits (Philox).
-ARITHMETIC = ("scalar", "avx2", "avx512", "avx512_bf16")
+ARITHMETIC = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+OF_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 RANDOM = ("philox_scalar", "philox_avx2", "philox_avx512")
 KINDS = ARITHMETIC + RANDOM
 
@@ -71,7 +72,7 @@ class Roof:
         not one of ours ("reference") is bounded by the best one."""
         if isa not in ARITHMETIC:
             isa = next(kind for kind in reversed(ARITHMETIC) if self.available(kind))
-        return "avx512" if isa == "avx512_bf16" and dtype_name != "bfloat16" else isa
+        return "avx512" if isa in OF_BFLOAT16 and dtype_name != "bfloat16" else isa
 
     def rate(self, kind: str, threads: int, seconds: float = 4e-3, warm: float = 8e-3) -> float:
         """Work per second done in registers: floating-point operations of independent multiply-adds

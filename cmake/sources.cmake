@@ -35,14 +35,24 @@ set(SSC_KERNEL_SOURCES_ROWS
     csrc/cpu/kernels/rows.cpp
 )
 set(SSC_KERNEL_SOURCES_MATMUL
-    csrc/cpu/kernels/input_grad.cpp
-    csrc/cpu/kernels/logits.cpp
-    csrc/cpu/kernels/pack.cpp
+    csrc/cpu/kernels/gather.cpp
     csrc/cpu/kernels/score.cpp
     csrc/cpu/kernels/score_negatives.cpp
     csrc/cpu/kernels/sweep.cpp
     csrc/cpu/kernels/table.cpp
+)
+# The rest of those in vectors, and in tiles of the matrix unit (csrc/cpu/kernels/amx_tile.h).
+set(SSC_KERNEL_SOURCES_VECTORS
+    csrc/cpu/kernels/input_grad.cpp
+    csrc/cpu/kernels/logits.cpp
+    csrc/cpu/kernels/pack.cpp
     csrc/cpu/kernels/weight_grad.cpp
+)
+set(SSC_KERNEL_SOURCES_TILES
+    csrc/cpu/kernels/amx_input_grad.cpp
+    csrc/cpu/kernels/amx_logits.cpp
+    csrc/cpu/kernels/amx_pack.cpp
+    csrc/cpu/kernels/amx_weight_grad.cpp
 )
 
 # The only sources that include torch headers.
@@ -74,6 +84,7 @@ set(SSC_CUDA_OPS_SOURCES
 
 # tests/cpp: one executable per file, run once per instruction set.
 set(SSC_CPP_TESTS
+    tests/cpp/test_amx_tile.cpp
     tests/cpp/test_backward.cpp
     tests/cpp/test_bf16_pair.cpp
     tests/cpp/test_garbage.cpp

@@ -61,7 +61,7 @@ def build_info() -> dict[str, Any]:
         version, python, torch, torch_cuda (None for a CPU torch);
         native (whether the compiled library is loaded) and native_reason (one line);
         backend ("native" or "reference": what serves CPU tensors);
-        cpu_isa ("scalar", "avx2", "avx512", "avx512_bf16"; None without the library),
+        cpu_isa ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16"; None without the library),
         cpu_isa_by_dtype (the instruction set that multiplies matrices of each dtype) and
         cpu_isa_reason (why: the fastest that is known for this processor, or SSC_CPU_ISA);
         cuda_native and cuda_native_reason (the same of the library of CUDA kernels; without it the

@@ -11,7 +11,7 @@
 #include "csrc/ops/stable.h"
 
 STABLE_TORCH_LIBRARY(sampled_softmax, m) {
-  // The instruction set of the CPU kernels, "scalar", "avx2", "avx512" or "avx512_bf16";
+  // The instruction set of the CPU kernels, "scalar", "avx2", "avx512", "avx512_bf16" or "amx_bf16";
   // the one that multiplies matrices of each dtype, in lines "dtype name"; and why.
   m.def("cpu_isa() -> (str name, str by_dtype, str reason)");
   // The architectures that the CUDA library was compiled for, such as "8.0 9.0+PTX".

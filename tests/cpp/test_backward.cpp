@@ -71,10 +71,10 @@ double largest(const std::vector<double>& values) {
 }
 
 // How much of each term's size its factors' rounding may cost: E to bf16 where pairs of bf16 are
-// multiplied, and for the weights' gradient once more with its coefficient, half an ulp each.
+// multiplied, and for the weights' gradient one more, with its coefficient E or H: half an ulp each.
 double term_rounding(const Options& options) {
   const bool bf16 = options.input == DType::bf16 && options.weight == DType::bf16;
-  return bf16 && active_isa() == Isa::avx512_bf16 ? 2.01 / 512 : 0;
+  return bf16 && active_isa() > Isa::avx512 ? 2.01 / 256 : 0;
 }
 
 // got's row i is row row_of[i] of expected [*, columns]; expected's other rows must be zero.

@@ -101,9 +101,23 @@ TEST(intels_slow_pairs_serve_few_rows) {
   }
 }
 
+TEST(tiles_serve_all_but_few_rows_where_they_are_granted) {
+  using ssc::Isa;
+  ssc::Processor processor = {.intel = true, .avx2 = true, .avx512 = true, .avx512_bf16 = true};
+  processor.amx_bf16 = processor.tiles_granted = true;
+  CHECK(ssc::fastest_isa(processor).isa == Isa::amx_bf16);
+  CHECK(of_pairs(processor, 1) == Isa::avx512_bf16);
+  CHECK(of_pairs(processor, 512) == Isa::amx_bf16);
+  processor.tiles_granted = false;
+  CHECK(of_pairs(processor, 512) == Isa::avx512);
+  processor.tiles_granted = true;
+  processor.avx512_bf16 = false;  // as a hypervisor may show it
+  CHECK(of_pairs(processor, 512) == Isa::avx512);
+}
+
 TEST(an_unknown_name_is_refused) {
   const Environment environment("sse9");
-  CHECK_THROWS("expected scalar, avx2, avx512 or avx512_bf16", ssc::active_isa());
+  CHECK_THROWS("expected scalar, avx2, avx512, avx512_bf16 or amx_bf16", ssc::active_isa());
 }
 
 TEST(serial_runs_everything_once_and_nothing_for_nothing) {

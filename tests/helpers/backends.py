@@ -11,7 +11,7 @@ import torch
 
 from sampled_softmax_cuda.ops import library
 
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16")
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 BACKENDS = ("reference", *INSTRUCTION_SETS, "cuda")
 
 

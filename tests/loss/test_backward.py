@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import sampled_softmax_cuda as ssc
+from helpers.backends import unavailable
 from helpers.problem import SHAPES, make_problem
 from helpers.samplers import parts
 from helpers.truth import check_grads, truth
@@ -270,6 +271,27 @@ def test_gradients_are_handed_over_without_a_copy(native: None, sparse_grad: boo
     grads = [problem.input.grad, problem.weight.grad, problem.bias.grad]
     values = [grad.values() if grad.is_sparse else grad for grad in grads]
     assert {value.data_ptr() for value in values} == stash
+
+
+def test_pairs_serve_where_tiles_would_take_too_much_memory(
+    native: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles keep E of 32 rows at least: 59 MB of so many samples, where 56 MiB are allowed."""
+    if unavailable("amx_bf16"):
+        pytest.skip("this processor has no AMX")
+    classes = 930_000
+    weight, input = torch.randn(classes, 4).bfloat16(), torch.randn(40, 4).bfloat16()
+    target = torch.randint(classes, (40,))
+
+    def grads(isa: str, count: int) -> list[torch.Tensor]:
+        monkeypatch.setenv("SSC_CPU_ISA", isa)
+        h, w = (x.clone().requires_grad_() for x in (input, weight))
+        loss = ssc.sampled_softmax_loss(h, w, target, ssc.Samples(torch.arange(count)))
+        return list(torch.autograd.grad(loss, (h, w)))
+
+    for count, same in ((classes, True), (1000, False)):
+        tiles, pairs = grads("amx_bf16", count), grads("avx512_bf16", count)
+        assert torch.equal(tiles[1], pairs[1]) == same, count
 
 
 def test_a_sparse_step_costs_nothing_that_grows_with_the_classes(backend: str) -> None:

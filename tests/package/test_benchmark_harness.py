@@ -53,10 +53,12 @@ def test_share_of_the_roof_is_paired_with_its_block() -> None:
 def test_bfloat16_has_a_roof_of_its_own_where_it_is_multiplied_as_such(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(roof.Roof, "available", lambda _, kind: kind != "avx512_bf16")
+    monkeypatch.setattr(roof.Roof, "available", lambda _, kind: kind not in roof.OF_BFLOAT16)
     machine = roof.Roof.__new__(roof.Roof)  # nothing is measured
     assert machine.kind_for("avx512_bf16", "bfloat16") == "avx512_bf16"
     assert machine.kind_for("avx512_bf16", "float32") == "avx512"
+    assert machine.kind_for("amx_bf16", "bfloat16") == "amx_bf16"
+    assert machine.kind_for("amx_bf16", "float32") == "avx512"
     assert machine.kind_for("avx512", "bfloat16") == "avx512"
     assert machine.kind_for("avx2", "bfloat16") == "avx2"
     assert machine.kind_for("reference", "bfloat16") == "avx512"

@@ -35,7 +35,7 @@ def test_numbers() -> None:
     ("command", "message"),
     [
         ("benchmarks/bench_loss.py --peers mm,cublas", "no 'cublas' here; there are: onednn; mm;"),
-        ("benchmarks/bench_loss.py --isa sse", "there are: scalar; avx2; avx512; avx512_bf16"),
+        ("benchmarks/bench_loss.py --isa sse", "avx2; avx512; avx512_bf16; amx_bf16"),
         ("benchmarks/bench_loss.py --dtype int8", "choose from"),
         ("benchmarks/bench_options.py --only hinge", "no 'hinge' here; there are: softmax;"),
         ("benchmarks/bench_scale.py --classes 10,x", "must be an integer, got 'x'"),

@@ -80,7 +80,7 @@ def test_says_which_instruction_set_serves_which_dtype(
             continue
         monkeypatch.setenv("SSC_CPU_ISA", isa)
         info = ssc.build_info()
-        others = "avx512" if isa == "avx512_bf16" else isa
+        others = "avx512" if isa in ("avx512_bf16", "amx_bf16") else isa
         expected = {"float32": others, "bfloat16": isa, "float16": others, "float64": others}
         assert info["cpu_isa_by_dtype"] == expected
         assert info["cpu_isa_reason"] == "SSC_CPU_ISA names it"
@@ -104,10 +104,13 @@ def test_pairs_of_bfloat16_where_they_are_faster(
     if "avx512_bf16" not in facts:
         pytest.skip("this processor has no AVX512-BF16")
     slow = "intel" in facts and bool(facts & {"avx_vnni", "avx512_fp16", "amx_bf16"})
+    tiles = unavailable("amx_bf16") is None
+    many = "amx_bf16" if tiles else "avx512" if slow else "avx512_bf16"
+    few = 2 if tiles else 4 if slow else 6
     monkeypatch.delenv("SSC_CPU_ISA", raising=False)
     info = ssc.build_info()
-    assert info["cpu_isa_by_dtype"]["bfloat16"] == ("avx512" if slow else "avx512_bf16")
-    assert ("widened" in info["cpu_isa_reason"]) == slow
+    assert info["cpu_isa_by_dtype"]["bfloat16"] == many
+    assert ("widened" in info["cpu_isa_reason"]) == (slow and not tiles)
 
     weight, target = torch.randn(50, 32).bfloat16(), torch.arange(6)
     input = torch.randn(6, 32).bfloat16()
@@ -121,14 +124,17 @@ def test_pairs_of_bfloat16_where_they_are_faster(
             exact = exact_cross_entropy(h, w, target[:rows], reduction="none")
         return [*torch.autograd.grad(loss, (h, w)), exact]
 
-    for rows in (1, 4, 5, 6):
+    others = {"avx512", "avx512_bf16", *(("amx_bf16",) if tiles else ())}
+    for rows in (1, 2, 3, 4, 5, 6):
         monkeypatch.delenv("SSC_CPU_ISA", raising=False)
         chosen = results(rows)
-        pairs = not slow or rows <= 4
-        monkeypatch.setenv("SSC_CPU_ISA", "avx512_bf16" if pairs else "avx512")
+        expected = "avx512_bf16" if rows <= few else many
+        monkeypatch.setenv("SSC_CPU_ISA", expected)
         assert all(torch.equal(a, b) for a, b in zip(chosen, results(rows), strict=True)), rows
-        monkeypatch.setenv("SSC_CPU_ISA", "avx512" if pairs else "avx512_bf16")
-        assert not all(torch.equal(a, b) for a, b in zip(chosen, results(rows), strict=True)), rows
+        for other in others - {expected}:
+            monkeypatch.setenv("SSC_CPU_ISA", other)
+            same = [torch.equal(a, b) for a, b in zip(chosen, results(rows), strict=True)]
+            assert not all(same), (rows, other)
 
 
 def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,19 +6,25 @@
 
 namespace ssc {
 
-// In rising order. avx512_bf16 is avx512 and, where H and W are bf16, products of pairs of them.
-enum class Isa { scalar, avx2, avx512, avx512_bf16 };
-inline constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
+// In rising order. The last two are avx512 and, where H and W are bf16, products of pairs of them:
+// in vectors (AVX512-BF16), or in the tiles of the matrix unit (AMX).
+enum class Isa { scalar, avx2, avx512, avx512_bf16, amx_bf16 };
+inline constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16,
+                                Isa::amx_bf16};
 
 const char* isa_name(Isa isa);
 
+// The instruction set of all kernels but those of matrix products.
+constexpr Isa vector_isa(Isa isa) { return isa > Isa::avx512 ? Isa::avx512 : isa; }
+
 // The features that the choice rests on. `avx2`, `avx512` and `avx512_bf16` stand for all that the
-// kernels of that name need; the last three are read off because they tell Intel's cores apart. The
+// kernels of that name need; avx_vnni and what follows are read off because they tell Intel's cores apart. The
 // family and the model would too, but hypervisors make them up.
 struct Processor {
   bool intel = false;
   bool avx2 = false, avx512 = false, avx512_bf16 = false;
   bool avx_vnni = false, avx512_fp16 = false, amx_bf16 = false;
+  bool tiles_granted = false;  // by the kernel, which keeps AMX from processes that don't ask
 };
 
 struct IsaChoice {
@@ -35,8 +41,8 @@ IsaChoice fastest_isa(const Processor& processor);
 // True where this build has the kernels and this CPU runs them.
 bool isa_available(Isa isa);
 
-// True where isa_available rests on the emulation of AVX512-BF16 that a build for tests may contain
-// (SSC_EMULATE_BF16): far slower than avx512, so it is never chosen, only named.
+// True where isa_available rests on an emulation that a build for tests may contain
+// (SSC_EMULATE_BF16, SSC_EMULATE_AMX): far slower than avx512, so it is never chosen, only named.
 bool isa_emulated(Isa isa);
 
 // The fastest for this processor, or the one named by SSC_CPU_ISA. Throws std::runtime_error when

@@ -25,6 +25,13 @@ SSC_INLINE __m512i permute(__m512i a, __m512i b, const Lanes16& lanes) {
   return _mm512_permutex2var_epi16(a, _mm512_load_si512(lanes.from), b);
 }
 
+// Subnormal numbers become zeros of their sign.
+SSC_INLINE __m512 flush_subnormal(__m512i bits) {
+  const __mmask16 tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+  return _mm512_castsi512_ps(
+      _mm512_mask_and_epi32(bits, tiny, bits, _mm512_set1_epi32(static_cast<int>(0x80000000u))));
+}
+
 #if defined(__AVX512BF16__)
 
 // sum + Σ of the two products in each word.
@@ -38,13 +45,6 @@ SSC_INLINE __m512i round_to_pairs(Words low, Words high) {
 }
 
 #else
-
-// Subnormal numbers become zeros of their sign.
-SSC_INLINE __m512 flush_subnormal(__m512i bits) {
-  const __mmask16 tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
-  return _mm512_castsi512_ps(
-      _mm512_mask_and_epi32(bits, tiny, bits, _mm512_set1_epi32(static_cast<int>(0x80000000u))));
-}
 
 // The odd elements' product is added first; both additions round to nearest even.
 SSC_INLINE Words dot_pairs(Words sum, Words a, Words b) {

@@ -1,127 +1,8 @@
-// Packing: the matmuls stream panels, so the gather of sampled rows and the conversion from 16-bit
-// types cost no pass of their own.
-#include <cmath>
-#include <limits>
-
+// Packing of H, the operand that the matmuls broadcast.
 #include "csrc/cpu/kernels/stages.h"
 
 namespace ssc::SSC_ISA {
 namespace {
-
-// Rows row[0:lanes], columns [d, d + width), to out's two layouts.
-template <class T, class S, bool kWhole, bool kRows>
-SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* columns, T* rows) {
-  constexpr int L = kLanes<T>, P = kPanel<T>;
-  Vec<T> v[L];
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) {
-    v[i] = kWhole ? load_words<T>(row[i] + d) : load_words_head<T>(row[i] + d, width);
-  }
-  // All loads before any store: rows of W and the tile often agree in the low 12 bits of their
-  // addresses, and a load then waits for every such store before it.
-  asm volatile("" ::: "memory");
-  if constexpr (kRows) store_sample_words<T>(rows, v);
-  transpose<T>(v);
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) {
-    if (kWhole || i * kWord<T> < width) store<T>(columns + i * P, v[i]);
-  }
-}
-
-// next: the rows of the panel after this one. They lie anywhere in memory, so each step asks for
-// the lines that the same step of the next panel will read.
-template <class T, class S, bool kRows>
-void gather_panel(const S* const (&row)[kPanel<T>], const S* const (&next)[kPanel<T>],
-                  int64_t panel, int64_t dim, const Tile<T>& tile) {
-  constexpr int L = kLanes<T>, P = kPanel<T>, K = kWord<T>;
-  constexpr int64_t kStep = L * K;  // elements of a vector of words
-  const int64_t height = tile.panels * P / K;
-  T* columns = tile.columns + panel * count_words<T>(dim) * P;
-  T* rows = kRows ? tile.rows + panel * P / K * P : nullptr;
-  const int64_t whole = dim / kStep * kStep;
-  for (int64_t d = 0; d < whole; d += kStep) {
-    for (int i = 0; i < P; ++i) __builtin_prefetch(next[i] + d, 0, 2);
-    T* words = columns + d / K * P;
-    T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
-    pack_square<T, S, true, kRows>(row, d, kStep, words, to);
-    pack_square<T, S, true, kRows>(row + L, d, kStep, words + L, to + (kRows ? L / K * P : 0));
-  }
-  for (int64_t d = whole; d < (kRows ? tile.padded_dim : dim); d += kStep) {
-    const int64_t left = dim > d ? dim - d : 0;
-    T* words = columns + d / K * P;
-    T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
-    pack_square<T, S, false, kRows>(row, d, left, words, to);
-    pack_square<T, S, false, kRows>(row + L, d, left, words + L, to + (kRows ? L / K * P : 0));
-  }
-}
-
-template <class T, class S>
-void gather(const S* weight, const Samples& samples, int64_t first_panel, int64_t last_panel,
-            const Tile<T>& tile) {
-  constexpr int P = kPanel<T>;
-  const S* row[P];
-  const S* next[P];
-  // The padding repeats the last sample: its logits are −inf through `shift` or `log_count`.
-  const auto point_at = [&](int64_t panel, const S** rows) {
-    for (int64_t i = 0; i < P; ++i) {
-      const int64_t s = smaller(panel * P + i, samples.count - 1);
-      const int64_t id = samples.ids == nullptr ? samples.first + s : samples.ids[s];
-      rows[i] = weight + id * samples.weight.stride;
-    }
-  };
-  point_at(first_panel, next);
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    std::memcpy(row, next, sizeof(row));
-    if (panel + 1 < last_panel) point_at(panel + 1, next);
-    if (tile.rows != nullptr) {
-      gather_panel<T, S, true>(row, next, panel - first_panel, samples.dim, tile);
-    } else {
-      gather_panel<T, S, false>(row, next, panel - first_panel, samples.dim, tile);
-    }
-  }
-}
-
-// Biases lie as far apart as rows of W: those of the next tile are asked for already.
-template <class T, class S>
-void gather_shift(const S* bias, const Samples& samples, int64_t begin, int64_t end, T* shift,
-                  T* log_copies) {
-  const int64_t ahead = bias == nullptr || samples.ids == nullptr ? samples.count : end - begin;
-  for (int64_t s = begin; s < end; ++s, ++shift, ++log_copies) {
-    if (s + ahead < samples.count) __builtin_prefetch(bias + samples.ids[s + ahead], 0, 2);
-    *log_copies = 0;
-    if (s >= samples.count) {
-      *shift = -std::numeric_limits<T>::infinity();
-      continue;
-    }
-    const int64_t id = samples.ids == nullptr ? samples.first + s : samples.ids[s];
-    const double b = bias == nullptr ? 0 : static_cast<double>(get<T>(bias + id));
-    const double log_count = samples.log_count == nullptr ? 0 : samples.log_count[s];
-    *shift = static_cast<T>(b * samples.inv_temperature - log_count);
-    if (samples.log_copies != nullptr) *log_copies = static_cast<T>(samples.log_copies[s]);
-  }
-}
-
-// The same for the negatives' loss: summands of a logit before the cap, and apart from them those
-// that come off after it.
-template <class T, class S>
-void gather_negatives(const S* bias, const Samples& samples, int64_t begin, int64_t end,
-                      const Tile<T>& tile) {
-  const bool sigmoid = samples.negatives->sigmoid;
-  for (int64_t s = begin, i = 0; s < end; ++s, ++i) {
-    const bool inside = s < samples.count;
-    const int64_t id = samples.ids[inside ? s : samples.count - 1];
-    const double b = bias == nullptr ? 0 : static_cast<double>(get<T>(bias + id));
-    const double copies = inside ? samples.log_copies[s] : 0;
-    const double merged = inside ? samples.log_count[s] : std::numeric_limits<double>::infinity();
-    tile.bias[i] = static_cast<T>(b * samples.inv_temperature);
-    tile.log_count[i] = static_cast<T>(sigmoid ? merged + copies : merged);
-    if (sigmoid) {
-      tile.copies[i] = static_cast<T>(std::exp(copies));
-    } else {
-      tile.log_copies[i] = static_cast<T>(copies);
-    }
-  }
-}
 
 // `rows` rows of H to out[D/K][rows], word by word from word `begin` on.
 template <class T, class S>
@@ -151,20 +32,6 @@ void transpose_rows(const S* const* row, int64_t rows, int64_t dim, T* out) {
 
 }  // namespace
 
-// Packs panels [first_panel, last_panel) of the samples into the tile.
-template <class T>
-void gather_tile(const Samples& samples, int64_t first_panel, int64_t last_panel,
-                 const Tile<T>& tile) {
-  with_operand<T>(samples.weight, [&](const auto* weight) {
-    gather<T>(weight, samples, first_panel, last_panel, tile);
-  });
-  with_storage<T>(samples.bias.data, samples.bias.dtype, [&](const auto* bias) {
-    const int64_t begin = first_panel * kPanel<T>, end = last_panel * kPanel<T>;
-    if (samples.negatives != nullptr) return gather_negatives<T>(bias, samples, begin, end, tile);
-    gather_shift<T>(bias, samples, begin, end, tile.shift, tile.log_copies);
-  });
-}
-
 template <class T>
 void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index) {
   static_assert(kTileRows <= kLanes<float> && kTileRows <= 2 * kLanes<double>);
@@ -184,26 +51,26 @@ void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t 
 }
 
 template <class T>
-void pack_grad_row(MatrixView input, const RowChunk<T>& chunk, int64_t i, int64_t dim) {
+void pack_grad_rows(MatrixView input, const RowChunk<T>& chunk, Range rows, int64_t dim) {
   with_operand<T>(input, [&](const auto* data) {
-    const auto* h = data + chunk.row_ids[i] * input.stride;
-    for (int64_t g = 0; g < chunk.grads.columns.count; ++g) {
-      const Range r = piece(chunk.grads.columns, g);
-      const int64_t count = r.end - r.begin;
-      T* out =
-          chunk.grads.scaled_input + r.begin * count_words<T>(chunk.rows) + i / kWord<T> * count;
-      put_grad_words(out, h + r.begin, count, dim - r.begin, chunk.grads.coefficient[i], i);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const auto* h = data + chunk.row_ids[i] * input.stride;
+      for (int64_t g = 0; g < chunk.grads.columns.count; ++g) {
+        const Range r = piece(chunk.grads.columns, g);
+        const int64_t count = r.end - r.begin;
+        T* out =
+            chunk.grads.scaled_input + r.begin * count_words<T>(chunk.rows) + i / kWord<T> * count;
+        put_grad_words(out, h + r.begin, count, dim - r.begin, chunk.grads.coefficient[i], i);
+      }
     }
   });
 }
 
-template void gather_tile(const Samples&, int64_t, int64_t, const Tile<float>&);
 template void pack_rows(MatrixView, const RowChunk<float>&, int64_t, int64_t);
-template void pack_grad_row(MatrixView, const RowChunk<float>&, int64_t, int64_t);
+template void pack_grad_rows(MatrixView, const RowChunk<float>&, Range, int64_t);
 #if !defined(SSC_BF16_PAIRS)
-template void gather_tile(const Samples&, int64_t, int64_t, const Tile<double>&);
 template void pack_rows(MatrixView, const RowChunk<double>&, int64_t, int64_t);
-template void pack_grad_row(MatrixView, const RowChunk<double>&, int64_t, int64_t);
+template void pack_grad_rows(MatrixView, const RowChunk<double>&, Range, int64_t);
 #endif
 
 }  // namespace ssc::SSC_ISA

@@ -1,5 +1,5 @@
 // The plain softmax's way from z to E = exp(z − reference) and its row sums (see score_tile.h).
-#include "csrc/cpu/kernels/score_tile.h"
+#include "csrc/cpu/kernels/score_block.h"
 
 namespace ssc::SSC_ISA {
 namespace {
@@ -52,15 +52,15 @@ struct Softmax {
 
 template <class T>
 void score(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t block,
-           int64_t local, int64_t panel, const Upcoming& upcoming) {
-  score_block<T, Softmax<T>>(samples, tile, chunk, block, local, panel, upcoming);
+           Panels panels, UpcomingRows<T>& upcoming) {
+  score_block<T, Softmax<T>>(samples, tile, chunk, block, panels, upcoming);
 }
 
-template void score(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t, int64_t,
-                    int64_t, const Upcoming&);
+template void score(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t, Panels,
+                    UpcomingRows<float>&);
 #if !defined(SSC_BF16_PAIRS)
-template void score(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t, int64_t,
-                    int64_t, const Upcoming&);
+template void score(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t, Panels,
+                    UpcomingRows<double>&);
 #endif
 
 }  // namespace ssc::SSC_ISA

@@ -3,7 +3,7 @@
 // exp(x − log n − reference), or of softplus(x − log n). E is the factor of the gradients: the
 // derivative of the sum's term by the logit x.
 #include "csrc/cpu/kernels/activations.h"
-#include "csrc/cpu/kernels/score_tile.h"
+#include "csrc/cpu/kernels/score_block.h"
 
 namespace ssc::SSC_ISA {
 namespace {
@@ -91,19 +91,19 @@ struct Negatives {
 
 template <class T>
 void score_negatives(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk,
-                     int64_t block, int64_t local, int64_t panel, const Upcoming& upcoming) {
+                     int64_t block, Panels panels, UpcomingRows<T>& upcoming) {
   if (samples.negatives->sigmoid) {
-    score_block<T, Negatives<T, true>>(samples, tile, chunk, block, local, panel, upcoming);
+    score_block<T, Negatives<T, true>>(samples, tile, chunk, block, panels, upcoming);
   } else {
-    score_block<T, Negatives<T, false>>(samples, tile, chunk, block, local, panel, upcoming);
+    score_block<T, Negatives<T, false>>(samples, tile, chunk, block, panels, upcoming);
   }
 }
 
 template void score_negatives(const Samples&, const Tile<float>&, const RowChunk<float>&, int64_t,
-                              int64_t, int64_t, const Upcoming&);
+                              Panels, UpcomingRows<float>&);
 #if !defined(SSC_BF16_PAIRS)
 template void score_negatives(const Samples&, const Tile<double>&, const RowChunk<double>&, int64_t,
-                              int64_t, int64_t, const Upcoming&);
+                              Panels, UpcomingRows<double>&);
 #endif
 
 }  // namespace ssc::SSC_ISA

@@ -1,5 +1,5 @@
-// z = H Ws^T of one register tile, and what every way from z to E and its sums needs. Score runs
-// the product and hands z, in registers, to an epilogue: Epilogue<T>::run<M>(z, ...).
+// Parts of every way from z = H Ws^T to E and its sums: an epilogue, which score_block.h or
+// amx_score_block.h hands z of M rows in registers, Epilogue::run<M>(z, place, exps).
 //
 // The reference point of a row's exponential is its target's corrected logit, so no pass for the
 // maximum is needed first: terms far below it vanish against the target's own exp(0) = 1, and a
@@ -10,7 +10,6 @@
 #include <cmath>
 #include <limits>
 
-#include "csrc/cpu/kernels/prefetch.h"
 #include "csrc/cpu/kernels/register_tile.h"
 #include "csrc/cpu/kernels/stages.h"
 
@@ -89,46 +88,5 @@ SSC_INLINE void check_ceiling(Vec<T> (&z)[M][2], Vec<T> top, const TilePlace<T>&
 // Words of E that a row has in a panel.
 template <class T>
 constexpr int kExpWords = kPanel<T> / kWord<T>;
-
-template <class T, class Epilogue>
-struct Score {
-  // z of M rows, then the epilogue, which stores E where it is kept (exps not null). Meanwhile the
-  // lines of `upcoming`, rows of W that the next tile will gather, are asked for.
-  template <int M>
-  struct Body {
-    static void run(const Tile<T>* tile, const RowChunk<T>* chunk, const Samples* samples,
-                    int64_t row, int64_t local, int64_t panel, const Upcoming* upcoming) {
-      constexpr int P = kPanel<T>, L = kLanes<T>;
-      const int64_t steps = count_words<T>(samples->dim);
-      const int64_t half = steps / (2 * kPrefetchInterval) * kPrefetchInterval;
-      const T* h = chunk->packed + row * steps;
-      const T* w = tile->columns + local * steps * P;
-      T* exps = chunk->grads.exps == nullptr
-                    ? chunk->sums.sum + row * L
-                    : chunk->grads.exps + panel * chunk->grads.exps_stride + row * kExpWords<T>;
-      Wanted wanted = {{upcoming->row[0], upcoming->row[1]},
-                       upcoming->stride,
-                       reinterpret_cast<const char*>(exps),
-                       chunk->grads.exps == nullptr ? 0 : 64};
-      Vec<T> z[M][2];
-      clear_tile<T>(z);
-      multiply_add<T, M>(z, h, w, half, wanted);
-      wanted.read[0] = upcoming->row[2];
-      wanted.read[1] = upcoming->row[3];
-      multiply_add<T, M>(z, h + half * M, w + half * P, steps - half, wanted);
-      Epilogue::template run<M>(z, TilePlace<T>{tile, chunk, samples, row, local, panel},
-                                chunk->grads.exps == nullptr ? nullptr : exps);
-    }
-  };
-};
-
-// Row block `block` of the chunk.
-template <class T, class Epilogue>
-SSC_INLINE void score_block(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk,
-                            int64_t block, int64_t local, int64_t panel, const Upcoming& upcoming) {
-  const Range r = piece(chunk.blocks, block);
-  with_rows<Score<T, Epilogue>::template Body>(r.end - r.begin, &tile, &chunk, &samples, r.begin,
-                                               local, panel, &upcoming);
-}
 
 }  // namespace ssc::SSC_ISA

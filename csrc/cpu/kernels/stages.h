@@ -2,34 +2,60 @@
 // defines each, kernels/table.cpp gathers them.
 #pragma once
 
+#if defined(SSC_AMX)
+#include "csrc/cpu/kernels/amx_tile.h"
+#endif
 #include "csrc/cpu/kernels/prefetch.h"
 #include "csrc/cpu/kernels/simd.h"
+#include "csrc/cpu/kernels/upcoming.h"
 #include "csrc/cpu/kernels/word.h"
 #include "csrc/cpu/loss/table.h"
 
 namespace ssc::SSC_ISA {
 
-// kernels/pack.cpp
+#if defined(SSC_AMX)
+template <class T>
+constexpr int kUnit = 32;  // rows of a square of tiles, and elements that a step contracts
+constexpr int kBlockRows = 32;
+#else
+class TileRegisters {
+ public:
+  TileRegisters() {}
+  ~TileRegisters() {}  // used, for the compiler, though there are none
+};
+template <class T>
+constexpr int kUnit = kWord<T>;
+constexpr int kBlockRows = kTileRows;
+#endif
+
+// kernels/gather.cpp
 template <class T>
 void gather_tile(const Samples& samples, int64_t first_panel, int64_t last_panel,
                  const Tile<T>& tile);
+
+// kernels/pack.cpp; with tiles kernels/amx_pack.cpp
 template <class T>
 void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index);
 template <class T>
-void pack_grad_row(MatrixView input, const RowChunk<T>& chunk, int64_t i, int64_t dim);
+void pack_grad_rows(MatrixView input, const RowChunk<T>& chunk, Range rows, int64_t dim);
 
-// kernels/score.cpp: z and E of row block `block` against panel `local` of the tile, `panel` of
-// all. Meanwhile the lines of `upcoming` are asked for.
+// Panels [begin, end) of all; those from `tile` on are in the tile of samples.
+struct Panels {
+  int64_t begin, end, tile;
+};
+
+// kernels/score.cpp: z and E of row block `block` against these panels. Meanwhile rows of
+// `upcoming` are asked for.
 template <class T>
 void score(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t block,
-           int64_t local, int64_t panel, const Upcoming& upcoming);
+           Panels panels, UpcomingRows<T>& upcoming);
 
 // kernels/score_negatives.cpp: the same for the negatives' loss.
 template <class T>
 void score_negatives(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk,
-                     int64_t block, int64_t local, int64_t panel, const Upcoming& upcoming);
+                     int64_t block, Panels panels, UpcomingRows<T>& upcoming);
 
-// kernels/input_grad.cpp: dH of row block `block`, columns [column, column + P), over panels
+// kernels/input_grad.cpp, amx_input_grad.cpp: dH of row block `block`, columns [column, column + P), over panels
 // [first, last), which the tile holds.
 template <class T>
 void input_grad(const Tile<T>& tile, const RowChunk<T>& chunk, int64_t block, int64_t column,
@@ -42,12 +68,12 @@ void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
 template <class T>
 void reduce_row(const RowChunk<T>& chunk, int64_t i, double* sum, T* peak);
 
-// kernels/weight_grad.cpp
+// kernels/weight_grad.cpp, amx_weight_grad.cpp
 template <class T>
 void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int64_t count,
                  int64_t index, bool accumulate, T* out, int64_t out_stride, T* scratch);
 
-// kernels/logits.cpp
+// kernels/logits.cpp, amx_logits.cpp
 template <class T>
 void logits(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk, int64_t begin,
             int64_t end, MatrixView out);
@@ -82,10 +108,10 @@ constexpr int64_t count_panels(int64_t samples) {
   return (samples + kPanel<T> - 1) / kPanel<T>;
 }
 
-// Words that hold `count` elements.
+// Words that hold `count` elements, in whole units.
 template <class T>
 constexpr int64_t count_words(int64_t count) {
-  return (count + kWord<T> - 1) / kWord<T>;
+  return (count + kUnit<T> - 1) / kUnit<T> * (kUnit<T> / kWord<T>);
 }
 
 // Calls f(p) with p typed as `dtype`'s storage, where arithmetic is in T.

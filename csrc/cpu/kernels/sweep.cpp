@@ -1,7 +1,6 @@
 // One sweep over the samples: tile by tile their rows are gathered and packed, then come z, E and
 // the row sums (score.cpp, score_negatives.cpp), and dH += E Ws (input_grad.cpp) while the tile of
 // E is still in cache. Here is the order of the loops.
-#include "csrc/cpu/kernels/prefetch.h"
 #include "csrc/cpu/kernels/stages.h"
 
 namespace ssc::SSC_ISA {
@@ -12,37 +11,6 @@ namespace {
 constexpr int64_t kRowsOuterDim = 1024;
 // Samples after which a row's partial sums are settled.
 constexpr int64_t kSettleSamples = 16384;
-
-// Hands out the rows of W that the next tile will gather, from all over memory, over the `takes`
-// register tiles of the present one: so they are on their way into L2 while it is in work.
-template <class T>
-class UpcomingRows {
- public:
-  UpcomingRows(const Samples& samples, int64_t begin, int64_t end, int64_t takes)
-      : samples_(samples), next_(begin), end_(end), wide_(end - begin > 2 * takes) {}
-
-  Upcoming take() {
-    const int64_t stride = 2 * kPrefetchInterval * kWord<T> * element_size(samples_.weight.dtype);
-    const int64_t count = wide_ ? 4 : 2;
-    if (next_ + count > end_) {
-      const char* any = static_cast<const char*>(samples_.weight.data);
-      return {{any, any, any, any}, 0};
-    }
-    const int64_t s = next_;
-    next_ += count;
-    if (wide_) return {{row(s), row(s + 1), row(s + 2), row(s + 3)}, stride};
-    return {{row(s), row(s), row(s + 1), row(s + 1)}, stride};
-  }
-
- private:
-  const char* row(int64_t s) const {
-    return samples_.weight.row(samples_.ids == nullptr ? samples_.first + s : samples_.ids[s]);
-  }
-
-  const Samples& samples_;
-  int64_t next_, end_;
-  const bool wide_;  // four rows a time, where two would not cover the next tile
-};
 
 // Moves the lanes' sums into the double, before their number of terms costs float its precision.
 template <class T>
@@ -63,26 +31,28 @@ void sweep(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chunk
   const int64_t panels = count_panels<T>(samples.count);
   const int64_t columns = chunk.grads.exps == nullptr ? 0 : tile.padded_dim;
   int64_t settled = 0;
+  const TileRegisters registers;
   for (int64_t first = 0; first < panels; first += tile.panels) {
     const int64_t last = smaller(first + tile.panels, panels);
     gather_tile<T>(samples, first, last, tile);
     UpcomingRows<T> upcoming(samples, last * P, smaller((last + tile.panels) * P, samples.count),
                              (end - begin) * (last - first));
-    const auto score_panel = [&](int64_t b, int64_t p) {
+    const auto score_panels = [&](int64_t b, int64_t p, int64_t end) {
+      const Panels panels = {p, end, first};
       if (samples.negatives == nullptr) {
-        score(samples, tile, chunk, b, p - first, p, upcoming.take());
+        score(samples, tile, chunk, b, panels, upcoming);
       } else {
-        score_negatives(samples, tile, chunk, b, p - first, p, upcoming.take());
+        score_negatives(samples, tile, chunk, b, panels, upcoming);
       }
     };
     if (samples.dim <= kRowsOuterDim) {
       for (int64_t b = begin; b < end; ++b) {
-        for (int64_t p = first; p < last; ++p) score_panel(b, p);
+        score_panels(b, first, last);
         for (int64_t c = 0; c < columns; c += P) input_grad(tile, chunk, b, c, first, last);
       }
     } else {
       for (int64_t p = first; p < last; ++p) {
-        for (int64_t b = begin; b < end; ++b) score_panel(b, p);
+        for (int64_t b = begin; b < end; ++b) score_panels(b, p, p + 1);
       }
       for (int64_t c = 0; c < columns; c += P) {
         for (int64_t b = begin; b < end; ++b) input_grad(tile, chunk, b, c, first, last);

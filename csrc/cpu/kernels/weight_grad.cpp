@@ -3,9 +3,10 @@
 // The roles are swapped: the vectors run over the samples, where E's panel is contiguous, and the
 // scaled H is broadcast, so a panel of E is read from L2 and nothing is transposed on the way in.
 // The result [D][P] is transposed on the way out, once, in registers.
-#include "csrc/cpu/kernels/prefetch.h"
+#include "csrc/cpu/kernels/next_panel.h"
 #include "csrc/cpu/kernels/register_tile.h"
 #include "csrc/cpu/kernels/stages.h"
+#include "csrc/cpu/kernels/transposed_rows.h"
 
 namespace ssc::SSC_ISA {
 namespace {
@@ -34,81 +35,6 @@ struct Product {
   };
 };
 
-// The lines wanted after a panel's product: the next panel of E, and the rows of dWs to be written.
-template <class T>
-class NextPanel {
- public:
-  NextPanel(const RowChunk<T>& chunk, const T* e, int64_t dim, const int64_t* slot, int64_t count,
-            T* out, int64_t out_stride)
-      : e_(e + chunk.grads.exps_stride),
-        e_end_(e + chunk.grads.exps_stride + chunk.rows * kPanel<T> / kWord<T>),
-        dim_(dim),
-        slot_(slot),
-        count_(count),
-        out_(out),
-        out_stride_(out_stride) {}
-
-  Wanted take(int64_t steps) {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-    const int64_t lines = steps / kPrefetchInterval;
-    Wanted wanted = nothing_wanted(slot_);
-    if (e_ < e_end_) {
-      wanted.read[0] = wanted.read[1] = reinterpret_cast<const char*>(e_);
-      wanted.read_stride = 64;
-      e_ += lines * kLine;
-    }
-    if (row_ < count_) {
-      wanted.write = reinterpret_cast<const char*>(out_ + slot_[row_] * out_stride_ + offset_);
-      wanted.write_stride = 64;
-      offset_ += lines * kLine;
-      while (offset_ >= dim_ && row_ < count_) {  // a call may run on into the rows that follow
-        offset_ -= dim_;
-        ++row_;
-      }
-    }
-    return wanted;
-  }
-
- private:
-  const T* e_;
-  const T* e_end_;
-  const int64_t dim_;
-  const int64_t* slot_;
-  const int64_t count_;
-  T* const out_;
-  const int64_t out_stride_;
-  int64_t row_ = 0, offset_ = 0;
-};
-
-// from[D][P] to rows out + slot[s] · stride, s < count.
-template <class T, bool kAccumulate>
-SSC_INLINE void scatter_transposed(const T* from, int64_t dim, const int64_t* slot, int64_t count,
-                                   T* out, int64_t stride) {
-  constexpr int L = kLanes<T>, P = kPanel<T>;
-  for (int64_t s = 0; s < count; s += L) {
-    const int64_t lanes = count - s < L ? count - s : L;
-    int64_t d = 0;
-    for (; d + L <= dim; d += L) {
-      Vec<T> v[L];
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) v[i] = load(from + (d + i) * P + s);
-      transpose<T>(v);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        if (i >= lanes) break;
-        T* to = out + slot[s + i] * stride + d;
-        store<T>(to, kAccumulate ? load(to) + v[i] : v[i]);
-      }
-    }
-    for (; d < dim; ++d) {
-      for (int64_t i = 0; i < lanes; ++i) {
-        T* to = out + slot[s + i] * stride + d;
-        *to = (kAccumulate ? *to : T(0)) + from[d * P + s + i];
-      }
-    }
-  }
-}
-
 }  // namespace
 
 template <class T>
@@ -128,16 +54,12 @@ void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int
     for (int64_t g = 0; g < chunk.grads.columns.count; ++g) {
       const Range r = piece(chunk.grads.columns, g);
       const T* a = chunk.grads.scaled_input + r.begin * words;
-      const Wanted wanted = next.take(length);
+      const Wanted wanted = next.take(length / kPrefetchInterval);
       with_rows<Product<T>::template Body>(r.end - r.begin, a, from, part, scratch + r.begin * P,
                                            &wanted);
     }
   }
-  if (accumulate) {
-    scatter_transposed<T, true>(scratch, dim, slot, count, out, out_stride);
-  } else {
-    scatter_transposed<T, false>(scratch, dim, slot, count, out, out_stride);
-  }
+  scatter_transposed<T>(scratch, dim, slot, count, accumulate, out, out_stride);
 }
 
 template void weight_grad(const RowChunk<float>&, int64_t, const int64_t*, int64_t, int64_t, bool,

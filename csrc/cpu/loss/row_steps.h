@@ -34,13 +34,19 @@ inline double target_correction(const LossProblem& problem, int64_t row) {
   return correction_of(element(problem.target_log_expected_count, row));
 }
 
+// n elements, filled up to whole units.
+template <class T>
+int64_t filled_up(int64_t n, const LossKernels<T>& kernels) {
+  return ceil_div(n, kernels.unit) * kernels.unit;
+}
+
 // Row blocks for R rows: as few as fit register tiles, but a multiple of the threads where there
 // are rows enough, so that every thread gets the same work. Results do not depend on it.
 template <class T>
 Partition row_blocks(int64_t rows, const LossKernels<T>& kernels, const ParallelFor& parallel_for) {
   const int64_t least = ceil_div(rows, kernels.tile_rows);
   const int64_t even = ceil_div(least, parallel_for.num_threads()) * parallel_for.num_threads();
-  return partition(rows, std::min(even, ceil_div(rows, kernels.word)), kernels.word);
+  return partition(rows, std::min(even, ceil_div(rows, kernels.unit)), kernels.unit);
 }
 
 // A thread's own tile of packed samples. Its two layouts should fill a part of L2 that leaves room
@@ -49,7 +55,7 @@ template <class T>
 Tile<T> take_tile(int64_t dim, bool with_rows, const LossKernels<T>& kernels,
                   Workspace& workspace) {
   constexpr int64_t kTileBytes = int64_t{256} << 10;
-  const int64_t words = ceil_div(dim, kernels.word);
+  const int64_t words = filled_up(dim, kernels) / kernels.word;
   const int64_t panel_bytes = 2 * words * kernels.panel * static_cast<int64_t>(sizeof(T));
   Tile<T> tile{};
   tile.panels = std::clamp<int64_t>(kTileBytes / panel_bytes, 4, 16);
@@ -97,7 +103,8 @@ template <class T>
 RowChunk<T> take_chunk(int64_t rows, int64_t dim, const LossKernels<T>& kernels,
                        Workspace& workspace) {
   RowChunk<T> chunk{};
-  chunk.packed = workspace.take<T>(rows * ceil_div(dim, kernels.word));
+  chunk.packed =
+      workspace.take<T>(filled_up(rows, kernels) * filled_up(dim, kernels) / kernels.word);
   chunk.sums.reference = workspace.take<T>(rows);
   chunk.sums.settled = workspace.take<double>(rows);
   chunk.sums.sum = workspace.take<T>(rows * kernels.lanes);

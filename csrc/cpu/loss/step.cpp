@@ -22,7 +22,8 @@ namespace {
 constexpr int64_t kChunkBytes = int64_t{56} << 20;   // of E, 64 MiB with padding, whatever B · S is
 constexpr int64_t kPaddedBytes = int64_t{64} << 10;  // a panel of E from this size on is padded
 constexpr int64_t kMaxChunkRows = 768;
-constexpr int64_t kClassGrain = 64;  // classes that a thread takes at a time
+constexpr int64_t kMostSamples = 32;  // of a panel, of whatever instruction set
+constexpr int64_t kClassGrain = 64;   // classes that a thread takes at a time
 
 template <class T>
 class GradientPass {
@@ -36,14 +37,15 @@ class GradientPass {
         gradients_(gradients),
         workspace_(workspace),
         parallel_for_(parallel_for),
-        kernels_(loss_kernels<T>(isa, problem.input.dtype, problem.weight.dtype)),
+        kernels_(kernels_for(isa, problem, plan.distinct)),
         has_bias_(gradients.bias.data != nullptr),
-        panels_(std::max<int64_t>(ceil_div(plan.distinct, kernels_.panel), 1)) {}
+        panels_(count_panels(kernels_, plan.distinct)) {}
 
   void run() {
     allocate_chunk();
+    const Partition chunks = partition(plan_.rows, ceil_div(plan_.rows, most_rows_), kernels_.unit);
+    panelwise_ = chunks.count == 1 && !in_place() && !plan_.uneven;
     place_outputs();
-    const Partition chunks = partition(plan_.rows, ceil_div(plan_.rows, most_rows_));
     for (int64_t c = 0; c < chunks.count; ++c) {
       const Range rows = piece(chunks, c);
       set_rows(chunk_, plan_, rows.begin, rows.end - rows.begin, kernels_, parallel_for_);
@@ -53,15 +55,21 @@ class GradientPass {
                     [&](int64_t begin, int64_t end) { sweep_blocks(begin, end); });
       parallel_for_(panels_, 1, [&](int64_t begin, int64_t end) {
         Workspace local;
-        T* scratch = local.take<T>((problem_.dim + 1) * kernels_.panel);
+        T* scratch = local.take<T>(filled_up(problem_.dim + 1, kernels_) * kernels_.panel);
+        SummedRows sums = whole_;
+        if (panelwise_) sums.data = local.take<T>(most_slots({begin, end}) * problem_.dim);
         for (int64_t p = begin; p < end; ++p) {
-          write_panel(p, scratch, c > 0);
-          add_targets(p, rows);
-          if (c + 1 == chunks.count) convert_rows(slots_of(p));
+          if (panelwise_) {
+            sums.first = slots_of(p).begin;
+            clear_unsampled(sums, slots_of(p), p * kernels_.panel);
+          }
+          write_panel(sums, p, scratch, c > 0);
+          add_targets(sums, p, rows);
+          if (c + 1 == chunks.count) convert_rows(sums, slots_of(p));
         }
       });
     }
-    if (chunks.count == 0) convert_rows({0, plan_.touched_count});
+    if (chunks.count == 0) convert_rows(whole_, {0, plan_.touched_count});
     if (plan_.uneven) {
       parallel_for_(plan_.touched_count, kClassGrain,
                     [&](int64_t begin, int64_t end) { add_up_samples({begin, end}); });
@@ -70,16 +78,44 @@ class GradientPass {
   }
 
  private:
+  // Where the sums of dWs are: that of slot n at row row_of_slot_[n] or, without those, n − first.
+  struct SummedRows {
+    T* data;
+    int64_t stride, first;
+  };
+
+  static int64_t count_panels(const LossKernels<T>& kernels, int64_t samples) {
+    return std::max<int64_t>(ceil_div(samples, kernels.panel), 1);
+  }
+
+  // Bytes of E for a row in a panel.
+  static int64_t row_bytes(const LossKernels<T>& kernels) {
+    return kernels.panel / kernels.word * static_cast<int64_t>(sizeof(T));
+  }
+
+  // The kernels of tiles take 32 rows at least: where E of so many would be too large, for the number
+  // of samples, those of pairs serve, which can do with two.
+  static const LossKernels<T>& kernels_for(Isa isa, const LossProblem& problem, int64_t samples) {
+    const auto of = [&](Isa set) -> const LossKernels<T>& {
+      return loss_kernels<T>(set, problem.input.dtype, problem.weight.dtype);
+    };
+    const LossKernels<T>& kernels = of(isa);
+    const int64_t least = kernels.unit * count_panels(kernels, samples) * row_bytes(kernels);
+    return isa == Isa::amx_bf16 && least > kChunkBytes ? of(Isa::avx512_bf16) : kernels;
+  }
+
   void allocate_chunk() {
-    const int64_t row_bytes = kernels_.panel / kernels_.word * static_cast<int64_t>(sizeof(T));
+    const int64_t row_bytes = GradientPass::row_bytes(kernels_);
     most_rows_ = std::clamp<int64_t>(kChunkBytes / (panels_ * row_bytes), 1, kMaxChunkRows);
-    const int64_t rows = std::min(most_rows_, plan_.rows);
+    most_rows_ = std::max<int64_t>(most_rows_ / kernels_.unit, 1) * kernels_.unit;
+    const int64_t rows = filled_up(std::min(most_rows_, plan_.rows), kernels_);
     const int64_t columns = problem_.dim + has_bias_;
     padded_dim_ = ceil_div(problem_.dim, kernels_.panel) * kernels_.panel;
     chunk_ = take_chunk(rows, problem_.dim, kernels_, workspace_);
     chunk_.grads.columns = partition(columns, ceil_div(columns, kernels_.tile_rows));
     chunk_.grads.input = workspace_.take<T>(rows * padded_dim_);
-    chunk_.grads.scaled_input = workspace_.take<T>(ceil_div(rows, kernels_.word) * columns);
+    chunk_.grads.scaled_input =
+        workspace_.take<T>(rows / kernels_.word * filled_up(columns, kernels_));
     chunk_.grads.coefficient = workspace_.take<T>(rows);
     target_coefficient_ = workspace_.take<T>(rows);
     // The same row of consecutive panels should not fall into the same sets of L1: let a panel's
@@ -92,7 +128,8 @@ class GradientPass {
   }
 
   // Sums are gathered in T: in place where the parameter has that type, else in a copy that
-  // convert_rows writes out, or add_up_samples, for which each sample has a row of its own there.
+  // convert_rows writes out, or add_up_samples, for which each sample has a row of its own there. Of
+  // a single chunk the copy is no more than a panel's, and stays in cache (panelwise_).
   bool in_place() const {
     return element_size(gradients_.weight.dtype) == sizeof(T) && !plan_.uneven;
   }
@@ -100,11 +137,11 @@ class GradientPass {
   void place_outputs() {
     row_of_slot_ = in_place() && !gradients_.sparse ? plan_.touched : nullptr;
     if (in_place()) {
-      weight_grad_ = static_cast<T*>(const_cast<void*>(gradients_.weight.data));
-      weight_stride_ = gradients_.weight.stride;
+      whole_ = {static_cast<T*>(const_cast<void*>(gradients_.weight.data)),
+                gradients_.weight.stride, 0};
     } else {
-      weight_grad_ = workspace_.take<T>(summed_rows() * problem_.dim);
-      weight_stride_ = problem_.dim;
+      whole_ = {nullptr, problem_.dim, 0};
+      if (!panelwise_) whole_.data = workspace_.take<T>(summed_rows() * problem_.dim);
     }
     if (has_bias_) bias_grad_ = workspace_.take<T>(summed_rows());
     if (plan_.uneven) {
@@ -114,14 +151,18 @@ class GradientPass {
     sample_slot_ = plan_.slot;
     sample_row_ = row_of_slot_ != nullptr ? plan_.ids : plan_.slot;
 
-    // write_panel stores the samples' rows; those that only targets add to start at 0.
-    int64_t next_sample = 0;
-    for (int64_t n = 0; n < plan_.touched_count; ++n) {
+    if (!panelwise_) clear_unsampled(whole_, {0, plan_.touched_count}, 0);
+  }
+
+  // write_panel stores the samples' rows; those that only targets add to start at 0. next_sample: the
+  // first that may be in these slots.
+  void clear_unsampled(const SummedRows& sums, Range slots, int64_t next_sample) {
+    for (int64_t n = slots.begin; n < slots.end; ++n) {
       if (next_sample < plan_.distinct && plan_.slot[next_sample] == n) {
         ++next_sample;
         if (plan_.rows > 0) continue;  // with no row at all, nothing is stored
       }
-      std::fill_n(weight_row(n), problem_.dim, T(0));
+      std::fill_n(weight_row(sums, n), problem_.dim, T(0));
       if (has_bias_) bias_grad_[n] = 0;
     }
   }
@@ -133,12 +174,13 @@ class GradientPass {
     std::iota(own, own + plan_.distinct, 0);
     sample_slot_ = sample_row_ = own;
     if (plan_.rows > 0) return;
-    std::fill_n(weight_grad_, plan_.distinct * problem_.dim, T(0));
+    std::fill_n(whole_.data, plan_.distinct * problem_.dim, T(0));
     if (has_bias_) std::fill_n(bias_grad_, plan_.distinct, T(0));
   }
 
-  T* weight_row(int64_t slot) const {
-    return weight_grad_ + (row_of_slot_ == nullptr ? slot : row_of_slot_[slot]) * weight_stride_;
+  T* weight_row(const SummedRows& sums, int64_t slot) const {
+    const int64_t row = row_of_slot_ == nullptr ? slot - sums.first : row_of_slot_[slot];
+    return sums.data + row * sums.stride;
   }
 
   void sweep_blocks(int64_t begin, int64_t end) {
@@ -163,21 +205,23 @@ class GradientPass {
       kernels_.finish_row(problem_.weight, chunk_, i, problem_.dim,
                           own_target ? problem_.target[row] : -1, target_coefficient_[i],
                           gradients_.input);
-      kernels_.pack_grad_row(problem_.input, chunk_, i, problem_.dim);
     }
+    kernels_.pack_grad_rows(problem_.input, chunk_, rows, problem_.dim);
   }
 
-  void write_panel(int64_t panel, T* scratch, bool accumulate) {
+  void write_panel(const SummedRows& sums, int64_t panel, T* scratch, bool accumulate) {
     const int64_t first = panel * kernels_.panel;
     const int64_t count = std::min<int64_t>(kernels_.panel, plan_.distinct - first);
     if (count <= 0) return;
-    kernels_.weight_grad(chunk_, problem_.dim, sample_row_ + first, count, panel, accumulate,
-                         weight_grad_, weight_stride_, scratch);
+    int64_t rows[kMostSamples];
+    for (int64_t s = 0; s < count; ++s) rows[s] = sample_row_[first + s] - sums.first;
+    kernels_.weight_grad(chunk_, problem_.dim, rows, count, panel, accumulate, sums.data,
+                         sums.stride, scratch);
     if (!has_bias_) return;
-    const T* sums = scratch + problem_.dim * kernels_.panel;
+    const T* of_bias = scratch + problem_.dim * kernels_.panel;
     for (int64_t s = 0; s < count; ++s) {
       T& to = bias_grad_[sample_slot_[first + s]];
-      to = (accumulate ? to : T(0)) + sums[s];
+      to = (accumulate ? to : T(0)) + of_bias[s];
     }
   }
 
@@ -190,8 +234,17 @@ class GradientPass {
     return {first(panel), first(panel + 1)};
   }
 
+  // The most slots that one of these panels has.
+  int64_t most_slots(Range panels) const {
+    int64_t most = 0;
+    for (int64_t p = panels.begin; p < panels.end; ++p) {
+      most = std::max(most, slots_of(p).end - slots_of(p).begin);
+    }
+    return most;
+  }
+
   // The contributions of this chunk's targets to the panel's slots.
-  void add_targets(int64_t panel, Range rows) {
+  void add_targets(const SummedRows& sums, int64_t panel, Range rows) {
     const Range own = slots_of(panel);
     const int64_t* slots = plan_.by_target_slot;
     const int64_t* begin = std::lower_bound(slots, slots + plan_.targets, own.begin);
@@ -200,7 +253,7 @@ class GradientPass {
       if (i < rows.begin || i >= rows.end) continue;
       const T coefficient = target_coefficient_[i - rows.begin];
       kernels_.add_row(problem_.input, plan_.row_ids[i], problem_.dim, coefficient,
-                       weight_row(slots[j]));
+                       weight_row(sums, slots[j]));
       if (has_bias_) bias_grad_[slots[j]] += coefficient;
     }
   }
@@ -208,13 +261,13 @@ class GradientPass {
   int64_t output_row(int64_t slot) const { return gradients_.sparse ? slot : plan_.touched[slot]; }
 
   // Writes out complete rows of the copy, while they are in cache.
-  void convert_rows(Range slots) {
+  void convert_rows(const SummedRows& sums, Range slots) {
     if (in_place() || plan_.uneven) return;
-    for (int64_t n = slots.begin; n < slots.end; ++n) convert_row(n, n);
+    for (int64_t n = slots.begin; n < slots.end; ++n) convert_row(weight_row(sums, n), n);
   }
 
-  void convert_row(int64_t from, int64_t slot) {
-    kernels_.convert(weight_row(from), const_cast<char*>(gradients_.weight.row(output_row(slot))),
+  void convert_row(const T* from, int64_t slot) {
+    kernels_.convert(from, const_cast<char*>(gradients_.weight.row(output_row(slot))),
                      gradients_.weight.dtype, problem_.dim);
   }
 
@@ -232,8 +285,7 @@ class GradientPass {
   // Writes out the gradients of classes [begin, end), each the sum of its samples' rows.
   void add_up_samples(Range classes) {
     const int64_t* const slots_end = plan_.slot + plan_.distinct;
-    const MatrixView rows = {weight_grad_, weight_stride_,
-                             sizeof(T) == 8 ? DType::f64 : DType::f32};
+    const MatrixView rows = {whole_.data, whole_.stride, sizeof(T) == 8 ? DType::f64 : DType::f32};
     int64_t s = std::lower_bound<const int64_t*>(plan_.slot, slots_end, classes.begin) - plan_.slot;
     for (int64_t n = classes.begin; n < classes.end; ++n) {
       if (s == plan_.distinct || plan_.slot[s] > n) {
@@ -242,10 +294,10 @@ class GradientPass {
       }
       const int64_t first = s++;
       for (; s < plan_.distinct && plan_.slot[s] == n; ++s) {
-        kernels_.add_row(rows, s, problem_.dim, T(1), weight_row(first));
+        kernels_.add_row(rows, s, problem_.dim, T(1), weight_row(whole_, first));
         if (has_bias_) bias_grad_[first] += bias_grad_[s];
       }
-      convert_row(first, n);
+      convert_row(weight_row(whole_, first), n);
       if (has_bias_) convert_bias_of(first, n);
     }
   }
@@ -276,10 +328,10 @@ class GradientPass {
   int64_t most_rows_ = 0, padded_dim_ = 0;
   int64_t chunk_start_ = 0;          // the chunk's first row in plan_.row_ids
   T* target_coefficient_ = nullptr;  // k_i (p_it − 1) of the chunk's rows
-  T* weight_grad_ = nullptr;         // row of slot n at (row_of_slot_ ? row_of_slot_[n] : n)
-  int64_t weight_stride_ = 0;
+  SummedRows whole_ = {};            // of all slots, but where panelwise_
+  bool panelwise_ = false;
   const int64_t* row_of_slot_ = nullptr;
-  const int64_t* sample_row_ = nullptr;   // [distinct] row of each sample in weight_grad_
+  const int64_t* sample_row_ = nullptr;   // [distinct] row of each sample in whole_
   const int64_t* sample_slot_ = nullptr;  // [distinct] its place in bias_grad_
   T* bias_grad_ = nullptr;                // [summed_rows()]
 };

@@ -15,14 +15,18 @@ namespace avx512 {
 template <class T>
 const LossKernels<T>& loss_table();
 }
-namespace avx512_bf16 {  // for float alone
+namespace avx512_bf16 {  // for float alone, as the next
+template <class T>
+const LossKernels<T>& loss_table();
+}
+namespace amx_bf16 {
 template <class T>
 const LossKernels<T>& loss_table();
 }
 
 Isa kernels_isa(Isa isa, DType input, DType weight) {
   const bool pairs = input == DType::bf16 && weight == DType::bf16;
-  return isa == Isa::avx512_bf16 && !pairs ? Isa::avx512 : isa;
+  return pairs ? isa : vector_isa(isa);
 }
 
 template <class T>
@@ -30,6 +34,7 @@ const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight) {
 #if defined(__x86_64__)
   isa = kernels_isa(isa, input, weight);
   if constexpr (sizeof(T) == sizeof(float)) {
+    if (isa == Isa::amx_bf16) return amx_bf16::loss_table<T>();
     if (isa == Isa::avx512_bf16) return avx512_bf16::loss_table<T>();
   }
   if (isa == Isa::avx512) return avx512::loss_table<T>();

@@ -5,15 +5,18 @@
 //   sweep           per tile of samples: gather and pack its rows of W; z, E = exp(z − reference),
 //                   row sums, dH += E Ws
 //   finish_row      loss, lse, dH out
-//   pack_grad_row   H scaled by its row's coefficient, the broadcast operand of dWs
+//   pack_grad_rows  H scaled by its rows' coefficients, the broadcast operand of dWs
 //   weight_grad     dWs = E^T (scaled H), then the targets' own contributions
 //
-// Operands of matmuls are packed into words of T's size: elements, or, for AVX512-BF16,
+// Operands of matmuls are packed into words of T's size: elements, or, for AVX512-BF16 and AMX,
 // pairs of bf16 that are neighbours along the contraction. K is the number of elements in a word;
-// D/K and the like are rounded up, and the last word filled up with zero.
+// D/K and the like are rounded up to whole units, and filled up with zeros: a unit is a word, or for
+// AMX the 32 elements or rows that its tiles take. There blocks of H lie as tiles of 16 rows by 32
+// elements, [2][D/32] a block, and the scaled H as tiles of 16 columns by 32 rows, [columns/16][R/32].
 //
 // Symbols: B rows, D width, S samples (here distinct ones), R rows of one chunk.
-// The rows of a chunk are partitioned into blocks of at most `tile_rows` rows.
+// The rows of a chunk are partitioned into blocks of at most `tile_rows` rows, of whole units but for
+// the last.
 #pragma once
 
 #include <cstdint>
@@ -112,8 +115,8 @@ struct ChunkGradients {
   T* input;             // [R][Dp] Σ_s E_is W_s, not yet scaled
   T* coefficient;       // [R] the factors of E's rows: k_i / sum_i
   Partition columns;    // of D, and one more column of ones where there is a bias
-  // [columns][R/K][columns of the piece]: coefficient · H. In pairs H itself, without a rounding:
-  // E, rounded already, takes the coefficient instead.
+  // [columns][R/K][columns of the piece]: coefficient · H. In vectors of pairs H itself, without a
+  // rounding: E, rounded already, takes the coefficient instead.
   T* scaled_input;
 };
 
@@ -122,7 +125,7 @@ struct ChunkGradients {
 template <class T>
 struct RowChunk {
   int64_t rows;
-  Partition blocks;        // of the rows, in units of K
+  Partition blocks;        // of the rows, in units
   const int64_t* row_ids;  // [R] row of H (and of all per-row inputs and outputs)
   T* packed;               // [blocks][D/K][block rows]
   RunningSums<T> sums;
@@ -136,6 +139,7 @@ struct LossKernels {
   int panel;      // samples in a panel: 2 vectors
   int tile_rows;  // rows of a register tile, a multiple of K
   int word;       // K
+  int unit;       // elements to whose multiple packed rows and widths are filled up, with zeros
 
   // H's block `index` into chunk.packed.
   void (*pack_rows)(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index);
@@ -155,8 +159,8 @@ struct LossKernels {
   void (*finish_row)(MatrixView weight, const RowChunk<T>& chunk, int64_t i, int64_t dim,
                      int64_t target, T target_coefficient, MatrixView grad_out);
 
-  // Row i's share of chunk.grads.scaled_input = coefficient · (H_i, 1). A block's rows in order.
-  void (*pack_grad_row)(MatrixView input, const RowChunk<T>& chunk, int64_t i, int64_t dim);
+  // The share of `rows`, those of whole blocks, in chunk.grads.scaled_input = coefficient · (H_i, 1).
+  void (*pack_grad_rows)(MatrixView input, const RowChunk<T>& chunk, Range rows, int64_t dim);
 
   // Rows dWs of panel `index` = E^T grad_scaled to out + slot[s] · out_stride: added where
   // `accumulate`, stored otherwise. scratch [D + 1][P], one per thread, holds the transposed
@@ -175,8 +179,8 @@ struct LossKernels {
                  int64_t begin, int64_t end, MatrixView out);
 };
 
-// The instruction set whose kernels serve H and W of these types: avx512_bf16 is avx512 for all but
-// bf16 with bf16.
+// The instruction set whose kernels serve H and W of these types: avx512_bf16 and amx_bf16 are
+// avx512 for all but bf16 with bf16.
 Isa kernels_isa(Isa isa, DType input, DType weight);
 
 // For H and W of these types.

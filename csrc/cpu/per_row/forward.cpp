@@ -26,7 +26,7 @@ const PerRowKernels<T>& per_row_table();
 template <class T>
 const PerRowKernels<T>& per_row_kernels(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512 || isa == Isa::avx512_bf16) return avx512::per_row_table<T>();
+  if (vector_isa(isa) == Isa::avx512) return avx512::per_row_table<T>();
   if (isa == Isa::avx2) return avx2::per_row_table<T>();
 #endif
   static_cast<void>(isa);

@@ -25,7 +25,7 @@ extern const SampleKernels kSampleKernels;
 
 const SampleKernels& sample_kernels(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512 || isa == Isa::avx512_bf16) return avx512::kSampleKernels;
+  if (vector_isa(isa) == Isa::avx512) return avx512::kSampleKernels;
   if (isa == Isa::avx2) return avx2::kSampleKernels;
 #endif
   static_cast<void>(isa);

@@ -20,7 +20,7 @@ extern const UpdateKernels kUpdateKernels;
 
 const UpdateKernels& update_kernels(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512 || isa == Isa::avx512_bf16) return avx512::kUpdateKernels;
+  if (vector_isa(isa) == Isa::avx512) return avx512::kUpdateKernels;
   if (isa == Isa::avx2) return avx2::kUpdateKernels;
 #else
   static_cast<void>(isa);
