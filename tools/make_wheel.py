@@ -73,7 +73,7 @@ def make_wheel(plain: Path | None, output: Path) -> Path:
         run(*pip, "-w", folder, ".")
         (plain,) = folder.glob("*.whl")
     excluded = [word for name in TORCH_LIBRARIES for word in ("--exclude", name)]
-    audit = (sys.executable, "-m", "auditwheel", "repair", "--plat", PLATFORM)
+    audit = (sys.executable, "-m", "auditwheel", "repair", "--only-plat", "--plat", PLATFORM)
     run(*audit, *excluded, "-w", output, plain)
     name = plain.name.rsplit("-", 1)[0]
     (wheel,) = output.glob(f"{name}-*{PLATFORM}*.whl")
