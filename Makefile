@@ -10,6 +10,8 @@
 #   make bench   short benchmarks
 #   make docs    the documentation as a site, in build/site
 #   make gpu-check   on a machine with a GPU: build, tests, sanitizers, benchmarks, one report
+#   make wheel   the wheel for the CPU that goes to users (manylinux_2_28), in dist
+#   make torch-matrix   that wheel without a compiler, with torch 2.11 and the newest (gigabytes)
 #   make build   the compiled library, in place (an edit to one file recompiles that file)
 #   make clean   removes what was built; the virtual environment stays (rm -r .venv)
 PYTHON ?= python3
@@ -21,7 +23,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := build
 .PHONY: demo test test-all test-slow test-cpp simt simt-ops ptx-check cuda cuda-torch-check \
-        gpu-check lint bench docs build clean
+        gpu-check lint bench docs wheel torch-matrix build clean
 .DELETE_ON_ERROR:
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
@@ -144,6 +146,13 @@ docs: $(BIN)/.package
 # With the Python that has torch for CUDA, not this checkout's environment; fetches nothing.
 gpu-check:
 	$(PYTHON) tools/gpu_check.py
+
+wheel: $(BIN)/.complete
+	MAX_JOBS=$(JOBS) $(BIN)/python tools/make_wheel.py
+
+# TORCHES="torch==2.11.0 torch==2.13.0" chooses them.
+torch-matrix: wheel
+	$(BIN)/python tools/torch_matrix.py dist/*-manylinux_2_28_*.whl $(TORCHES) --jobs $(JOBS)
 
 clean:
 	rm -rf build dist *.egg-info sampled_softmax_cuda/*.so

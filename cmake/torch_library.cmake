@@ -12,3 +12,9 @@ set_target_properties(_C PROPERTIES
   INSTALL_RPATH "$ORIGIN/../torch/lib"
   BUILD_WITH_INSTALL_RPATH ON
   LIBRARY_OUTPUT_DIRECTORY "${SSC_INSTALL_DIR}")
+
+# Symbols of manylinux_2_28 at the most: what is newer has a definition of ours.
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
+  target_sources(_C PRIVATE csrc/ops/old_glibc.cpp)
+  target_link_options(_C PRIVATE LINKER:--wrap=exp LINKER:--wrap=log)
+endif()

@@ -80,7 +80,9 @@ ONLY_IN_PYTHON = {
     "dispatch": "which arguments kernels take",
     "library": "loads the compiled libraries",
     "padded": "an operator in Python, around that of loss.py, whose sizes a graph can know",
+    "self_check": "operators of several stages against the reference",
     "total": "a route that puts the operators of negatives and targets together",
+    "trust": "which kernels are trusted, by their self-check",
 }
 # The shim: each of these includes its twin of csrc/simt, and only under g++.
 SHIM = {f"csrc/cuda/device/{name}.h" for name in ("device", "async_copy", "fast_math", "mma")}

@@ -1,9 +1,10 @@
 """Everything that only a GPU can prove, in one command of less than ten minutes: make gpu-check.
 
 For a machine with an NVIDIA GPU, nvcc and torch 2.11 or newer (a CUDA build); nothing is fetched.
-Builds the library for that GPU, runs the tests on it, compute-sanitizer's four tools on
-tools/gpu_smoke.py, and the benchmarks, and writes one report, build/gpu_check/report.md. A step
-that fails does not keep the others from running; the exit status says whether any did.
+Builds the library for that GPU, runs the self-check, the tests of losses, samplers and optimizers
+on it, those of ranks over NCCL on all GPUs, compute-sanitizer's four tools on tools/gpu_smoke.py,
+and the benchmarks, and writes one report, build/gpu_check/report.md. A step that fails does not
+keep the others from running; the exit status says whether any did.
 
     make gpu-check
     python tools/gpu_check.py --rehearse      without a GPU: whatever of it can be run on the CPU
@@ -131,10 +132,17 @@ def steps(capability: str, rehearse: bool) -> list[Step]:
             build,
         ),
         Step("what is there", [python, "-m", "sampled_softmax_cuda"], 60),
+        Step("self-check", [python, "-m", "sampled_softmax_cuda", "--self-check"], 60),
         Step(
             "tests on the GPU",
             [python, "-m", "pytest", "-q", "-k", "cuda or test_device", *gpu_tests()],
             180,
+            no_gpu,
+        ),
+        Step(
+            "ranks over NCCL",
+            [python, "-m", "pytest", "-q", "-k", "nccl", "tests/distributed/test_nccl.py"],
+            120,
             no_gpu,
         ),
         Step("small steps", [python, "tools/gpu_smoke.py", "--device", device], 120),
@@ -163,9 +171,9 @@ def gpu_tests() -> list[str]:
     samplers = [f"samplers/test_{name}" for name in ("sample_counts", "sample_ids")]
     stages = ("loss", "options", "backward", "bad_numbers", "modules", "autocast")
     loss = [f"loss/test_{name}" for name in stages]
-    return [
-        f"tests/{name}.py" for name in (*samplers, *loss, "exact/test_exact", "gpu/test_device")
-    ]
+    optim = [f"optim/test_{name}" for name in ("against_torch", "rules", "training")]
+    rest = ("exact/test_exact", "gpu/test_device")
+    return [f"tests/{name}.py" for name in (*samplers, *loss, *optim, *rest)]
 
 
 def _toolkit(name: str) -> str | None:

@@ -14,6 +14,7 @@ import torch
 
 import sampled_softmax_cuda as ssc
 from sampled_softmax_cuda import reference
+from sampled_softmax_cuda.ops import self_check
 
 # Odd sizes, more than one tile of 128 each way; one row; and widths that 16 bytes don't divide.
 SHAPES = ((137, 40, 150, 1000), (1, 33, 7, 500))
@@ -100,9 +101,13 @@ def main() -> None:
         error = check_evaluation(device, dtype)
         if not error <= tolerance:
             failures.append(f"evaluation in {dtype}: {error:.2e}")
+    for dtype in TOLERANCE:  # steps of optimizers, and debts
+        finding = self_check.examine("updates", torch.device(device), dtype)
+        if finding.message:
+            failures.append(f"updates in {dtype}: {finding.message}")
     if failures:
         raise SystemExit("\n".join(["wrong results:", *failures]))
-    print(f"{len(cases) + len(TOLERANCE)} cases on {device}: right")
+    print(f"{len(cases) + 2 * len(TOLERANCE)} cases on {device}: right")
 
 
 if __name__ == "__main__":

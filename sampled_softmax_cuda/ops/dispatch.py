@@ -10,6 +10,7 @@ from .._rules import host_rules
 from .._transforms import transformed
 from .autograd import kernel_serves
 from .library import native_for
+from .trust import trusted
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -40,9 +41,20 @@ def kernels_take(
     counts_fit = input.dtype != torch.float64 or all(
         count is None or count.dtype != torch.float64 for count in log_counts
     )
-    if converted:
-        return counts_fit
-    return counts_fit and _fits(input, weight.dtype) and _fits(bias, weight.dtype)
+    fit = converted or (_fits(input, weight.dtype) and _fits(bias, weight.dtype))
+    return counts_fit and fit and trusted(operator, weight, weight.dtype)
+
+
+def native_serves(operator: str, tensor: Tensor, dtype: torch.dtype) -> bool:
+    """`kernels_take` for operators that take any arguments that passed the checks.
+
+    Args:
+        tensor: any of the arguments, for its device.
+        dtype: that of the parameter; int64 for draws.
+    """
+    if not native_for(tensor.device, operator):
+        return False
+    return host_rules(tensor) or trusted(operator, tensor, dtype)
 
 
 def _fits(tensor: Tensor | None, dtype: torch.dtype) -> bool:

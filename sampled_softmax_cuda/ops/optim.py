@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from ..updates import RowUpdate
+from .dispatch import native_serves
 from .library import library_loaded, native_for
 
 _ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
@@ -20,9 +21,14 @@ def _number(x: Tensor | None) -> Tensor | None:
 
 def row_update(update: RowUpdate) -> None:
     """Take the step, or pay the debts, in place; autograd sees nothing of it."""
-    if not native_for(update.param.device, "row_update"):
+    if native_serves("row_update", update.param, update.param.dtype):
+        call_row_update(update)
+    else:
         reference.row_update(update)
-        return
+
+
+def call_row_update(update: RowUpdate) -> None:
+    """The operator `row_update`."""
     o = update.options
     lr, lr_tensor = (0.0, _number(o.lr)) if isinstance(o.lr, Tensor) else (o.lr, None)
     torch.ops.sampled_softmax.row_update(

@@ -14,7 +14,8 @@ from ..reference import sample as reference
 from ..reference.distributions import distribution
 from ..reference.draws import LEAST_LEFT, LEAST_LEFT_DISTINCT, Stream, draw_ids, excluded_mass
 from ..reference.sample import Drawn
-from .library import has_native, library_loaded, native_for
+from .dispatch import native_serves
+from .library import has_native, library_loaded
 
 __all__ = [
     "LEAST_LEFT",
@@ -44,7 +45,7 @@ def sample(
     Args:
         of_rows: exclude, per_row and keep_ids, which draws shared by the batch have no need of.
     """
-    if not native_for(key.device, "sample"):
+    if not native_serves("sample", key, torch.int64):
         return reference.sample(proposal, key, target, num_samples, method, tries, *of_rows)  # type: ignore[arg-type]
     try:
         return torch.ops.sampled_softmax.sample(  # type: ignore[no-any-return]
@@ -63,7 +64,7 @@ def check_table(table: Tensor | None) -> None:
 
 def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor | None) -> Tensor:
     """log n of any ids, float32 of their shape; log q with num_samples=1 and no tries."""
-    if not native_for(ids.device, "log_counts"):
+    if not native_serves("log_counts", ids, torch.int64):
         return reference.log_counts(proposal, ids, num_samples, tries)
     counts: Tensor = torch.ops.sampled_softmax.log_counts(
         ids.contiguous(), *proposal, num_samples, tries

@@ -42,11 +42,21 @@ def test_what_there_is_no_time_for_is_said() -> None:
 def test_all_that_needs_a_gpu_is_named_without_one() -> None:
     missing = {step.name for step in gpu_check.steps("", rehearse=True) if step.missing == "no GPU"}
     sanitizers = {f"compute-sanitizer {tool}" for tool in gpu_check.SANITIZERS}
-    assert missing == {"build", "tests on the GPU", *sanitizers}
+    assert missing == {"build", "tests on the GPU", "ranks over NCCL", *sanitizers}
     on_gpu = gpu_check.steps("9.0", rehearse=False)
     build = next(step for step in on_gpu if step.name == "build")
     assert build.environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
     assert not [step for step in on_gpu if step.missing and "sanitizer" not in step.name]
+
+
+def test_its_tests_are_there_and_cover_optimizers_and_ranks() -> None:
+    files = gpu_check.gpu_tests()
+    commands = [word for step in gpu_check.steps("9.0", rehearse=False) for word in step.command]
+    assert set(files) < set(commands)
+    assert "tests/optim/test_training.py" in files
+    assert "tests/distributed/test_nccl.py" in commands
+    for word in commands:
+        assert not word.startswith("tests/") or (ROOT / word).is_file()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -62,4 +72,4 @@ def test_the_small_steps_are_right_on_the_cpu() -> None:
     command = [sys.executable, "tools/gpu_smoke.py", "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "52 cases on cpu: right\n"
+    assert done.stdout == "56 cases on cpu: right\n"

@@ -51,6 +51,7 @@ def error_of_rank(
     sparse: bool,
     replacement: bool,
     replicated: bool,
+    device: torch.device | str = "cpu",
 ) -> float:
     """The largest difference from one process, of the loss and all gradients of a rank."""
     classes, width, num_samples, rows_of = SIZES[sizes]
@@ -73,6 +74,14 @@ def error_of_rank(
         num_samples = min(num_samples, classes - 1)
     sampler = ssc.LogUniformSampler(classes)
     samples = sampler.sample(target, num_samples, replacement=replacement, generator=g)
+    counts = (samples.log_expected_count, samples.target_log_expected_count)
+    h, weight, bias, target, *drawn = (
+        x.to(device) for x in (h, weight, bias, target, samples.ids, *counts)
+    )
+    samples = ssc.Samples(*drawn)
+    per_class, per_row, exclude = (
+        None if x is None else x.to(device) for x in (per_class, per_row, exclude)
+    )
 
     whole = [x.clone().requires_grad_() for x in (h, weight, bias)]
     expected = ssc.sampled_softmax_loss(
@@ -90,7 +99,7 @@ def error_of_rank(
 
     shard = ClassShard(classes)
     begin = 0 if replicated else sum(rows[:rank])
-    own, mine = slice(begin, begin + rows[rank]), shard.classes
+    own, mine = slice(begin, begin + rows[rank]), shard.classes.to(device)
     parts = [x.clone().requires_grad_() for x in (h[own], weight[mine], bias[mine])]
     part = ssc.Samples(
         samples.ids, samples.log_expected_count, samples.target_log_expected_count[own]

@@ -18,6 +18,7 @@ import torch
 
 from sampled_softmax_cuda._rules import device_rules
 from sampled_softmax_cuda.ops.library import use_backend
+from sampled_softmax_cuda.ops.trust import use_self_check
 
 from .simt_bench import module_path, require, use_executor
 
@@ -36,16 +37,22 @@ def operators_of(executor: str) -> dict[str, Any]:
 
 
 @contextmanager
-def use_simt(executor: str = "simt") -> Iterator[None]:
-    """Inside, the package computes on tensors of the CPU as it does on those of a GPU."""
-    operators = operators_of(executor)
+def use_simt(executor: str = "simt", self_check: str = "0", **replaced: Any) -> Iterator[None]:
+    """Inside, the package computes on tensors of the CPU as it does on those of a GPU.
+
+    Args:
+        self_check: as SSC_SELF_CHECK; tests have no use for one at each first use.
+        replaced: operators in place of those over the executor.
+    """
+    operators = {**operators_of(executor), **replaced}
     stand_ins = torch.library.Library("sampled_softmax", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the CPU's kernels are covered is the point
         for name, operator in operators.items():
             stand_ins.impl(name, operator, "CPU")
     try:
-        with use_backend("native"), device_rules(frozenset(operators)):
+        rules = device_rules(frozenset(operators))
+        with use_backend("native"), rules, use_self_check(self_check):
             yield
     finally:
         stand_ins._destroy()

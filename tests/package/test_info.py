@@ -18,7 +18,7 @@ from sampled_softmax_cuda.ops import library
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *code.split(maxsplit=1)],
+        [sys.executable, *code.split()],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -47,6 +47,19 @@ def test_module_prints_it() -> None:
         assert key in lines
         if isinstance(value, str):
             assert lines[key] == value
+
+
+def test_the_self_check_prints_a_table(native: None) -> None:
+    done = run("-m sampled_softmax_cuda --self-check")
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith("cpu: kernels for ")
+    assert sum("of the error allowed" in line for line in lines) >= 17  # 4 families x 4, and draws
+    assert ("cuda: no" in lines[-1]) == (not torch.cuda.is_available())
+    done = run("-m sampled_softmax_cuda --self-check", SSC_CPU_ISA="mmx")
+    assert done.returncode == 1
+    assert "RuntimeError: SSC_CPU_ISA=mmx" in done.stdout
+    assert "Please report this" in done.stdout
 
 
 def test_variables_choose_the_backend(native: None) -> None:

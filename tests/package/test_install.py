@@ -5,6 +5,7 @@ the torch of the running environment through links, so that nothing large is dow
 """
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+import make_wheel
 import pytest
 import torch
 
 from helpers import ROOT
+from sampled_softmax_cuda.ops import library
 
 SITE = Path(torch.__file__).resolve().parent.parent
 PACKAGE = "sampled_softmax_cuda"
+ON_X86_LINUX = (platform.system(), platform.machine()) == ("Linux", "x86_64")
 
 pytestmark = [
     pytest.mark.slow,  # builds sdists, wheels and environments
@@ -113,11 +117,27 @@ def test_isolated_build_of_the_sdist_gives_a_wheel_that_works(sdist: Path, tmp_p
     names = zipfile.ZipFile(wheel).namelist()
     assert f"{PACKAGE}/_C.abi3.so" in names
     assert {f"{PACKAGE}/py.typed", f"{PACKAGE}/reference/__init__.py"} <= set(names)
-    run(python, "-m", "pip", "install", "--no-index", wheel, cwd=tmp_path)
+    if ON_X86_LINUX:  # as it goes to users, and without a compiler
+        wheel = make_wheel.make_wheel(wheel, tmp_path / "dist")
+        assert wheel.name.endswith("-cp310-abi3-manylinux_2_28_x86_64.whl")
+        assert not [n for n in zipfile.ZipFile(wheel).namelist() if "libtorch" in n or ".libs" in n]
+    bare = {"PATH": str(python.parent)}
+    run(python, "-m", "pip", "install", "--no-index", wheel, cwd=tmp_path, env=bare)
     output = run(python, "-c", STEP, cwd=tmp_path)
     assert "native" in output
     assert str(ROOT) not in output
     assert "cpu" in run(python, "-m", PACKAGE, cwd=tmp_path)
+
+
+@pytest.mark.skipif(not ON_X86_LINUX, reason="what old glibc lacks is defined on x86-64 alone")
+def test_the_library_needs_no_symbol_that_manylinux_2_28_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not library.LIBRARY.is_file():
+        pytest.skip("not built")
+    assert make_wheel.too_new(library.LIBRARY) == []
+    monkeypatch.setitem(make_wheel.NEWEST, "GLIBC", "2.2.4")
+    assert "GLIBC_2.2.5" in make_wheel.too_new(library.LIBRARY)
 
 
 def test_editable_install_recompiles_only_what_changed(sources: Path, tmp_path: Path) -> None:
