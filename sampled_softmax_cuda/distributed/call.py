@@ -141,7 +141,7 @@ class Asked:
 
 
 def _kind(name: str, tensor: Any) -> dict[str, Any]:
-    """What must be the same on all ranks of a tensor whose rows are a rank's own."""
+    """The facts of a tensor with rows of a rank's own that must be the same on all ranks."""
     if not isinstance(tensor, Tensor):
         return {name: tensor}
     return {f"{name}.dtype": tensor.dtype, f"{name}.requires_grad": tensor.requires_grad}

@@ -214,6 +214,9 @@ def check_layout(fn: str, algorithm: Any, input_layout: Any, divide_factor: Any)
     return _checks.check_divisor(fn, "gradient_divide_factor", divide_factor, ", or None")
 
 
+@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+    reason="exchanges between ranks, and the decisions they lead to, stay outside of graphs"
+)
 def sharded_sampled_softmax_loss(
     input: Tensor,
     weight: Tensor,

@@ -226,6 +226,9 @@ class ShardedSampledSoftmaxLoss(SavesShards, Steps, SampledSoftmaxLoss):
         """As nn.Module's: no wrapper reduces the gradients of a shard."""
         yield from nn.Module.named_modules(self, memo, prefix, remove_duplicate)
 
+    @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+        reason="exchanges between ranks, and the decisions they lead to, stay outside of graphs"
+    )
     def forward(
         self,
         input: Tensor,

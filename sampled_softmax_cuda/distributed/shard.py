@@ -126,7 +126,7 @@ def _multiplier(num_classes: int) -> int:
 
 
 def misplaced(fn: str, ranks: Ranks, replicas: Ranks) -> ValueError | None:
-    """What is wrong with replicas that own other classes than this rank, or None; collective."""
+    """The error of replicas that own other classes than this rank, or None; collective."""
     place = torch.tensor([ranks.rank, ranks.size], device=ranks.device)
     places = replicas.gather(place, "places of replicas").tolist()
     if all(other == places[0] for other in places):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import sampled_softmax_cuda as ssc
 from helpers.rank_threads import dense, run_ranks
@@ -99,6 +100,25 @@ def test_numbers(
     for size in (1, 3):
         found = run_ranks(size, against_one_process, algorithm, dtype, scale, autocast)
         assert max(error for error, _ in found) < bound, found
+
+
+def test_compiled_code_breaks_at_a_head() -> None:
+    """The code around it is compiled, the head is not, whose exchanges would break graphs often."""
+    body, head = torch.nn.Linear(D, D), ShardedSampledSoftmaxLoss(D, C, S, seed=1)
+    h, _, _, target = problem(1, torch.float32, 1.0)
+
+    def loss(h: Tensor) -> Tensor:
+        return head(body(h).relu(), target) * 2.0  # type: ignore[no-any-return]
+
+    expected = loss(h)
+    gradients = torch.autograd.grad(expected, [*body.parameters(), *head.parameters()])
+    head._step = 0  # the same negatives
+    counter = CompileCounterWithBackend("aot_eager")
+    found = torch.compile(loss, backend=counter)(h)
+    assert torch.equal(found, expected) and counter.frame_count == 2
+    found.backward()
+    for p, gradient in zip([*body.parameters(), *head.parameters()], gradients, strict=True):
+        assert p.grad is not None and torch.equal(p.grad, gradient)
 
 
 def test_autocast_gives_the_dtype_of_one_process() -> None:
