@@ -21,7 +21,7 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = f"manylinux_2_28_{platform.machine()}"
-# What manylinux_2_28 has at the most.
+# The newest symbols that manylinux_2_28 has.
 NEWEST = {"GLIBC": "2.28", "GLIBCXX": "3.4.24", "CXXABI": "1.3.11", "GCC": "8.0.0"}
 TORCH_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so")
 
