@@ -200,7 +200,6 @@ def test_a_parameter_of_another_dtype_changes_nothing(device: str) -> None:
         ({"betas": (0.95, 0.81), "skipped": "replay"}, "grow without end"),
         ({"betas": (1.0, 0.9)}, "betas must be in"),
         ({"lr": float("nan")}, "lr must be finite"),
-        ({"lr": torch.tensor(float("nan"))}, "lr must be finite"),
     ],
 )
 def test_options_that_are_changed_later(device: str, change: dict[str, Any], message: str) -> None:
@@ -213,7 +212,8 @@ def test_options_that_are_changed_later(device: str, change: dict[str, Any], mes
     assert torch.equal(p, before)
 
 
-def test_a_learning_rate_that_is_written_in_place(device: str) -> None:
+def test_a_learning_rate_that_is_written_in_place(either: str) -> None:
+    """A CPU's rule: to look at a tensor's value would wait for a GPU."""
     lr = torch.tensor(0.1)
     optimizer = stepped(lambda p: ssc.optim.AdamW(p, lr=lr))
     (p,) = optimizer.param_groups[0]["params"]
@@ -223,7 +223,10 @@ def test_a_learning_rate_that_is_written_in_place(device: str) -> None:
         with pytest.raises(ValueError, match=r"lr must be finite|weight_decay must be below"):
             optimizer.step()
         assert torch.equal(p, before)
-    lr.fill_(0.2)
+    optimizer.param_groups[0]["lr"] = torch.tensor(float("nan"))
+    with pytest.raises(ValueError, match="lr must be finite"):
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = lr.fill_(0.2)
     optimizer.step()
     assert not torch.equal(p, before)
 
