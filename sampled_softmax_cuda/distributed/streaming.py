@@ -12,7 +12,7 @@ from torch import Tensor
 from .._arguments import as_float
 from ..samplers._state import lasting
 from ..samplers.base import DrawOptions
-from ..samplers.pooled import Learner, check_ignore_index
+from ..samplers.pooled import Learner, check_ignore_index, is_class
 from .shard import ClassShard
 from .sharded_sampler import Keys, OwnDraw
 from .tables import ShardedTable, never
@@ -103,9 +103,7 @@ class ShardedStreamingSampler(ShardedTable, Learner):
         """
         self._check_ids("update", "target", target)
         ids = target.detach().reshape(-1)
-        valid = (ids >= 0) & (ids < self.num_classes) & (ids != self.ignore_index)
-        if self.padding_idx is not None:
-            valid = valid & (ids != self.padding_idx)
+        valid = is_class(ids, self.num_classes, self.padding_idx, self.ignore_index)
         row, own = self.class_shard.local_of(self.class_shard.row_of(torch.where(valid, ids, 0)))
         if self.class_shard.num_rows > 0:
             self.counts.index_add_(0, row, (own & valid).to(torch.int64))

@@ -24,7 +24,7 @@ from ..ops import sample as ops
 from ..options import Inclusion
 from ..proposals import Method, uniform
 from .base import ANY_CLASSES, Draw, DrawOptions, Sampler, check_num_classes
-from .pooled import Learner, PooledSampler, check_ignore_index
+from .pooled import Learner, PooledSampler, check_ignore_index, is_class
 
 _LAST = 2**63 - 1  # sorts behind every id
 
@@ -132,12 +132,7 @@ class PoolSampler(PooledSampler):
         return None if self.log_q is None else self.log_q._device()
 
     def _is_class(self, ids: Tensor) -> Tensor:
-        inside = ids >= 0
-        if self.num_classes != ANY_CLASSES:
-            inside = inside & (ids < self.num_classes)
-        if self.padding_idx is not None:
-            inside = inside & (ids != self.padding_idx)
-        return inside if self.ignore_index < 0 else inside & (ids != self.ignore_index)
+        return is_class(ids, self.num_classes, self.padding_idx, self.ignore_index)
 
     def _capacity(self, target: Tensor, replacement: bool) -> int:
         return max(1, target.numel())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._arguments import as_int
 from ..options import Inclusion
 from ..samples import Samples
-from .base import Sampler
+from .base import ANY_CLASSES, Sampler
 
 
 class Learner(nn.Module):
@@ -26,6 +26,16 @@ class Learner(nn.Module):
     @abstractmethod
     def update(self, target: Tensor) -> None:
         """Take account of a batch's targets."""
+
+
+def is_class(ids: Tensor, num_classes: int, padding_idx: int | None, ignore_index: int) -> Tensor:
+    """Where ids are classes: neither out of range, nor the padding, nor ignored."""
+    inside = ids >= 0
+    if num_classes != ANY_CLASSES:
+        inside = inside & (ids < num_classes)
+    if padding_idx is not None:
+        inside = inside & (ids != padding_idx)
+    return inside if ignore_index < 0 else inside & (ids != ignore_index)
 
 
 def check_ignore_index(name: str, ignore_index: object) -> int:

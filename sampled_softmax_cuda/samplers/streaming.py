@@ -15,7 +15,7 @@ from ..samples import KeyedSamples, Samples
 from ._stream import CountedStream, IntervalStream
 from .base import ANY_CLASSES, DrawOptions, check_num_classes
 from .keyed import KeyedSampler, Plan
-from .pooled import Learner, check_ignore_index, in_backward_pass, learn
+from .pooled import Learner, check_ignore_index, in_backward_pass, is_class, learn
 
 _MODES = ("counts", "interval")
 
@@ -137,9 +137,7 @@ class StreamingSampler(KeyedSampler, Learner):
         """
         self._check_ids("update", "target", target)
         ids = target.detach().reshape(-1)
-        valid = (ids >= 0) & (ids < self.num_classes) & (ids != self.ignore_index)
-        if self.padding_idx is not None:
-            valid = valid & (ids != self.padding_idx)
+        valid = is_class(ids, self.num_classes, self.padding_idx, self.ignore_index)
         if ids.numel() > 0:
             self.stream.update(ids, valid)
 
