@@ -219,6 +219,35 @@ def test_infinities_and_nan() -> None:
     torch.testing.assert_close(loss[rest].double(), want[rest], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("remove", [True, False], ids=["removed", "kept"])
+@pytest.mark.parametrize("path", [Path(torch.bfloat16), Path(torch.float64)], ids=str)
+def test_hits_of_targets_that_many_rows_share(bench: Bench, path: Path, remove: bool) -> None:
+    """All targets of a block in few classes, all of them sampled often, in several tiles."""
+    p = make_problem(150, 16, 300, 50, path.dtype)
+    p.target.copy_(torch.where(torch.arange(150) % 5 == 0, torch.arange(150) // 5, 7))
+    p.ids.copy_(torch.arange(300) % 40)
+    p.ids[130:200] = 7
+    p = p._replace(remove_accidental_hits=remove)
+    assert_rows(loss_rows(bench, p, path=path), expected(p)[0], path.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_biases_at_the_ends_of_float32(bench: Bench, dtype: torch.dtype) -> None:
+    """Logits that times log2 e are beyond float32: masked classes, and one above all others."""
+    p = make_problem(6, 8, 400, 50, dtype, corrected=False)
+    assert p.bias is not None
+    p.target.copy_(torch.arange(6))
+    p.ids.copy_(torch.arange(400) % 40 + 10)
+    p.bias[12:] = -3.4e38
+    rows = loss_rows(bench, p)
+    assert rows.isfinite().all()
+    assert_rows(rows, expected(p)[0], dtype)
+    p.ids.copy_(torch.arange(400) % 40 + 9)
+    p.ids[1:] = 20
+    p.bias[9] = 3e38
+    assert_rows(loss_rows(bench, p), expected(p)[0], dtype)
+
+
 @pytest.mark.parametrize("bad", [-1, 50, 2**40, -(2**62)])
 def test_bad_ids_are_never_followed(bad: int) -> None:
     """The checked build would see a stray access; the results show that something is wrong."""

@@ -33,6 +33,10 @@ __device__ __forceinline__ double power_below(double x) {
   return __longlong_as_double(__double_as_longlong(x) & 0x7ff0000000000000);
 }
 
+// The larger of two, in one instruction; NaN loses.
+__device__ __forceinline__ float larger(float x, float y) { return fmaxf(x, y); }
+__device__ __forceinline__ double larger(double x, double y) { return fmax(x, y); }
+
 // exp where a few ulp don't matter: inside sums of many.
 __device__ __forceinline__ float sum_exp(float x) { return fast_exp(x); }
 __device__ __forceinline__ double sum_exp(double x) { return exp(x); }

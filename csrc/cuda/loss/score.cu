@@ -1,6 +1,7 @@
-// z = H Ws^T with the correction, the hit mask and the logsumexp in its epilogue.
+// z = H Ws^T with the correction, the hits and the logsumexp in its epilogue.
 #include "csrc/core/logit_correction.h"
 #include "csrc/cuda/loss/score.h"
+#include "csrc/cuda/loss/target_hits.h"
 
 namespace ssc::cuda {
 namespace {
@@ -24,108 +25,89 @@ __device__ __forceinline__ bool hit_beats(const LossProblem<T>& p, int64_t row, 
   return correction_of(target) > correction_of(sampled);
 }
 
-// The correction, the hit mask and, per row and warp, a running (max, sum) in shared memory.
+// The correction, the hits and, per thread and row, a running (max, sum).
 template <class T_>
 struct LossScore {
   using Tile = T_;
   using T = typename Tile::Element;
   using A = typename Tile::Accumulator;
   using Arguments = ScoreArguments<T>;
+  using Running = RunningLse<Tile>;
+  static constexpr int kResidentBlocks = sizeof(A) == 8 ? 2 : 1;
 
   struct Shared {
-    int64_t target[Tile::kM];  // past the end, or no target: −1
+    TargetHits<Tile> hits;
     A target_logit[Tile::kM];
-    int64_t id[Tile::kN];  // past the end: −2
-    A adjust[Tile::kN];    // b / τ − log n; past the end −inf, ids out of range NaN
+    A adjust[Tile::kN];  // b / τ − log n; past the end −inf, ids out of range NaN
     OnlineLse<A> lse[Tile::kWarpsPerRow][Tile::kM];
-    uint8_t beaten[Tile::kWarpsPerRow][Tile::kM];
+    uint8_t beaten[Tile::kWarpsPerRow][Tile::kM];  // of kept hits and their rows
   };
 
   __device__ __forceinline__ static void start_block(const Arguments& a, int64_t first_row,
                                                      Shared& shared) {
+    const LossProblem<T>& p = a.problem;
+    const bool targets = a.target_logit != nullptr;
     for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
       const int64_t row = first_row + i;
-      const bool inside = row < a.problem.batch && a.target_logit != nullptr;
-      shared.target[i] = inside ? a.problem.target[row] : -1;
-      shared.target_logit[i] = inside ? a.target_logit[row] : A(0);
+      shared.target_logit[i] = targets && row < p.batch ? a.target_logit[row] : A(0);
 #pragma unroll
-      for (int w = 0; w < Tile::kWarpsPerRow; ++w) {
-        shared.lse[w][i] = empty_lse<A>();
-        shared.beaten[w][i] = 0;
-      }
+      for (int w = 0; w < Tile::kWarpsPerRow; ++w) shared.beaten[w][i] = 0;
     }
+    shared.hits.start(targets ? p.target : nullptr, first_row, p.batch, p.classes);
   }
 
   __device__ __forceinline__ static void load_samples(const Arguments& a, int64_t /*first_row*/,
                                                       int64_t first, int64_t end, Shared& shared) {
     const LossProblem<T>& p = a.problem;
+    const int tile = tile_number(first);
+    shared.hits.clear_other(tile);
     for (int j = static_cast<int>(threadIdx.x); j < Tile::kN; j += kTileThreads) {
       const int64_t s = first + j;
       if (s >= end) {
-        shared.id[j] = -2;
         shared.adjust[j] = -static_cast<A>(__builtin_inf());
         continue;
       }
       const int64_t id = p.ids == nullptr ? s : p.ids[s];
       A adjust = static_cast<A>(__builtin_nan(""));
       if (static_cast<uint64_t>(id) < static_cast<uint64_t>(p.classes)) {
+        shared.hits.look_up(tile, j, id);
         adjust = p.bias == nullptr ? A(0) : to_accumulator(p.bias[id]) * p.inv_temperature;
         if (p.log_expected_count != nullptr) adjust -= correction_of(p.log_expected_count[s]);
       }
-      shared.id[j] = id;
       shared.adjust[j] = adjust;
     }
   }
 
   __device__ __forceinline__ static void score_tile(const Arguments& a, int64_t first_row,
                                                     int64_t first_sample, Tile& tile,
-                                                    Shared& shared) {
+                                                    Running& running, Shared& shared) {
     const LossProblem<T>& p = a.problem;
-    const auto exponential = [](A x) { return sum_exp(x); };
+    const RowBits<Tile>& hits = shared.hits.of_tile(tile_number(first_sample));
+    A adjust[Tile::kColumns];
+#pragma unroll
+    for (int j = 0; j < Tile::kColumns; ++j) adjust[j] = shared.adjust[Tile::column(j)];
 #pragma unroll
     for (int i = 0; i < Tile::kRows; ++i) {
-      const int row = Tile::row(i);
-      const int64_t target = shared.target[row];
-      const A target_logit = shared.target_logit[row];
-      A max = -static_cast<A>(__builtin_inf());
-      bool beaten = false;
 #pragma unroll
       for (int j = 0; j < Tile::kColumns; ++j) {
-        const int column = Tile::column(j);
-        A& z = tile.at(i, j);
-        z = z * p.inv_temperature + shared.adjust[column];
-        if (shared.id[column] != target) {
-          beaten |= z > target_logit;
-        } else if (p.remove_accidental_hits) {
-          z = -static_cast<A>(__builtin_inf());
-        } else {
-          beaten |= hit_beats(p, first_row + row, first_sample + column);
-        }
-        max = z > max ? z : max;
-      }
-      if (a.parts.lse == nullptr) continue;
-      max = row_max<Tile>(max);
-      const A reference = lse_reference(max);
-      A sum = 0;
-#pragma unroll
-      for (int j = 0; j < Tile::kColumns; ++j) sum += exponential(tile.at(i, j) - reference);
-      int any = beaten;
-#pragma unroll
-      for (int offset = Tile::kLanesPerRow / 2; offset > 0; offset /= 2) {
-        sum += __shfl_xor_sync(~0u, sum, offset);
-        any |= __shfl_xor_sync(~0u, any, offset);
-      }
-      if (threadIdx.x % Tile::kLanesPerRow == 0) {
-        OnlineLse<A>& running = shared.lse[Tile::warp_in_row()][row];
-        running = merge_lse(running, {max, sum}, exponential);
-        if (any != 0) shared.beaten[Tile::warp_in_row()][row] = 1;
+        tile.at(i, j) = tile.at(i, j) * p.inv_temperature + adjust[j];
       }
     }
+    if (p.remove_accidental_hits) {
+      remove_hits(hits, tile);
+    } else if (a.parts.lse != nullptr) {
+      compare(p, hits, first_row, first_sample, tile, shared);
+    }
+    if (a.parts.lse == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i) running.add(tile, i);
   }
 
+  // Where hits are removed, a row is above its target if its largest logit is.
   __device__ __forceinline__ static void finish_block(const Arguments& a, int64_t first_row,
-                                                      const Shared& shared) {
+                                                      const Running& running, Shared& shared) {
     if (a.parts.lse == nullptr) return;
+    publish_lse<Tile>([&](int i) { return running.over_lanes(i); }, shared.lse);
     for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
       const int64_t row = first_row + i;
       if (row >= a.problem.batch) break;
@@ -136,9 +118,46 @@ struct LossScore {
         all = merge_lse(all, shared.lse[w][i], [](A x) { return sum_exp(x); });
         beaten |= shared.beaten[w][i];
       }
+      if (a.problem.remove_accidental_hits) beaten = all.max > shared.target_logit[i];
       const int64_t place = static_cast<int64_t>(blockIdx.y) * a.problem.batch + row;
       a.parts.lse[place] = all;
       a.parts.beaten[place] = beaten;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static int tile_number(int64_t first) {
+    return static_cast<int>(first / Tile::kN);
+  }
+
+  // Which rows are above their targets where hits are kept.
+  __device__ __forceinline__ static void compare(const LossProblem<T>& p, const RowBits<Tile>& hits,
+                                                 int64_t first_row, int64_t first_sample,
+                                                 Tile& tile, Shared& shared) {
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i) {
+      const int row = Tile::row(i);
+      const A target_logit = shared.target_logit[row];
+      bool beaten = false;
+      if (!hits.any(row)) {
+#pragma unroll
+        for (int j = 0; j < Tile::kColumns; ++j) beaten |= tile.at(i, j) > target_logit;
+      } else {
+#pragma unroll
+        for (int j = 0; j < Tile::kColumns; ++j) {
+          const int column = Tile::column(j);
+          beaten |= hits.at(row, column) ? hit_beats(p, first_row + row, first_sample + column)
+                                         : tile.at(i, j) > target_logit;
+        }
+      }
+      int any = beaten;
+#pragma unroll
+      for (int offset = Tile::kLanesPerRow / 2; offset > 0; offset /= 2) {
+        any |= __shfl_xor_sync(~0u, any, offset);
+      }
+      if (any != 0 && threadIdx.x % Tile::kLanesPerRow == 0) {
+        shared.beaten[Tile::warp_in_row()][row] = 1;
+      }
     }
   }
 };

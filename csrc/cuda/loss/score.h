@@ -11,15 +11,18 @@
 //
 // An epilogue E has
 //   E::Tile, E::Arguments (problem, parts, logits, logits_stride), E::Shared
+//   E::kResidentBlocks                                        that the registers are for
+//   E::Running                                                what a thread sums up, with clear()
 //   start_block(a, first_row, shared)                         before the first tile
 //   load_samples(a, first_row, sample, end, shared)           before the products of each
-//   score_tile(a, first_row, sample, tile, shared)            logits from products, in place
-//   finish_block(a, first_row, shared)                        after the last
+//   score_tile(a, first_row, sample, tile, running, shared)   logits from products, in place
+//   finish_block(a, first_row, running, shared)               after the last
 #pragma once
 
 #include "csrc/cuda/device/grid.h"
 #include "csrc/cuda/device/number.h"
 #include "csrc/cuda/loss/loss.h"
+#include "csrc/cuda/loss/running_lse.h"
 #include "csrc/cuda/tile/loop.h"
 #include "csrc/cuda/tile/store.h"
 #include "csrc/cuda/tile/tile.h"
@@ -27,7 +30,7 @@
 namespace ssc::cuda {
 
 template <class E, int kAlign>
-__global__ void __launch_bounds__(kTileThreads, 1)
+__global__ void __launch_bounds__(kTileThreads, E::kResidentBlocks)
     score_kernel(const __grid_constant__ typename E::Arguments a) {
   using Tile = typename E::Tile;
   if constexpr (!runs_here<Tile>()) {
@@ -50,20 +53,22 @@ __global__ void __launch_bounds__(kTileThreads, 1)
                                              p.dim,    p.ids,           p.classes};
   OperandCopy<T, Rows::all, Tile::kA, Tile::kM, kAlign> copy_a(input, first_row);
   E::start_block(a, first_row, shared);
+  typename E::Running running;
+  running.clear();
   for (int64_t sample = begin; sample < end; sample += Tile::kN) {
     E::load_samples(a, first_row, sample, end, shared);
     OperandCopy<T, Rows::chosen, Tile::kB, Tile::kN, kAlign> copy_b(weight, sample);
     Tile tile;
     tile.clear();
     multiply_tile(tile, copy_a, copy_b, 0, tile_steps<Tile>(p.dim), stages);  // publishes `shared`
-    E::score_tile(a, first_row, sample, tile, shared);
+    E::score_tile(a, first_row, sample, tile, running, shared);
     if (a.logits != nullptr) {
       store_tile(tile, a.logits + first_row * a.logits_stride + sample, a.logits_stride,
                  p.batch - first_row, end - sample, false);
     }
     __syncthreads();
   }
-  E::finish_block(a, first_row, shared);
+  E::finish_block(a, first_row, running, shared);
 }
 
 template <class E, int kAlign>
@@ -93,23 +98,17 @@ cudaError_t score_by(const Arguments& arguments, MatmulPath path, cudaStream_t s
   });
 }
 
-// The largest of a value over the lanes of the tile that share a row; and the sum.
-template <class Tile, class A>
-__device__ __forceinline__ A row_max(A value) {
+// The (max, sum) of each row over a warp's columns into shared memory, for all threads to read:
+// of_row(i) is that of the thread's row i.
+template <class Tile, class OfRow>
+__device__ __forceinline__ void publish_lse(
+    OfRow of_row, OnlineLse<typename Tile::Accumulator> (&lse)[Tile::kWarpsPerRow][Tile::kM]) {
 #pragma unroll
-  for (int offset = Tile::kLanesPerRow / 2; offset > 0; offset /= 2) {
-    const A other = __shfl_xor_sync(~0u, value, offset);
-    value = other > value ? other : value;
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const auto all = of_row(i);
+    if (threadIdx.x % Tile::kLanesPerRow == 0) lse[Tile::warp_in_row()][Tile::row(i)] = all;
   }
-  return value;
-}
-template <class Tile, class A>
-__device__ __forceinline__ A row_sum(A value) {
-#pragma unroll
-  for (int offset = Tile::kLanesPerRow / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(~0u, value, offset);
-  }
-  return value;
+  __syncthreads();
 }
 
 }  // namespace ssc::cuda

@@ -1,6 +1,7 @@
 // z of general negatives, as `score`: its epilogue caps logits, knows hits by their bits, and sums
 // exp or softplus. Beside score.h's traffic, B S / 8 bytes of bits.
 #include "csrc/core/logit_correction.h"
+#include "csrc/cuda/loss/row_bits.h"
 #include "csrc/cuda/loss/score.h"
 #include "csrc/cuda/negatives/negatives.h"
 
@@ -25,26 +26,31 @@ struct NegativeScore {
   using T = typename Tile::Element;
   using A = typename Tile::Accumulator;
   using Arguments = NegativeArguments<T>;
-  static constexpr int kWords = Tile::kN / 32;
+  static constexpr int kResidentBlocks = 1;
+  static constexpr int kWords = RowBits<Tile>::kWords;
+
+  // Of a thread's logits of each of its rows; for sigmoid, `lse` has the sums of softplus(z) alone.
+  struct Running {
+    RunningLse<Tile> lse;
+    A peak[Tile::kRows];
+
+    __device__ __forceinline__ void clear() {
+      lse.clear();
+#pragma unroll
+      for (A& p : peak) p = empty_lse<A>().max;
+    }
+  };
 
   struct Shared {
     A bias[Tile::kN];       // b / τ; ids out of range NaN
     A log_count[Tile::kN];  // past the end +inf
-    uint32_t hits[Tile::kM][kWords];
+    RowBits<Tile> hits;
     OnlineLse<A> lse[Tile::kWarpsPerRow][Tile::kM];
     A peak[Tile::kWarpsPerRow][Tile::kM];
   };
 
   __device__ __forceinline__ static void start_block(const Arguments& /*a*/, int64_t /*first_row*/,
-                                                     Shared& shared) {
-    for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
-#pragma unroll
-      for (int w = 0; w < Tile::kWarpsPerRow; ++w) {
-        shared.lse[w][i] = empty_lse<A>();
-        shared.peak[w][i] = -static_cast<A>(__builtin_inf());
-      }
-    }
-  }
+                                                     Shared& /*shared*/) {}
 
   __device__ __forceinline__ static void load_samples(const Arguments& a, int64_t first_row,
                                                       int64_t first, int64_t end, Shared& shared) {
@@ -67,15 +73,75 @@ struct NegativeScore {
     }
     for (int i = static_cast<int>(threadIdx.x); i < Tile::kM * kWords; i += kTileThreads) {
       const int64_t row = first_row + i / kWords;
-      shared.hits[i / kWords][i % kWords] =
+      shared.hits.word[i / kWords][i % kWords] =
           row < p.batch ? a.bits[bit_word(row, p.batch, first + i % kWords * 32)] : 0u;
     }
   }
 
-  // Logits before the correction, in place.
-  __device__ __forceinline__ static void cap_tile(const Arguments& a, Tile& tile,
-                                                  const Shared& shared) {
-    const A inv_temperature = a.problem.inv_temperature;
+  __device__ __forceinline__ static void score_tile(const Arguments& a, int64_t /*first_row*/,
+                                                    int64_t /*first_sample*/, Tile& tile,
+                                                    Running& running, Shared& shared) {
+    correct(a, tile, shared);
+    // What is removed is no peak either, so that the largest logit is.
+    const bool remove = a.problem.remove_accidental_hits;
+    if (remove) remove_hits(shared.hits, tile);
+    if (!remove || a.sigmoid) add_peaks(shared.hits, tile, running);
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i) {
+      if (a.sigmoid) {
+        running.lse.sum[i] += softplus_sum(tile, i);
+      } else {
+        running.lse.add(tile, i);
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void finish_block(const Arguments& a, int64_t first_row,
+                                                      const Running& running, Shared& shared) {
+    const bool peak_is_max = a.problem.remove_accidental_hits && !a.sigmoid;
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i) {
+      const A peak = row_max<Tile>(running.peak[i]);
+      if (threadIdx.x % Tile::kLanesPerRow == 0) {
+        shared.peak[Tile::warp_in_row()][Tile::row(i)] = peak;
+      }
+    }
+    const auto of_row = [&](int i) {
+      return a.sigmoid ? OnlineLse<A>{A(0), row_sum<Tile>(running.lse.sum[i])}
+                       : running.lse.over_lanes(i);
+    };
+    publish_lse<Tile>(of_row, shared.lse);
+    for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
+      const int64_t row = first_row + i;
+      if (row >= a.problem.batch) break;
+      OnlineLse<A> all = shared.lse[0][i];
+      A peak = shared.peak[0][i];
+#pragma unroll
+      for (int w = 1; w < Tile::kWarpsPerRow; ++w) {
+        const OnlineLse<A> other = shared.lse[w][i];
+        all = a.sigmoid ? OnlineLse<A>{A(0), all.sum + other.sum}
+                        : merge_lse(all, other, [](A x) { return sum_exp(x); });
+        peak = larger(peak, shared.peak[w][i]);
+      }
+      const int64_t place = static_cast<int64_t>(blockIdx.y) * a.problem.batch + row;
+      a.parts.lse[place] = all;
+      a.parts.peak[place] = peak_is_max ? all.max : peak;
+    }
+  }
+
+ private:
+  // Logits from products, in place.
+  __device__ __forceinline__ static void correct(const Arguments& a, Tile& tile,
+                                                 const Shared& shared) {
+    const A infinity = static_cast<A>(__builtin_inf()), inv_temperature = a.problem.inv_temperature;
+    A bias[Tile::kColumns], log_count[Tile::kColumns];
+    bool left_out = false;
+#pragma unroll
+    for (int j = 0; j < Tile::kColumns; ++j) {
+      bias[j] = shared.bias[Tile::column(j)];
+      log_count[j] = shared.log_count[Tile::column(j)];
+      left_out |= log_count[j] == infinity;
+    }
     if (a.softcap > A(0)) {
       const A inverse = A(1) / a.softcap;
 #pragma unroll
@@ -83,17 +149,41 @@ struct NegativeScore {
 #pragma unroll
         for (int j = 0; j < Tile::kColumns; ++j) {
           A& z = tile.at(i, j);
-          const A x = z * inv_temperature + shared.bias[Tile::column(j)];
-          z = a.softcap * logit_tanh(x * inverse);
+          const A x = z * inv_temperature + bias[j];
+          z = a.softcap * logit_tanh(x * inverse) - log_count[j];
         }
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < Tile::kRows; ++i) {
+      for (int j = 0; j < Tile::kColumns; ++j) {
+        const A adjust = bias[j] - log_count[j];
 #pragma unroll
-        for (int j = 0; j < Tile::kColumns; ++j) {
-          A& z = tile.at(i, j);
-          z = z * inv_temperature + shared.bias[Tile::column(j)];
+        for (int i = 0; i < Tile::kRows; ++i) {
+          tile.at(i, j) = tile.at(i, j) * inv_temperature + adjust;
+        }
+      }
+    }
+    if (!left_out) return;
+    // Samples that are left out or past the end stay out, whatever their products are.
+#pragma unroll
+    for (int j = 0; j < Tile::kColumns; ++j) {
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; ++i) {
+        if (log_count[j] == infinity) tile.at(i, j) = -infinity;
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void add_peaks(const RowBits<Tile>& hits, Tile& tile,
+                                                   Running& running) {
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i) {
+      const int row = Tile::row(i);
+      const bool any = hits.any(row);
+#pragma unroll
+      for (int j = 0; j < Tile::kColumns; ++j) {
+        if (!any || !hits.at(row, Tile::column(j))) {
+          running.peak[i] = larger(running.peak[i], tile.at(i, j));
         }
       }
     }
@@ -112,72 +202,6 @@ struct NegativeScore {
       product += e + product * e;
     }
     return positive + row_log1p(product);
-  }
-
-  __device__ __forceinline__ static void score_tile(const Arguments& a, int64_t /*first_row*/,
-                                                    int64_t /*first_sample*/, Tile& tile,
-                                                    Shared& shared) {
-    const auto exponential = [](A x) { return sum_exp(x); };
-    const A infinity = static_cast<A>(__builtin_inf());
-    const bool remove = a.problem.remove_accidental_hits;
-    cap_tile(a, tile, shared);
-#pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i) {
-      const int row = Tile::row(i);
-      A max = -infinity, peak = max;
-#pragma unroll
-      for (int j = 0; j < Tile::kColumns; ++j) {
-        const int column = Tile::column(j);
-        A& z = tile.at(i, j);
-        // Samples that are left out or past the end stay out, whatever their products are.
-        const A log_count = shared.log_count[column];
-        z = log_count == infinity ? -infinity : z - log_count;
-        if ((shared.hits[row][column / 32] >> column % 32 & 1u) == 0) {
-          peak = z > peak ? z : peak;
-        } else if (remove) {
-          z = -infinity;
-        }
-        max = z > max ? z : max;
-      }
-      peak = row_max<Tile>(peak);
-      A sum = 0;
-      if (a.sigmoid) {
-        sum = softplus_sum(tile, i);
-      } else {
-        max = row_max<Tile>(max);
-        const A reference = lse_reference(max);
-#pragma unroll
-        for (int j = 0; j < Tile::kColumns; ++j) sum += exponential(tile.at(i, j) - reference);
-      }
-      sum = row_sum<Tile>(sum);
-      if (threadIdx.x % Tile::kLanesPerRow == 0) {
-        OnlineLse<A>& running = shared.lse[Tile::warp_in_row()][row];
-        A& highest = shared.peak[Tile::warp_in_row()][row];
-        running = a.sigmoid ? OnlineLse<A>{A(0), running.sum + sum}
-                            : merge_lse(running, {max, sum}, exponential);
-        highest = peak > highest ? peak : highest;
-      }
-    }
-  }
-
-  __device__ __forceinline__ static void finish_block(const Arguments& a, int64_t first_row,
-                                                      const Shared& shared) {
-    for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
-      const int64_t row = first_row + i;
-      if (row >= a.problem.batch) break;
-      OnlineLse<A> all = shared.lse[0][i];
-      A peak = shared.peak[0][i];
-#pragma unroll
-      for (int w = 1; w < Tile::kWarpsPerRow; ++w) {
-        const OnlineLse<A> other = shared.lse[w][i];
-        all = a.sigmoid ? OnlineLse<A>{A(0), all.sum + other.sum}
-                        : merge_lse(all, other, [](A x) { return sum_exp(x); });
-        peak = shared.peak[w][i] > peak ? shared.peak[w][i] : peak;
-      }
-      const int64_t place = static_cast<int64_t>(blockIdx.y) * a.problem.batch + row;
-      a.parts.lse[place] = all;
-      a.parts.peak[place] = peak;
-    }
   }
 };
 
