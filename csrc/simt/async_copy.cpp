@@ -29,22 +29,15 @@ void land(Thread& thread, size_t count, const void* pc) {
 
 }  // namespace
 
-void async_copy(void* shared, const void* global, int bytes, int source_bytes) {
+void async_copy(void* shared, const void* global, int bytes) {
   Thread& thread = *running.current;
   const void* pc = __builtin_return_address(0);
   const auto mask = static_cast<uint64_t>(bytes) - 1;
   if ((reinterpret_cast<uint64_t>(shared) & mask) != 0) reject(pc, "destination", shared, bytes);
-  if (source_bytes < 0 || source_bytes > bytes) {
-    report(Finding::bounds, pc, "cp.async of ", bytes, " bytes with a source size of ",
-           source_bytes);
-    abort_launch();
-  }
   PendingCopy copy{static_cast<std::byte*>(shared), {}, static_cast<uint8_t>(bytes)};
-  if (source_bytes > 0) {
-    if ((reinterpret_cast<uint64_t>(global) & mask) != 0) reject(pc, "source", global, bytes);
-    checks_access(global, static_cast<uint32_t>(source_bytes), Access::read, pc);
-    std::memcpy(copy.data, global, static_cast<size_t>(source_bytes));
-  }
+  if ((reinterpret_cast<uint64_t>(global) & mask) != 0) reject(pc, "source", global, bytes);
+  checks_access(global, static_cast<uint32_t>(bytes), Access::read, pc);
+  std::memcpy(copy.data, global, static_cast<size_t>(bytes));
   checks_copy_issued(shared, static_cast<uint32_t>(bytes), pc);
   std::memset(shared, kPoison, static_cast<size_t>(bytes));
   thread.copies.push_back(copy);

@@ -6,7 +6,7 @@
 
 namespace ssc::simt {
 
-void async_copy(void* shared, const void* global, int bytes, int source_bytes);
+void async_copy(void* shared, const void* global, int bytes);
 void async_commit();
 void async_wait(int pending);
 void async_wait_all();
@@ -18,13 +18,7 @@ namespace ssc::cuda {
 template <int kBytes>
 __forceinline__ void cp_async(void* shared, const void* global) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  simt::async_copy(shared, global, kBytes, kBytes);
-}
-
-template <int kBytes>
-__forceinline__ void cp_async_zfill(void* shared, const void* global, int source_bytes) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  simt::async_copy(shared, global, kBytes, source_bytes);
+  simt::async_copy(shared, global, kBytes);
 }
 
 __forceinline__ void cp_async_commit() { simt::async_commit(); }

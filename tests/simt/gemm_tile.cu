@@ -32,8 +32,12 @@ __device__ void copy_tile(T (*tile)[kPitchOf], const T* x, int row, int rows, in
   for (int chunk = threadIdx.x; chunk < kTileRows * kPerRow; chunk += blockDim.x) {
     const int r = chunk / kPerRow, c = chunk % kPerRow * 8;
     const int left = row + r < rows ? min(max(depth - k - c, 0), 8) : 0;
-    cuda::cp_async_zfill<16>(&tile[r][c], x + int64_t{row + r} * pitch + k + c,
-                             left * static_cast<int>(sizeof(T)));
+    const T* const from = x + int64_t{row + r} * pitch + k + c;
+    if (left == 8) {
+      cuda::cp_async<16>(&tile[r][c], from);
+    } else {
+      for (int e = 0; e < 8; ++e) tile[r][c + e] = e < left ? from[e] : T{};
+    }
   }
 }
 

@@ -30,34 +30,6 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global) {
 #endif
 }
 
-// As cp_async, but only the first source_bytes (0..kBytes) are read; the rest becomes zero. With 0
-// the source may be any address.
-template <int kBytes>
-__device__ __forceinline__ void cp_async_zfill(void* shared, const void* global, int source_bytes) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
-                 "r"(source_bytes)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global),
-                 "n"(kBytes), "r"(source_bytes)
-                 : "memory");
-  }
-#else
-  if (source_bytes == kBytes) {
-    cp_async<kBytes>(shared, global);
-    return;
-  }
-#pragma unroll 1  // the ends of rows alone
-  for (int i = 0; i < kBytes; ++i) {
-    static_cast<char*>(shared)[i] = i < source_bytes ? static_cast<const char*>(global)[i] : 0;
-  }
-#endif
-}
-
 // Closes the group of this thread's copies since the last commit; a group may be empty.
 __device__ __forceinline__ void cp_async_commit() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800

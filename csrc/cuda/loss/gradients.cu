@@ -3,6 +3,7 @@
 #include "csrc/cuda/device/grid.h"
 #include "csrc/cuda/device/number.h"
 #include "csrc/cuda/loss/gradients.h"
+#include "csrc/cuda/loss/probability.h"
 
 namespace ssc::cuda {
 namespace {
@@ -45,10 +46,10 @@ __global__ void __launch_bounds__(kElementThreads)
   if (blockIdx.y == 0 && threadIdx.x == 0) {
     c.target_coefficient[row] = counts ? k * row_expm1(-c.loss[row]) : A(0);
   }
-  for (int64_t s = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; s < p.samples;
+  for (int64_t s = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; s < c.stride;
        s += static_cast<int64_t>(gridDim.y) * kElementThreads) {
-    const A e = counts ? k * sum_exp(c.logits[row * c.stride + s] - lse) : A(0);
-    c.probabilities[row * c.stride + s] = to_storage<T>(e);
+    const A e = counts && s < p.samples ? k * sum_exp(c.logits[row * c.stride + s] - lse) : A(0);
+    c.probabilities[row * c.stride + s] = to_probability(c, e);
   }
 }
 
@@ -157,7 +158,7 @@ cudaError_t scale_of_rows(const LossProblem<T>& problem,
 template <class T>
 cudaError_t probabilities(const GradChunk<T>& chunk, cudaStream_t stream) {
   if (chunk.problem.batch == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(chunk.problem.batch), row_blocks(chunk.problem.samples));
+  const dim3 grid(static_cast<unsigned>(chunk.problem.batch), row_blocks(chunk.stride));
   return launch(probabilities_kernel<T>, grid, kElementThreads, 0, stream, chunk);
 }
 

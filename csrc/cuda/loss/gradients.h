@@ -29,9 +29,10 @@ struct GradChunk {
   const A* row_scale;      // [rows]
   const A* kappa;          // [1]
   const A* logits;         // [rows][stride]
-  T* probabilities;        // [rows][stride]; may be `logits` where the types agree
+  T* probabilities;        // [rows][stride], zeros after S; may be `logits` where the types agree
   A* target_coefficient;   // [rows]: c_i
   int64_t stride;
+  MatmulPath path;  // of the products; floats of P are rounded to tf32 where tensor cores take them
 };
 
 // row_scale: [rows].
@@ -46,7 +47,7 @@ cudaError_t probabilities(const GradChunk<T>& chunk, cudaStream_t stream);
 // partial: [splits][rows][D].
 template <class T>
 cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* partial, int splits,
-                           MatmulPath path, cudaStream_t stream);
+                           cudaStream_t stream);
 
 template <class T>
 cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A* partial,
@@ -55,7 +56,7 @@ cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A
 // rows: [S][D], stored or, if `accumulate`, added to.
 template <class T>
 cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* rows,
-                            bool accumulate, MatmulPath path, cudaStream_t stream);
+                            bool accumulate, cudaStream_t stream);
 
 // sums: [S].
 template <class T>

@@ -60,7 +60,7 @@ cudaError_t product(const ProductArguments<Tile, kRows>& arguments, int splits,
   if (p.m == 0 || p.n == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(ceil_div(p.n, Tile::kN)),
                   static_cast<unsigned>(ceil_div(p.m, Tile::kM)), static_cast<unsigned>(splits));
-  return with_alignment(p.a.data, p.a.stride, p.b.data, p.b.stride, [&](auto align) {
+  return with_alignment(p.a, p.b, [&](auto align) {
     constexpr int kBytes = kPipelineBytes<Tile>;
     constexpr auto kernel = product_kernel<Tile, kRows, decltype(align)::value>;
     const cudaError_t error = allow_shared(kernel, kBytes, 0);
@@ -73,12 +73,12 @@ cudaError_t product(const ProductArguments<Tile, kRows>& arguments, int splits,
 
 template <class T>
 cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* partial, int splits,
-                           MatmulPath path, cudaStream_t stream) {
+                           cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
-  const RowSource<T, Rows::all> a = {chunk.probabilities, chunk.stride, p.batch, p.samples};
+  const RowSource<T, Rows::all> a = {chunk.probabilities, chunk.stride, p.batch, chunk.stride};
   const RowSource<T, Rows::chosen> b = {p.weight, p.weight_stride, p.samples,
                                         p.dim,    p.ids,           p.classes};
-  return with_tile<T, Order::along_k, Order::along_extent>(path, [&](auto tile) {
+  return with_tile<T, Order::along_k, Order::along_extent>(chunk.path, [&](auto tile) {
     using Tile = typename decltype(tile)::type;
     const ProductArguments<Tile, Rows::chosen> arguments{a,         b,       p.batch, p.dim,
                                                          p.samples, partial, false};
@@ -88,12 +88,12 @@ cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* 
 
 template <class T>
 cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* rows,
-                            bool accumulate, MatmulPath path, cudaStream_t stream) {
+                            bool accumulate, cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
-  const RowSource<T, Rows::all> a = {chunk.probabilities, chunk.stride, p.batch, p.samples};
+  const RowSource<T, Rows::all> a = {chunk.probabilities, chunk.stride, p.batch, chunk.stride};
   const RowSource<T, Rows::counted> b = {p.input,  p.input_stride, p.batch,       p.dim,
                                          p.target, p.batch,        p.ignore_index};
-  return with_tile<T, Order::along_extent, Order::along_extent>(path, [&](auto tile) {
+  return with_tile<T, Order::along_extent, Order::along_extent>(chunk.path, [&](auto tile) {
     using Tile = typename decltype(tile)::type;
     const ProductArguments<Tile, Rows::counted> arguments{a,       b,    p.samples, p.dim,
                                                           p.batch, rows, accumulate};
@@ -101,11 +101,9 @@ cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A*
   });
 }
 
-#define SSC_PRODUCTS_INSTANCE(T)                                                                \
-  template cudaError_t input_products(const GradChunk<T>&, GradChunk<T>::A*, int, MatmulPath,   \
-                                      cudaStream_t);                                            \
-  template cudaError_t weight_products(const GradChunk<T>&, GradChunk<T>::A*, bool, MatmulPath, \
-                                       cudaStream_t)
+#define SSC_PRODUCTS_INSTANCE(T)                                                                 \
+  template cudaError_t input_products(const GradChunk<T>&, GradChunk<T>::A*, int, cudaStream_t); \
+  template cudaError_t weight_products(const GradChunk<T>&, GradChunk<T>::A*, bool, cudaStream_t)
 SSC_FOR_TYPES(SSC_PRODUCTS_INSTANCE);
 #undef SSC_PRODUCTS_INSTANCE
 

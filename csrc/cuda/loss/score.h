@@ -29,6 +29,16 @@
 
 namespace ssc::cuda {
 
+template <class T>
+__host__ __device__ RowSource<T, Rows::all> input_rows(const LossProblem<T>& p) {
+  return {p.input, p.input_stride, p.batch, p.dim};
+}
+// Of the samples before `end`.
+template <class T>
+__host__ __device__ RowSource<T, Rows::chosen> weight_rows(const LossProblem<T>& p, int64_t end) {
+  return {p.weight, p.weight_stride, end, p.dim, p.ids, p.classes};
+}
+
 template <class E, int kAlign>
 __global__ void __launch_bounds__(kTileThreads, E::kResidentBlocks)
     score_kernel(const __grid_constant__ typename E::Arguments a) {
@@ -48,9 +58,8 @@ __global__ void __launch_bounds__(kTileThreads, E::kResidentBlocks)
   const int64_t last = tiles * (blockIdx.y + 1) / gridDim.y * Tile::kN;
   const int64_t end = last < p.samples ? last : p.samples;
 
-  const RowSource<T, Rows::all> input = {p.input, p.input_stride, p.batch, p.dim};
-  const RowSource<T, Rows::chosen> weight = {p.weight, p.weight_stride, end,
-                                             p.dim,    p.ids,           p.classes};
+  const RowSource<T, Rows::all> input = input_rows(p);
+  const RowSource<T, Rows::chosen> weight = weight_rows(p, end);
   OperandCopy<T, Rows::all, Tile::kA, Tile::kM, kAlign> copy_a(input, first_row);
   E::start_block(a, first_row, shared);
   typename E::Running running;
@@ -92,7 +101,7 @@ cudaError_t score_by(const Arguments& arguments, MatmulPath path, cudaStream_t s
   if (p.batch == 0) return cudaSuccess;
   return with_tile<T, k, k>(path, [&](auto tile) {
     using E = Epilogue<typename decltype(tile)::type>;
-    return with_alignment(p.input, p.input_stride, p.weight, p.weight_stride, [&](auto align) {
+    return with_alignment(input_rows(p), weight_rows(p, p.samples), [&](auto align) {
       return launch_score<E, decltype(align)::value>(arguments, stream);
     });
   });

@@ -2,6 +2,7 @@
 #include "csrc/core/logit_correction.h"
 #include "csrc/cuda/device/grid.h"
 #include "csrc/cuda/device/number.h"
+#include "csrc/cuda/loss/probability.h"
 #include "csrc/cuda/loss/row_loss.h"
 #include "csrc/cuda/negatives/negatives.h"
 
@@ -127,9 +128,9 @@ __global__ void __launch_bounds__(kElementThreads)
   const bool counts = p.target[row] != p.ignore_index;
   const A k = counts ? c.row_scale[row] / *c.kappa * p.inv_temperature : A(0);
   const A lse = c.lse[row];
-  for (int64_t s = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; s < p.samples;
+  for (int64_t s = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; s < c.stride;
        s += static_cast<int64_t>(gridDim.y) * kElementThreads) {
-    const A z = c.logits[row * c.stride + s];
+    const A z = s < p.samples ? c.logits[row * c.stride + s] : -static_cast<A>(__builtin_inf());
     A e = 0;
     if (counts && z != -static_cast<A>(__builtin_inf())) {  // left out; NaN is not
       if (a.sigmoid) {
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kElementThreads)
         e *= (A(1) - tanh) * (A(1) + tanh);
       }
     }
-    c.probabilities[row * c.stride + s] = to_storage<T>(e);
+    c.probabilities[row * c.stride + s] = to_probability(c, e);
   }
 }
 

@@ -49,15 +49,15 @@ struct FmaTile {
 #pragma unroll 1  // unrolled, the loads of all chunks are hoisted and take 250 registers
     for (int chunk = 0; chunk < TileA::kDepth / kChunk; ++chunk) {
       Accumulator ak[kSide][kChunk];
+      if constexpr (kOrderA == Order::along_k) {
 #pragma unroll
-      for (int i = 0; i < kSide; ++i) {
-        if constexpr (kOrderA == Order::along_k) load(ak[i], a + TileA::at(row(i), chunk));
+        for (int i = 0; i < kSide; ++i) load(ak[i], along_k<TileA>(a, thread_y(), i, chunk));
       }
       if constexpr (kOrderB == Order::along_k) {
 #pragma unroll
         for (int j = 0; j < kSide; ++j) {
           Accumulator bk[kChunk];
-          load(bk, b + TileB::at(column(j), chunk));
+          load(bk, along_k<TileB>(b, thread_x(), j, chunk));
 #pragma unroll
           for (int k = 0; k < kChunk; ++k) {
 #pragma unroll
@@ -97,6 +97,14 @@ struct FmaTile {
   __device__ __forceinline__ static int place(int thread, int i) {
     if constexpr (kOrder == Order::along_k) return thread + 16 * i;
     return (thread + i / kPiece * 16) * kPiece + i % kPiece;
+  }
+
+  // A chunk of a thread's row i. Rows that are 16 apart have their chunks at the same places, so that
+  // they share an address but for a constant.
+  template <class Tile>
+  __device__ __forceinline__ static const T* along_k(const T* tile, int thread, int i, int chunk) {
+    static_assert(Tile::at(16, 1) == Tile::at(0, 1) + 16 * Tile::kRowElements);
+    return tile + Tile::at(thread, chunk) + i * (16 * Tile::kRowElements);
   }
 
   template <int kCount>

@@ -46,21 +46,26 @@ struct RowSource {
   int64_t matrix_rows = 0;          // chosen: labels outside [0, matrix_rows) are not followed
   int64_t ignored = 0;              // counted
 
-  // Loaded some time before the row is asked for, so that nothing waits for it.
+  // Of a row that is there, r < rows. Loaded some time before it is asked for, so that nothing waits.
   __device__ __forceinline__ int64_t label(int64_t r) const {
-    if (kRows == Rows::chosen && labels == nullptr) return r;
-    return kRows != Rows::all && r < rows ? labels[r] : 0;
+    if constexpr (kRows == Rows::all) return 0;
+    return kRows == Rows::chosen && labels == nullptr ? r : labels[r];
   }
 
-  // Null for what is left out or not there: it reads as zeros.
-  __device__ __forceinline__ const T* row(int64_t r, int64_t label) const {
-    bool there = r < rows;
+  // Whether a row with this label is read, not zeros.
+  __device__ __forceinline__ bool holds(int64_t label) const {
     if constexpr (kRows == Rows::chosen) {
-      there = there && static_cast<uint64_t>(label) < static_cast<uint64_t>(matrix_rows);
+      return static_cast<uint64_t>(label) < static_cast<uint64_t>(matrix_rows);
     } else if constexpr (kRows == Rows::counted) {
-      there = there && label != ignored;
+      return label != ignored;
+    } else {
+      return true;
     }
-    return there ? data + (kRows == Rows::chosen ? label : r) * stride : nullptr;
+  }
+
+  // Of a row that holds something.
+  __device__ __forceinline__ const T* row(int64_t r, int64_t label) const {
+    return data + (kRows == Rows::chosen ? label : r) * stride;
   }
 };
 
@@ -74,8 +79,8 @@ struct SharedTile {
   static constexpr int kElements = kExtent * kDepth;
 
   // The element at which chunk `chunk` of row `row` begins.
-  __device__ __forceinline__ static int at(int row, int chunk) {
-    int place;
+  __device__ __forceinline__ static constexpr int at(int row, int chunk) {
+    int place = 0;
     if constexpr (kOrder == Order::along_k) {
       place = chunk ^ ((row >> 1) & 3);
     } else if constexpr (sizeof(T) == 2) {
@@ -87,35 +92,34 @@ struct SharedTile {
   }
 };
 
-// 16 bytes, of which the first `valid` are read and the rest becomes zero, when all rows of the
-// matrix begin at multiples of kAlign bytes.
+// The first `valid` bytes of a chunk, and zeros in the place of the others; multiples of kAlign, as
+// all rows and widths of the matrix are. (cp.async can fill up with zeros itself, but that takes five
+// more of the machine's instructions than a predicate.)
 template <int kAlign>
 __device__ __forceinline__ void copy_chunk(void* shared, const void* global, int valid) {
-  if constexpr (kAlign == 16) {
-    cp_async_zfill<16>(shared, global, valid);
-  } else if constexpr (kAlign >= 4) {
+  using Piece =
+      std::conditional_t<kAlign == 2, uint16_t, std::conditional_t<kAlign == 4, int, int4>>;
 #pragma unroll
-    for (int i = 0; i < kChunkBytes; i += kAlign) {
-      const int left = valid - i;
-      cp_async_zfill<kAlign>(static_cast<char*>(shared) + i, static_cast<const char*>(global) + i,
-                             left < 0        ? 0
-                             : left < kAlign ? left
-                                             : kAlign);
-    }
-  } else {  // 2 bytes: cp.async has no such copy
-#pragma unroll
-    for (int i = 0; i < kChunkBytes / 2; ++i) {
-      static_cast<uint16_t*>(shared)[i] =
-          2 * i < valid ? static_cast<const uint16_t*>(global)[i] : uint16_t{0};
+  for (int i = 0; i < kChunkBytes; i += kAlign) {
+    auto* const to = reinterpret_cast<Piece*>(static_cast<char*>(shared) + i);
+    const auto* const from = reinterpret_cast<const Piece*>(static_cast<const char*>(global) + i);
+    if (i >= valid) {
+      *to = Piece{};
+    } else if constexpr (kAlign >= 4) {
+      cp_async<kAlign>(to, from);
+    } else {  // cp.async has no such copy
+      *to = *from;
     }
   }
 }
 
-// Calls f with the widest kAlign, as a std::integral_constant, that the rows of both matrices have.
-template <class T, class F>
-cudaError_t with_alignment(const T* a, int64_t a_stride, const T* b, int64_t b_stride, F&& f) {
-  const uintptr_t places = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) |
-                           static_cast<uintptr_t>(a_stride | b_stride) * sizeof(T);
+// Calls f with the widest kAlign, as a std::integral_constant, that the rows of both operands have,
+// and their widths.
+template <class T, Rows kRowsA, Rows kRowsB, class F>
+cudaError_t with_alignment(const RowSource<T, kRowsA>& a, const RowSource<T, kRowsB>& b, F&& f) {
+  const uintptr_t places =
+      reinterpret_cast<uintptr_t>(a.data) | reinterpret_cast<uintptr_t>(b.data) |
+      static_cast<uintptr_t>(a.stride | b.stride | a.width | b.width) * sizeof(T);
   if (places % 16 == 0) return f(std::integral_constant<int, 16>{});
   if constexpr (sizeof(T) == 2) {
     if (places % 4 != 0) return f(std::integral_constant<int, 2>{});
@@ -124,7 +128,7 @@ cudaError_t with_alignment(const T* a, int64_t a_stride, const T* b, int64_t b_s
 }
 
 // Copies the tiles of one operand, one step of k after the other. `begin` is the tile's first m or
-// n.
+// n. All that can be known before is: a chunk costs a comparison with the step and an address.
 template <class T, Rows kRows, Order kOrder, int kExtent, int kAlign>
 class OperandCopy {
  public:
@@ -134,15 +138,17 @@ class OperandCopy {
 
   __device__ __forceinline__ OperandCopy(const RowSource<T, kRows>& source, int64_t begin)
       : source_(source), begin_(begin) {
-    if constexpr (kOrder == Order::along_extent) {
-      bytes_ = bytes_from(begin + chunk_column());
-    } else {
+    if constexpr (kOrder == Order::along_extent) bytes_ = bytes_from(begin + chunk_column());
 #pragma unroll
-      for (int i = 0; i < kPerThread; ++i) {
+    for (int i = 0; i < kPerThread; ++i) {
+      if constexpr (kOrder == Order::along_extent) {
+        steps_[i] = bytes_ > 0 ? steps_in(source.rows - tile_row(i)) : 0;
+      } else {
         const int64_t r = begin + tile_row(i);
-        const T* const row = source.row(r, source.label(r));
-        row_[i] = row == nullptr ? source.data : row;
-        there_ |= static_cast<unsigned>(row != nullptr) << i;
+        const int64_t label = r < source.rows ? source.label(r) : 0;
+        const bool there = r < source.rows && source.holds(label);
+        from_[i] = (there ? source.row(r, label) : source.data) + chunk_column();
+        steps_[i] = there ? steps_in(source.width - chunk_column()) : 0;
       }
     }
   }
@@ -150,46 +156,67 @@ class OperandCopy {
   // Before the first of consecutive steps.
   __device__ __forceinline__ void start(int step) {
     if constexpr (kOrder == Order::along_extent) {
-#pragma unroll
-      for (int i = 0; i < kPerThread; ++i) label_[i] = source_.label(step_row(step, i));
+      from_[0] = source_.data + begin_ + chunk_column();
+      if constexpr (kRows != Rows::chosen) from_[0] += row_of(step, 0) * source_.stride;
+      load_labels(step);
     }
   }
 
-  // Where nothing is to be read, the address doesn't matter.
   __device__ __forceinline__ void copy(int step, T* shared) {
-    if constexpr (kOrder == Order::along_k) {
-      const int64_t column = static_cast<int64_t>(step) * Tile::kDepth + chunk_column();
-      const int bytes = bytes_from(column);
 #pragma unroll
-      for (int i = 0; i < kPerThread; ++i) {
-        copy_chunk<kAlign>(shared + place(i), row_[i] + column, (there_ >> i & 1) != 0 ? bytes : 0);
+    for (int i = 0; i < kPerThread; ++i) {
+      bool there = step < steps_[i];
+      const T* from;
+      int bytes = kChunkBytes;
+      if constexpr (kOrder == Order::along_k) {
+        const int64_t begin = static_cast<int64_t>(step) * Tile::kDepth;
+        from = from_[i] + begin;
+        if constexpr (kAlign < kChunkBytes) bytes = bytes_from(begin + chunk_column());
+      } else {
+        if constexpr (kRows != Rows::all) there = there && source_.holds(label_[i]);
+        if constexpr (kRows == Rows::chosen) {
+          from = from_[0] + (there ? label_[i] : 0) * source_.stride;
+        } else {
+          from = from_[0] + i * kRowStep * source_.stride;
+        }
+        if constexpr (kAlign < kChunkBytes) bytes = bytes_;
       }
-    } else {
-      const int64_t column = begin_ + chunk_column();
-#pragma unroll
-      for (int i = 0; i < kPerThread; ++i) {
-        const T* const row = source_.row(step_row(step, i), label_[i]);
-        copy_chunk<kAlign>(shared + place(i), row == nullptr ? source_.data : row + column,
-                           row == nullptr ? 0 : bytes_);
-      }
-      start(step + 1);
+      copy_chunk<kAlign>(shared + place(i), from, there ? bytes : 0);
+    }
+    if constexpr (kOrder == Order::along_extent) {
+      if constexpr (kRows != Rows::chosen) from_[0] += Tile::kDepth * source_.stride;
+      load_labels(step + 1);
     }
   }
 
  private:
   // Neighbouring threads copy neighbouring chunks of a row.
+  static constexpr int kRowStep = kTileThreads / Tile::kRowChunks;
   __device__ __forceinline__ static int tile_row(int i) {
-    return static_cast<int>(threadIdx.x) / Tile::kRowChunks + i * (kTileThreads / Tile::kRowChunks);
+    return static_cast<int>(threadIdx.x) / Tile::kRowChunks + i * kRowStep;
   }
   __device__ __forceinline__ static int tile_chunk() {
     return static_cast<int>(threadIdx.x) % Tile::kRowChunks;
+  }
+  __device__ __forceinline__ static int64_t row_of(int step, int i) {
+    return static_cast<int64_t>(step) * Tile::kDepth + tile_row(i);
   }
 
   __device__ __forceinline__ static int chunk_column() { return tile_chunk() * Tile::kChunk; }
   __device__ __forceinline__ static int place(int i) { return Tile::at(tile_row(i), tile_chunk()); }
 
-  __device__ __forceinline__ static int64_t step_row(int step, int i) {
-    return static_cast<int64_t>(step) * Tile::kDepth + tile_row(i);
+  __device__ __forceinline__ void load_labels(int step) {
+    if constexpr (kRows != Rows::all) {
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) {
+        if (step < steps_[i]) label_[i] = source_.label(row_of(step, i));
+      }
+    }
+  }
+
+  // The steps that begin before something that is `left` elements of k away from the first.
+  __device__ __forceinline__ static int steps_in(int64_t left) {
+    return left <= 0 ? 0 : static_cast<int>((left + Tile::kDepth - 1) / Tile::kDepth);
   }
 
   // The bytes of a chunk at the column that lie inside the operand.
@@ -203,12 +230,12 @@ class OperandCopy {
 
   const RowSource<T, kRows>& source_;
   const int64_t begin_;
-  // Along k the rows stay the same, with a bit of there_ for each; along m or n the columns do, and
-  // the rows of the next step are known by their labels.
-  const T* row_[kOrder == Order::along_k ? kPerThread : 1];
-  unsigned there_ = 0;
-  int64_t label_[kOrder == Order::along_k ? 1 : kPerThread];
-  int bytes_ = 0;
+  int steps_[kPerThread];  // in which there is something to read: those before this one
+  // Where it is: along k of each row, which stay the same; along m or n of the first row of a step,
+  // or of row 0 where rows are chosen.
+  const T* from_[kOrder == Order::along_k ? kPerThread : 1];
+  int64_t label_[kPerThread];  // along m or n, of the rows of the next step
+  int bytes_ = 0;              // along m or n, of each chunk
 };
 
 }  // namespace ssc::cuda
