@@ -100,10 +100,12 @@ struct FmaTile {
   }
 
   // A chunk of a thread's row i. Rows that are 16 apart have their chunks at the same places, so that
-  // they share an address but for a constant.
+  // they share an address but for a constant. Not of 16-bit types: nvcc would load all rows before it
+  // widens the first, and spill.
   template <class Tile>
   __device__ __forceinline__ static const T* along_k(const T* tile, int thread, int i, int chunk) {
     static_assert(Tile::at(16, 1) == Tile::at(0, 1) + 16 * Tile::kRowElements);
+    if constexpr (sizeof(T) == 2) return tile + Tile::at(thread + 16 * i, chunk);
     return tile + Tile::at(thread, chunk) + i * (16 * Tile::kRowElements);
   }
 
