@@ -7,11 +7,19 @@ bounded by the slowest of
     arithmetic   its FLOP, in whole tiles, over the rate of the instructions that it uses
     L2           the bytes that its blocks ask for, by the formula of the kernels' head comments
     memory       the bytes that have to come from or go to memory at least once
+    issue        its instructions, counted, over the schedulers' rate: 4 warp instructions per
+                 multiprocessor and clock
 
 and a step by the sum of its kernels, plus 2 us for each launch (which a CUDA graph mostly saves).
 That formula is what csrc/simt counts (tests/kernels/test_simt_gates.py), so the bounds are those of
 this code, not of the problem. Where the workspace of a chunk, at most 64 MiB, fits L2 together with
 the operands, its traffic is not counted as memory traffic.
+
+Instructions are those of the PTX for 8.0 as an executor runs it (tests/ptx/README.md), for each
+mma or fused multiply-add of a matmul, and for each 128 bytes of the others' traffic. They were
+counted without bias at B=512 S=2048 (plain float32 at B=256 S=1024) and D=512, `score` at D=128 as
+well. The machine's own are fewer: PTX loads every parameter by one of its own. "us before" is the
+bound by the counts from before the epilogues and element-wise kernels were rewritten (26209ca).
 
 Rates: the makers' data sheets (dense, boost clock). Tensor cores are programmed through mma.sync,
 which on Hopper reaches 0.62 of the peak that needs wgmma (Luo et al., "Dissecting the NVIDIA Hopper
@@ -36,6 +44,10 @@ LAUNCH = 2e-6
 CHUNK_BYTES = 64 << 20
 TILE = 128  # csrc/cuda/tile/{fma,tensor_core}.h
 DEPTH_BYTES = 64  # csrc/cuda/tile/operand.h
+ISSUE_PER_CLOCK = 4  # warp instructions of a multiprocessor
+
+# FLOP of a warp's instruction that multiplies: mma.m16n8k16, mma.m16n8k8, a fused multiply-add.
+MULTIPLY_FLOP = {"float32": 64, "tf32": 2048, "bfloat16": 4096, "float16": 4096}
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,11 @@ class Gpu:
     @property
     def l2(self) -> float:
         return 0.7 * 64 * self.multiprocessors * self.clock
+
+    @property
+    def issue(self) -> float:
+        """Warp instructions per second."""
+        return ISSUE_PER_CLOCK * self.multiprocessors * self.clock
 
     def arithmetic(self, dtype: str) -> float:
         """FLOP/s of the products of `dtype`."""
@@ -80,6 +97,56 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
+class Count:
+    """Warp instructions per multiplication, or per 128 bytes; over_width / D more for what a kernel
+    does per logit."""
+
+    each: float
+    over_width: float = 0.0
+
+
+def by_width(at_512: float, at_128: float) -> Count:
+    """From counts at two widths."""
+    slope = (at_128 - at_512) / (1 / 128 - 1 / 512)
+    return Count(at_512 - slope / 512, slope)
+
+
+# By kernel and dtype: before, now.
+HALF = {
+    "target_logits": (Count(13.4), Count(13.2)),
+    "score": (by_width(7.71, 20.60), by_width(5.25, 9.66)),
+    "probabilities": (Count(21.3), Count(12.6)),
+    "input_products": (Count(5.69), Count(5.35)),
+    "input_grad": (Count(28.0), Count(15.0)),
+    "weight_products": (Count(7.41), Count(6.04)),
+    "class_grads": (Count(50.1), Count(16.7)),
+}
+SINGLE = {  # the others are those of float32
+    "target_logits": (Count(5.7), Count(5.4)),
+    "probabilities": (Count(15.5), Count(9.3)),
+    "input_grad": (Count(19.8), Count(9.8)),
+    "class_grads": (Count(35.8), Count(11.9)),
+}
+COUNTS = {
+    "bfloat16": HALF,
+    "float16": HALF,
+    "tf32": SINGLE
+    | {
+        "score": (by_width(8.56, 15.01), by_width(7.52, 9.72)),
+        "input_products": (Count(9.12), Count(8.95)),
+        "weight_products": (Count(10.74), Count(10.07)),
+    },
+    "float32": SINGLE
+    | {
+        "score": (by_width(1.593, 1.841), by_width(1.729, 1.806)),
+        "input_products": (Count(1.532), Count(1.524)),
+        "weight_products": (Count(1.343), Count(1.313)),
+    },
+}
+BEFORE, NOW = 0, 1
+
+
+@dataclass(frozen=True)
 class Work:
     """The work of one kernel, over all its launches in a step: FLOP of matmuls (the others' count
     for nothing), bytes that blocks ask L2 for, bytes that memory has to move."""
@@ -89,6 +156,12 @@ class Work:
     l2: float
     memory: float
     launches: int = 1
+
+    def instructions(self, dtype: str, dim: int, when: int = NOW) -> float:
+        """Those of warps, from COUNTS."""
+        count = COUNTS[dtype][self.kernel][when]
+        units = self.flop / MULTIPLY_FLOP[dtype] if self.flop > 0 else self.l2 / 128
+        return units * (count.each + count.over_width / dim)
 
 
 def tiles(extent: int, side: int = TILE) -> int:
@@ -173,13 +246,22 @@ def step_work(batch: int, dim: int, samples: int, dtype: str, gpu: Gpu) -> Itera
     )
 
 
-def bounds(work: Work, gpu: Gpu, dtype: str) -> dict[str, float]:
+def bounds(work: Work, gpu: Gpu, dtype: str, dim: int, when: int = NOW) -> dict[str, float]:
     """Seconds that each limit takes by itself."""
     return {
         "arithmetic": work.flop / gpu.arithmetic(dtype),
         "L2": work.l2 / gpu.l2,
         "memory": work.memory / gpu.memory,
+        "issue": work.instructions(dtype, dim, when) / gpu.issue,
     }
+
+
+def step_time(shape: tuple[int, int, int], dtype: str, gpu: Gpu, when: int = NOW) -> float:
+    """Seconds of all kernels and launches."""
+    return sum(
+        max(bounds(work, gpu, dtype, shape[1], when).values()) + work.launches * LAUNCH
+        for work in step_work(*shape, dtype, gpu)
+    )
 
 
 def exact_matmuls(gpu: Gpu, batch: int, dim: int, classes: int, dtype: str) -> float:
@@ -190,18 +272,23 @@ def exact_matmuls(gpu: Gpu, batch: int, dim: int, classes: int, dtype: str) -> f
 def print_sheet(gpu: Gpu, shape: tuple[int, int, int], dtype: str) -> None:
     batch, dim, samples = shape
     print(f"\n{gpu.name}, B={batch} D={dim} S={samples} {dtype}: MODEL")
-    print(f"  {'kernel':16s} {'us':>9s}  bound by    {'arithmetic':>10s} {'L2':>9s} {'memory':>9s}")
-    total, flop, launches = 0.0, 0.0, 0
+    print(
+        f"  {'kernel':16s} {'us':>9s} {'us before':>9s}  bound by   "
+        f" {'arithmetic':>10s} {'L2':>9s} {'memory':>9s} {'issue':>9s}"
+    )
+    launches = 0
     for work in step_work(batch, dim, samples, dtype, gpu):
-        limits = bounds(work, gpu, dtype)
+        limits = bounds(work, gpu, dtype, dim)
+        before = max(bounds(work, gpu, dtype, dim, BEFORE).values())
         by, seconds = max(limits.items(), key=lambda item: item[1])
-        total, flop, launches = total + seconds, flop + work.flop, launches + work.launches
+        launches += work.launches
         parts = " ".join(f"{1e6 * limit:9.1f}" for limit in limits.values())
-        print(f"  {work.kernel:16s} {1e6 * seconds:9.1f}  {by:10s}  {parts}")
-    whole = total + launches * LAUNCH
+        times = f"{1e6 * seconds:9.1f} {1e6 * before:9.1f}"
+        print(f"  {work.kernel:16s} {times}  {by:10s}  {parts}")
+    whole, before = (step_time(shape, dtype, gpu, when) for when in (NOW, BEFORE))
     useful = 6.0 * batch * dim * samples
     print(
-        f"  {'step':16s} {1e6 * whole:9.1f}  with {launches} launches;"
+        f"  {'step':16s} {1e6 * whole:9.1f} {1e6 * before:9.1f}  with {launches} launches;"
         f" {useful / whole / 1e12:.0f} TFLOP/s of 6 B S D,"
         f" {useful / whole / gpu.arithmetic(dtype):.2f} of the arithmetic roof"
     )
@@ -212,10 +299,7 @@ def print_published() -> None:
     for name, batch, dim, classes, dtype, milliseconds, source in PUBLISHED:
         gpu = next(gpu for gpu in GPUS if gpu.name == name)
         samples = 8192
-        step = sum(
-            max(bounds(work, gpu, dtype).values()) + work.launches * LAUNCH
-            for work in step_work(batch, dim, samples, dtype, gpu)
-        )
+        step = step_time((batch, dim, samples), dtype, gpu)
         print(
             f"  {source}, {name}, B={batch} D={dim} C={classes} {dtype}: {milliseconds} ms.\n"
             f"  Model: its three matmuls at mma.sync's rate alone"

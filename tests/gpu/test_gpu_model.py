@@ -36,6 +36,29 @@ def test_score_asks_for_what_its_head_comment_states() -> None:
     assert score.l2 == 4 * dim * (samples * 2 + batch * 8) + 4 * batch * samples
 
 
+@pytest.mark.parametrize("dtype", list(model.SIZES))
+def test_instructions_are_those_counted(dtype: str) -> None:
+    gpu = model.GPUS[0]
+    for dim, at in ((512, 0), (128, 1)):
+        for work in model.step_work(512, dim, 2048, dtype, gpu):
+            multiplies = 2 * 512 * dim * 2048 / model.MULTIPLY_FLOP[dtype]
+            units = multiplies if work.flop > 0 else work.l2 / 128
+            for when in (model.BEFORE, model.NOW):
+                each = work.instructions(dtype, dim, when) / units
+                if work.kernel != "score":
+                    assert each == pytest.approx(model.COUNTS[dtype][work.kernel][when].each)
+                elif dtype == "bfloat16":
+                    assert each == pytest.approx([(7.71, 20.60), (5.25, 9.66)][when][at])
+    assert gpu.issue == 4 * 108 * 1.41e9
+
+
+def test_fewer_instructions_never_cost_time() -> None:
+    for gpu in model.GPUS:
+        for shape in model.SHAPES:
+            times = [model.step_time(shape, "bfloat16", gpu, w) for w in (model.NOW, model.BEFORE)]
+            assert times[0] <= times[1]
+
+
 def test_every_sheet_is_labelled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

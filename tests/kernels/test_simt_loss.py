@@ -248,6 +248,19 @@ def test_biases_at_the_ends_of_float32(bench: Bench, dtype: torch.dtype) -> None
     assert_rows(loss_rows(bench, p), expected(p)[0], dtype)
 
 
+def test_threads_with_several_accesses_to_a_row() -> None:
+    """So many logits, and rows of the class gradients, that a thread of csrc/cuda/device/row_grid.h
+    comes back to its row."""
+    require("plain")
+    p = make_problem(9, 8, 2**17 + 13, 2**18, torch.float32)
+    k = torch.rand(9, generator=torch.Generator().manual_seed(1))
+    got = loss_and_grads(Bench("plain"), p, k)
+    rows, want = expected(p, k)
+    assert_rows(got.rows, rows, torch.float32)
+    for ours, truth in zip(got[1:], want, strict=True):
+        assert relative_error(ours, truth) < GRAD_TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("bad", [-1, 50, 2**40, -(2**62)])
 def test_bad_ids_are_never_followed(bad: int) -> None:
     """The checked build would see a stray access; the results show that something is wrong."""

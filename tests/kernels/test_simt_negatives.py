@@ -21,9 +21,16 @@ pytestmark = pytest.mark.usefixtures("executor")
 
 GRAD_TOLERANCE = simt_loss.GRAD_TOLERANCE | {torch.float32: 4e-6}
 TF32_TOLERANCE = 3e-3  # products are rounded to 11 bits
-# B, D, S, C, K: one of each; beside tiles of 64 and 128 and words of 32; hits in several rounds.
-# Rows are aligned to one element, to 4 or 8 bytes and to 16, which are kernels of their own.
-SHAPES = [(1, 1, 1, 1, 1), (7, 33, 129, 300, 3), (130, 42, 257, 90, 2), (6, 8, 150, 2000, 700)]
+# B, D, S, C, K: one of each; beside tiles of 64 and 128 and words of 32; hits in several rounds;
+# more rows and samples than a block looks hits up for. Rows are aligned to one element, to 4 or 8
+# bytes and to 16, which are kernels of their own.
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (7, 33, 129, 300, 3),
+    (130, 42, 257, 90, 2),
+    (6, 8, 150, 2000, 700),
+    (40, 8, 700, 90, 20),
+]
 
 
 OPTIONS = [Options(), Options(softcap=2.0, remove_hits=False), Options(softcap=5.0, sigmoid=True)]

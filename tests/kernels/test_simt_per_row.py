@@ -55,16 +55,21 @@ def test_gathered_rows_are_whole_sectors_and_read_once() -> None:
     p.hits[:] = -1
     run(bench, p)
     batch, dim, _, samples = p.shape
-    gathers = [
+    wide = [
         line
         for line in bench.statistics()
         if line["kind"] == "global load" and line["bytes"] == 16 * line["lanes"]
     ]
-    assert not [line for line in gathers if line["transfers"] > line["ideal"]]
+    assert not [line for line in wide if line["transfers"] > line["ideal"]]
+    by_class = [line for line in wide if "row_class_grads" in line["kernel"]]
+    gathers = [line for line in wide if line not in by_class]
     # W once in each of the two kernels; h_i comes with every kRowsInFlight-th row, from L1.
     in_flight = 4
     rows = batch * samples * dim * 4
     assert sum(line["bytes"] for line in gathers) == 2 * rows + rows // in_flight
+    # h_i for each of its samples, and the row of each class to be added to.
+    classes = len(p.ids.unique())
+    assert sum(line["bytes"] for line in by_class) == rows + classes * dim * 4
 
 
 def test_ids_of_rows_are_those_of_the_cpu() -> None:

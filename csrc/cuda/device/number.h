@@ -1,6 +1,8 @@
 // Numbers of the storage types as what is computed in.
 #pragma once
 
+#include <type_traits>
+
 #include "csrc/cuda/device/accumulator.h"
 #include "csrc/cuda/device/device.h"
 #include "csrc/cuda/device/fast_math.h"
@@ -23,6 +25,21 @@ __device__ __forceinline__ __nv_bfloat16 to_storage<__nv_bfloat16>(float x) {
 template <>
 __device__ __forceinline__ __half to_storage<__half>(float x) {
   return __float2half(x);
+}
+
+// Two 16-bit numbers as they lie in memory, in one conversion.
+template <class T>
+__device__ __forceinline__ unsigned to_storage_pair(float first, float second) {
+  static_assert(sizeof(T) == 2);
+  unsigned word;
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(first, second);
+    memcpy(&word, &pair, sizeof(word));
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    memcpy(&word, &pair, sizeof(word));
+  }
+  return word;
 }
 
 // The largest power of two that is not above x, x positive and normal.

@@ -1,9 +1,8 @@
 // The stages of the backward that are not matmuls: probabilities from logits, sums over splits and
-// classes. All are bound by memory and read and write each number once.
-#include "csrc/cuda/device/grid.h"
-#include "csrc/cuda/device/number.h"
+// classes. All are bound by memory and read and write each number once, four at a time.
+#include "csrc/cuda/device/row_grid.h"
 #include "csrc/cuda/loss/gradients.h"
-#include "csrc/cuda/loss/probability.h"
+#include "csrc/cuda/loss/row_probabilities.h"
 
 namespace ssc::cuda {
 namespace {
@@ -39,18 +38,15 @@ __global__ void __launch_bounds__(kElementThreads)
     probabilities_kernel(const __grid_constant__ GradChunk<T> c) {
   using A = typename GradChunk<T>::A;
   const LossProblem<T>& p = c.problem;
-  const int64_t row = blockIdx.x;
-  const bool counts = p.target[row] != p.ignore_index;
-  const A k = counts ? c.row_scale[row] / *c.kappa * p.inv_temperature : A(0);
-  const A lse = c.lse[row];
-  if (blockIdx.y == 0 && threadIdx.x == 0) {
-    c.target_coefficient[row] = counts ? k * row_expm1(-c.loss[row]) : A(0);
+  const RowPlace place = row_place();
+  if (place.row >= p.batch) return;
+  const bool counts = p.target[place.row] != p.ignore_index;
+  const A k = counts ? c.row_scale[place.row] / *c.kappa * p.inv_temperature : A(0);
+  const A lse = c.lse[place.row];
+  if (place.column == 0) {
+    c.target_coefficient[place.row] = counts ? k * row_expm1(-c.loss[place.row]) : A(0);
   }
-  for (int64_t s = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; s < c.stride;
-       s += static_cast<int64_t>(gridDim.y) * kElementThreads) {
-    const A e = counts && s < p.samples ? k * sum_exp(c.logits[row * c.stride + s] - lse) : A(0);
-    c.probabilities[row * c.stride + s] = to_probability(c, e);
-  }
+  write_probabilities(c, place, counts, [&](A z, int64_t) { return k * sum_exp(z - lse); });
 }
 
 template <class T>
@@ -61,6 +57,7 @@ struct InputGradArguments {
   int splits;
   T* grad;
   int64_t grad_stride;
+  RowColumns columns;
 };
 
 template <class T>
@@ -68,54 +65,77 @@ __global__ void __launch_bounds__(kElementThreads)
     input_grad_kernel(const __grid_constant__ InputGradArguments<T> a) {
   using A = typename GradChunk<T>::A;
   const LossProblem<T>& p = a.chunk.problem;
-  const int64_t row = blockIdx.x;
+  const RowPlace place = row_place();
+  const int64_t row = place.row;
+  if (row >= p.batch) return;
   const int64_t target = p.target[row];
   const bool counts = target != p.ignore_index;
   const bool valid = counts && static_cast<uint64_t>(target) < static_cast<uint64_t>(p.classes);
   const A kappa = *a.chunk.kappa;
   const A coefficient = valid ? a.chunk.target_coefficient[row] : A(0);
-  for (int64_t d = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; d < p.dim;
-       d += static_cast<int64_t>(gridDim.y) * kElementThreads) {
-    A sum = 0;
-    for (int split = 0; counts && split < a.splits; ++split) {
-      sum += a.partial[(split * p.batch + row) * p.dim + d];
+  for (int64_t d = place.column; d < p.dim; d += column_step()) {
+    Columns<A> sum = {};
+    const A* from = a.partial + row * p.dim;
+    for (int split = 0; counts && split < a.splits; ++split, from += p.batch * p.dim) {
+      add_scaled(sum, A(1), read_columns<A>(from, d, a.columns));
     }
-    if (valid) sum += coefficient * to_accumulator(p.weight[target * p.weight_stride + d]);
-    a.grad[row * a.grad_stride + d] = to_storage<T>(kappa * sum);
+    if (valid) {
+      const T* const of_target = p.weight + target * p.weight_stride;
+      add_scaled(sum, coefficient, read_columns<A>(of_target, d, a.columns));
+    }
+    write_columns(scaled(kappa, sum), a.grad + row * a.grad_stride, d, a.columns);
   }
 }
 
-// 32 columns by 8 threads a column, each with every eighth row; their sums are added in order.
-constexpr int kColumnThreads = 8;
+// 16 threads of four columns by 32 threads a column, each with every 32nd row; their sums are added
+// in order.
+constexpr int kColumnThreads = 32, kBiasLanes = 16, kBiasColumns = kBiasLanes * kColumns;
 
 template <class T>
-__global__ void __launch_bounds__(32 * kColumnThreads)
+__global__ void __launch_bounds__(kBiasLanes* kColumnThreads)
     bias_products_kernel(const __grid_constant__ GradChunk<T> c, typename GradChunk<T>::A* sums,
                          bool accumulate) {
   using A = typename GradChunk<T>::A;
-  __shared__ A part[kColumnThreads][32];
-  const int lane = static_cast<int>(threadIdx.x) % 32, y = static_cast<int>(threadIdx.x) / 32;
-  const int64_t s = static_cast<int64_t>(blockIdx.x) * 32 + lane;
-  A sum = 0;
-  if (s < c.problem.samples) {
+  __shared__ __align__(16) A part[kColumnThreads][kBiasColumns];
+  const int lane = static_cast<int>(threadIdx.x) % kBiasLanes;
+  const int y = static_cast<int>(threadIdx.x) / kBiasLanes;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kBiasColumns;
+  const int64_t column = first + lane * kColumns;
+  const RowColumns columns = row_columns(c.problem.samples, true);
+  Columns<A> sum = {};
+  const auto add_rows = [&](auto read) {
+#pragma unroll 4
     for (int64_t row = y; row < c.problem.batch; row += kColumnThreads) {
-      sum += to_accumulator(c.probabilities[row * c.stride + s]);
+      add_scaled(sum, A(1), read(c.probabilities + row * c.stride + column));
     }
+  };
+  // One branch for all rows, so that none comes between their loads.
+  if (column < columns.whole) {
+    add_rows([](const T* from) { return read_whole<A>(from); });
+  } else if (column < columns.count) {
+    add_rows([&](const T* from) { return read_part<A>(from, columns.count - column); });
   }
-  part[y][lane] = sum;
+  write_whole(sum, part[y] + lane * kColumns);
   __syncthreads();
-  if (y != 0 || s >= c.problem.samples) return;
-  for (int other = 1; other < kColumnThreads; ++other) sum += part[other][lane];
-  sums[s] = accumulate ? sums[s] + sum : sum;
+  const int own = static_cast<int>(threadIdx.x);
+  const int64_t s = first + own;
+  if (own >= kBiasColumns || s >= columns.count) return;
+  A all = accumulate ? sums[s] : A(0);
+  for (int other = 0; other < kColumnThreads; ++other) all += part[other][own];
+  sums[s] = all;
 }
 
-// A block per entry of the sorted list. Only the first entry of a class works.
+// Threads of a row of the grid have an entry of the sorted list. Only the first entry of a class
+// works.
 template <class T>
 __global__ void __launch_bounds__(kElementThreads)
     class_grads_kernel(const __grid_constant__ LossProblem<T> p,
-                       const __grid_constant__ ClassGrads<T> g) {
+                       const __grid_constant__ ClassGrads<T> g,
+                       const __grid_constant__ RowColumns columns) {
   using A = typename ClassGrads<T>::A;
-  const int64_t first = blockIdx.x;
+  const RowPlace place = row_place();
+  const int64_t first = place.row;
+  if (first >= g.entries) return;
   const int64_t id = g.classes[first];
   const bool inside = static_cast<uint64_t>(id) < static_cast<uint64_t>(p.classes);
   const bool leads = inside && (first == 0 || g.classes[first - 1] != id);
@@ -123,22 +143,25 @@ __global__ void __launch_bounds__(kElementThreads)
   const bool targets_count = id != p.ignore_index;
   const int64_t out = g.sparse ? first : id;
   const A kappa = *g.kappa;
-  if (g.sparse && threadIdx.x == 0) g.grad_classes[first] = inside ? id : 0;
-  for (int64_t d = threadIdx.x; d < p.dim; d += kElementThreads) {
-    A sum = 0;
-    for (int64_t j = first; leads && j < g.entries && g.classes[j] == id; ++j) {
+  if (g.sparse && place.column == 0) g.grad_classes[first] = inside ? id : 0;
+  int64_t last = leads ? first + 1 : first;  // of the class's entries
+  while (leads && last < g.entries && g.classes[last] == id) ++last;
+  for (int64_t d = place.column; d < p.dim; d += column_step()) {
+    Columns<A> sum = {};
+    for (int64_t j = first; j < last; ++j) {
       const int64_t entry = g.order[j], row = entry - p.samples;
       if (row < 0) {
-        sum += g.sample_rows[entry * p.dim + d];
+        add_scaled(sum, A(1), read_columns<A>(g.sample_rows + entry * p.dim, d, columns));
       } else if (targets_count) {
-        sum += g.target_coefficient[row] * to_accumulator(p.input[row * p.input_stride + d]);
+        add_scaled(sum, g.target_coefficient[row],
+                   read_columns<A>(p.input + row * p.input_stride, d, columns));
       }
     }
-    g.grad_weight[out * g.grad_stride + d] = to_storage<T>(kappa * sum);
+    write_columns(scaled(kappa, sum), g.grad_weight + out * g.grad_stride, d, columns);
   }
-  if (g.grad_bias == nullptr || threadIdx.x != 0) return;
+  if (g.grad_bias == nullptr || place.column != 0) return;
   A sum = 0;
-  for (int64_t j = first; leads && j < g.entries && g.classes[j] == id; ++j) {
+  for (int64_t j = first; j < last; ++j) {
     const int64_t entry = g.order[j], row = entry - p.samples;
     sum += row < 0 ? g.sample_sums[entry] : g.target_coefficient[row];
   }
@@ -158,33 +181,43 @@ cudaError_t scale_of_rows(const LossProblem<T>& problem,
 template <class T>
 cudaError_t probabilities(const GradChunk<T>& chunk, cudaStream_t stream) {
   if (chunk.problem.batch == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(chunk.problem.batch), row_blocks(chunk.stride));
-  return launch(probabilities_kernel<T>, grid, kElementThreads, 0, stream, chunk);
+  const RowGrid grid = row_grid(chunk.problem.batch, chunk.stride);
+  return launch(probabilities_kernel<T>, grid.blocks, grid.threads, 0, stream, chunk);
 }
 
 template <class T>
 cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A* partial,
                        int splits, T* grad, int64_t grad_stride, cudaStream_t stream) {
-  if (chunk.problem.batch == 0 || chunk.problem.dim == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(chunk.problem.batch), row_blocks(chunk.problem.dim));
-  const InputGradArguments<T> arguments{chunk, partial, splits, grad, grad_stride};
-  return launch(input_grad_kernel<T>, grid, kElementThreads, 0, stream, arguments);
+  const LossProblem<T>& p = chunk.problem;
+  if (p.batch == 0 || p.dim == 0) return cudaSuccess;
+  const bool aligned = has_aligned_columns(partial, p.dim) &&
+                       has_aligned_columns(p.weight, p.weight_stride) &&
+                       has_aligned_columns(grad, grad_stride);
+  const RowGrid grid = row_grid(p.batch, p.dim);
+  const InputGradArguments<T> arguments{chunk, partial,     splits,
+                                        grad,  grad_stride, row_columns(p.dim, aligned)};
+  return launch(input_grad_kernel<T>, grid.blocks, grid.threads, 0, stream, arguments);
 }
 
 template <class T>
 cudaError_t bias_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* sums,
                           bool accumulate, cudaStream_t stream) {
   if (chunk.problem.samples == 0) return cudaSuccess;
-  return launch(bias_products_kernel<T>, static_cast<unsigned>(ceil_div(chunk.problem.samples, 32)),
-                32 * kColumnThreads, 0, stream, chunk, sums, accumulate);
+  const int64_t blocks = ceil_div(chunk.problem.samples, kBiasColumns);
+  return launch(bias_products_kernel<T>, static_cast<unsigned>(blocks), kBiasLanes * kColumnThreads,
+                0, stream, chunk, sums, accumulate);
 }
 
 template <class T>
 cudaError_t class_grads(const LossProblem<T>& problem, const ClassGrads<T>& grads,
                         cudaStream_t stream) {
   if (grads.entries == 0) return cudaSuccess;
-  return launch(class_grads_kernel<T>, static_cast<unsigned>(grads.entries), kElementThreads, 0,
-                stream, problem, grads);
+  const bool aligned = has_aligned_columns(grads.sample_rows, problem.dim) &&
+                       has_aligned_columns(problem.input, problem.input_stride) &&
+                       has_aligned_columns(grads.grad_weight, grads.grad_stride);
+  const RowGrid grid = row_grid(grads.entries, problem.dim);
+  return launch(class_grads_kernel<T>, grid.blocks, grid.threads, 0, stream, problem, grads,
+                row_columns(problem.dim, aligned));
 }
 
 #define SSC_GRADS_INSTANCE(T)                                                                    \

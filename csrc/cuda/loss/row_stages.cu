@@ -1,7 +1,6 @@
 // The stages that go row by row, before and after the matmul: a warp or a thread for each.
 #include "csrc/core/logit_correction.h"
-#include "csrc/cuda/device/grid.h"
-#include "csrc/cuda/device/number.h"
+#include "csrc/cuda/device/row_grid.h"
 #include "csrc/cuda/loss/loss.h"
 #include "csrc/cuda/loss/row_loss.h"
 
@@ -19,7 +18,8 @@ __device__ __forceinline__ bool valid_class(const LossProblem<T>& problem, int64
 template <class T>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     target_logits_kernel(const __grid_constant__ LossProblem<T> p,
-                         typename LossProblem<T>::Accumulator* target_logit) {
+                         typename LossProblem<T>::Accumulator* target_logit,
+                         const __grid_constant__ RowColumns columns) {
   using A = typename LossProblem<T>::Accumulator;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t row =
@@ -32,7 +32,11 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
   if (valid) {
     const T* h = p.input + row * p.input_stride;
     const T* w = p.weight + target * p.weight_stride;
-    for (int64_t d = lane; d < p.dim; d += 32) sum += to_accumulator(h[d]) * to_accumulator(w[d]);
+    for (int64_t d = lane * kColumns; d < p.dim; d += 32 * kColumns) {
+      const Columns<A> x = read_columns<A>(h, d, columns), y = read_columns<A>(w, d, columns);
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) sum += x.at[k] * y.at[k];
+    }
   }
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
@@ -82,9 +86,11 @@ cudaError_t target_logits(const LossProblem<T>& problem,
                           const RowResults<typename LossProblem<T>::Accumulator>& results,
                           cudaStream_t stream) {
   if (problem.batch == 0) return cudaSuccess;
+  const bool aligned = has_aligned_columns(problem.input, problem.input_stride) &&
+                       has_aligned_columns(problem.weight, problem.weight_stride);
   return launch(target_logits_kernel<T>,
                 static_cast<unsigned>(ceil_div(problem.batch, kWarpsPerBlock)), 32 * kWarpsPerBlock,
-                0, stream, problem, results.target_logit);
+                0, stream, problem, results.target_logit, row_columns(problem.dim, aligned));
 }
 
 template <class T>

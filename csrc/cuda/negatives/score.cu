@@ -29,7 +29,7 @@ struct NegativeScore {
   static constexpr int kResidentBlocks = 1;
   static constexpr int kWords = RowBits<Tile>::kWords;
 
-  // Of a thread's logits of each of its rows; for sigmoid, `lse` has the sums of softplus(z) alone.
+  // A thread's sums of each of its rows; for sigmoid, `lse` has those of softplus(z) alone.
   struct Running {
     RunningLse<Tile> lse;
     A peak[Tile::kRows];
@@ -82,7 +82,7 @@ struct NegativeScore {
                                                     int64_t /*first_sample*/, Tile& tile,
                                                     Running& running, Shared& shared) {
     correct(a, tile, shared);
-    // What is removed is no peak either, so that the largest logit is.
+    // A hit that is removed is no peak either, so that the largest logit is.
     const bool remove = a.problem.remove_accidental_hits;
     if (remove) remove_hits(shared.hits, tile);
     if (!remove || a.sigmoid) add_peaks(shared.hits, tile, running);

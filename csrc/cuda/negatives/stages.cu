@@ -1,9 +1,10 @@
 // The stages of general negatives that are no matmuls: bits of hits, losses, probabilities.
 #include "csrc/core/logit_correction.h"
 #include "csrc/cuda/device/grid.h"
-#include "csrc/cuda/device/number.h"
-#include "csrc/cuda/loss/probability.h"
+#include "csrc/cuda/device/vector_access.h"
+#include "csrc/cuda/loss/class_table.h"
 #include "csrc/cuda/loss/row_loss.h"
+#include "csrc/cuda/loss/row_probabilities.h"
 #include "csrc/cuda/negatives/negatives.h"
 
 namespace ssc::cuda {
@@ -18,17 +19,6 @@ __global__ void __launch_bounds__(kElementThreads)
   }
 }
 
-using Word = unsigned long long;
-
-constexpr Word kNone = ~Word{0};  // −1
-constexpr int kRowsPerBlock = 4, kSlots = 512;
-constexpr int64_t kPerRound = kSlots / 2;  // at most half full
-
-// Multiplicative hashing, Knuth, The Art of Computer Programming 3, 6.4.
-__device__ __forceinline__ unsigned first_slot(Word id) {
-  return static_cast<unsigned>(id * 0x9e3779b97f4a7c15ull >> 32) % kSlots;
-}
-
 struct HitArguments {
   const int64_t* hits;  // [B][per_row]
   int64_t batch, per_row;
@@ -37,47 +27,45 @@ struct HitArguments {
   uint32_t* bits;
 };
 
-// Every row has a hash table of its classes, in which every sample is looked up: B S steps, however
-// many classes a row leaves out. More than half a table come in several rounds. A word of bits is
-// what a warp votes. A block reads the ids once for its rows: 8 S ceil(B / kRowsPerBlock) bytes.
+constexpr int kHitRows = 32, kHitSamples = 512, kHitEntries = 512, kHitTiles = kHitSamples / 128;
+
+// A block has the bits of its rows and samples in shared memory. The rows' classes are entries of
+// one hash table, in which each sample is looked up: B S / kHitRows steps, and one more for each
+// hit. More entries than the table takes come in several rounds. Global traffic: the ids once per
+// block of rows, the hits once per block of samples, and the bits.
 __global__ void __launch_bounds__(kElementThreads)
     find_hits_kernel(const __grid_constant__ HitArguments a) {
-  __shared__ Word tables[kRowsPerBlock][kSlots];
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock;
-  const int64_t left = a.batch - first_row;
-  const int rows = left < kRowsPerBlock ? static_cast<int>(left) : kRowsPerBlock;
+  __shared__ ClassTable<kHitEntries, 2 * kHitEntries> table;
+  __shared__ __align__(16) uint32_t bits[kHitTiles][kHitRows][4];
   const int thread = static_cast<int>(threadIdx.x);
-  for (int64_t first = 0; first == 0 || first < a.per_row; first += kPerRound) {
-    const int64_t last = first + kPerRound < a.per_row ? first + kPerRound : a.per_row;
-    for (int i = thread; i < kRowsPerBlock * kSlots; i += kElementThreads) {
-      tables[i / kSlots][i % kSlots] = kNone;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kHitRows;
+  const int64_t first_sample = static_cast<int64_t>(blockIdx.y) * kHitSamples;
+  const int64_t left = a.batch - first_row;
+  const int64_t entries = (left < kHitRows ? left : kHitRows) * a.per_row;
+  const int64_t* const hits = a.hits + first_row * a.per_row;
+  for (int i = thread; i < kHitTiles * kHitRows * 4; i += kElementThreads) {
+    bits[i / (kHitRows * 4)][i / 4 % kHitRows][i % 4] = 0;
+  }
+  for (int64_t first = 0; first < entries; first += kHitEntries) {
+    table.fill<kElementThreads>(
+        [&](int i) { return first + i < entries ? hits[first + i] : int64_t{-1}; });
+    for (int i = thread; i < kHitSamples; i += kElementThreads) {
+      const int64_t s = first_sample + i;
+      if (s >= a.samples) break;
+      table.look_up(a.ids[s], [&](int entry) {
+        const auto row = static_cast<unsigned>(first + entry) / static_cast<unsigned>(a.per_row);
+        atomicOr(&bits[i / 128][row][i / 32 % 4], 1u << i % 32);
+      });
     }
     __syncthreads();
-    for (int r = 0; r < rows; ++r) {
-      for (int64_t k = first + thread; k < last; k += kElementThreads) {
-        const int64_t id = a.hits[(first_row + r) * a.per_row + k];
-        if (id < 0) continue;
-        const auto entry = static_cast<Word>(id);
-        for (unsigned slot = first_slot(entry);; slot = (slot + 1) % kSlots) {
-          const Word there = atomicCAS(&tables[r][slot], kNone, entry);
-          if (there == kNone || there == entry) break;
-        }
-      }
-    }
-    __syncthreads();
-    for (int64_t s = thread; s < bit_words(a.samples) * 32; s += kElementThreads) {  // whole warps
-      const Word id = s < a.samples ? static_cast<Word>(a.ids[s]) : kNone;
-      for (int r = 0; r < rows; ++r) {
-        const Word* const table = tables[r];
-        unsigned slot = first_slot(id);
-        while (table[slot] != kNone && table[slot] != id) slot = (slot + 1) % kSlots;
-        const unsigned word = __ballot_sync(~0u, id != kNone && table[slot] == id ? 1 : 0);
-        if (thread % 32 != 0) continue;
-        uint32_t& out = a.bits[bit_word(first_row + r, a.batch, s)];
-        out = first == 0 ? word : out | word;
-      }
-    }
-    __syncthreads();
+  }
+  __syncthreads();
+  const int64_t tiles = bit_words(a.samples) / 4;
+  for (int i = thread; i < kHitTiles * kHitRows; i += kElementThreads) {
+    const int64_t row = first_row + i % kHitRows, tile = first_sample / 128 + i / kHitRows;
+    if (row >= a.batch || tile >= tiles) continue;
+    store_vector(a.bits + bit_word(row, a.batch, tile * 128),
+                 load_vector<uint4>(bits[i / kHitRows][i % kHitRows]));
   }
 }
 
@@ -124,30 +112,28 @@ __global__ void __launch_bounds__(kElementThreads)
   using A = typename GradChunk<T>::A;
   const GradChunk<T>& c = a.chunk;
   const LossProblem<T>& p = c.problem;
-  const int64_t row = blockIdx.x;
-  const bool counts = p.target[row] != p.ignore_index;
-  const A k = counts ? c.row_scale[row] / *c.kappa * p.inv_temperature : A(0);
-  const A lse = c.lse[row];
-  for (int64_t s = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; s < c.stride;
-       s += static_cast<int64_t>(gridDim.y) * kElementThreads) {
-    const A z = s < p.samples ? c.logits[row * c.stride + s] : -static_cast<A>(__builtin_inf());
-    A e = 0;
-    if (counts && z != -static_cast<A>(__builtin_inf())) {  // left out; NaN is not
-      if (a.sigmoid) {
-        const A small = sum_exp(z > A(0) ? -z : z);
-        e = k * (z > A(0) ? A(1) : small) / (A(1) + small);
-      } else {
-        e = k * sum_exp(z - lse);
-      }
-      if (a.softcap > A(0)) {  // d cap(x) / d x = 1 − tanh², tanh being (z + log n) / softcap
-        const A log_count =
-            p.log_expected_count == nullptr ? A(0) : A(correction_of(p.log_expected_count[s]));
-        const A tanh = (z + log_count) / a.softcap;
-        e *= (A(1) - tanh) * (A(1) + tanh);
-      }
+  const RowPlace place = row_place();
+  if (place.row >= p.batch) return;
+  const bool counts = p.target[place.row] != p.ignore_index;
+  const A k = counts ? c.row_scale[place.row] / *c.kappa * p.inv_temperature : A(0);
+  const A lse = c.lse[place.row];
+  write_probabilities(c, place, counts, [&](A z, int64_t s) {
+    if (z == -static_cast<A>(__builtin_inf())) return A(0);  // left out; NaN is not
+    A e;
+    if (a.sigmoid) {
+      const A small = sum_exp(z > A(0) ? -z : z);
+      e = k * (z > A(0) ? A(1) : small) / (A(1) + small);
+    } else {
+      e = k * sum_exp(z - lse);
     }
-    c.probabilities[row * c.stride + s] = to_probability(c, e);
-  }
+    if (a.softcap > A(0)) {  // d cap(x) / d x = 1 − tanh², tanh being (z + log n) / softcap
+      const bool corrected = p.log_expected_count != nullptr && s < p.samples;
+      const A log_count = corrected ? A(correction_of(p.log_expected_count[s])) : A(0);
+      const A tanh = (z + log_count) / a.softcap;
+      e *= (A(1) - tanh) * (A(1) + tanh);
+    }
+    return e;
+  });
 }
 
 }  // namespace
@@ -161,10 +147,11 @@ cudaError_t label_rows(const bool* counted, int64_t batch, int64_t* labels, cuda
 template <class T>
 cudaError_t find_hits(const NegativesProblem<T>& problem, uint32_t* bits, cudaStream_t stream) {
   const LossProblem<T>& p = problem.problem;
-  if (p.batch == 0) return cudaSuccess;
+  if (p.batch == 0 || p.samples == 0) return cudaSuccess;
   const HitArguments arguments{problem.hits, p.batch, problem.hits_per_row, p.ids, p.samples, bits};
-  return launch(find_hits_kernel, static_cast<unsigned>(ceil_div(p.batch, kRowsPerBlock)),
-                kElementThreads, 0, stream, arguments);
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.batch, kHitRows)),
+                  static_cast<unsigned>(ceil_div(p.samples, kHitSamples)));
+  return launch(find_hits_kernel, grid, kElementThreads, 0, stream, arguments);
 }
 
 template <class T>
@@ -182,9 +169,9 @@ template <class T>
 cudaError_t negative_probabilities(const NegativesProblem<T>& problem, const GradChunk<T>& chunk,
                                    cudaStream_t stream) {
   if (chunk.problem.batch == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(chunk.problem.batch), row_blocks(chunk.problem.samples));
+  const RowGrid grid = row_grid(chunk.problem.batch, chunk.stride);
   const ProbabilityArguments<T> arguments{chunk, problem.softcap, problem.sigmoid};
-  return launch(negative_probabilities_kernel<T>, grid, kElementThreads, 0, stream, arguments);
+  return launch(negative_probabilities_kernel<T>, grid.blocks, grid.threads, 0, stream, arguments);
 }
 
 #define SSC_NEGATIVES_INSTANCE(T)                                                              \

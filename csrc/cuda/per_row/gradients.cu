@@ -4,9 +4,8 @@
 // and writes 16 B·S of classes and entries; row_input_grad reads B·S·D·e of W; row_class_grads
 // reads B·S·D·e of H, which the L2 cache mostly holds for a chunk, and reads and writes D·sizeof(A)
 // for each distinct class.
-#include <algorithm>
-
 #include "csrc/core/logit_correction.h"
+#include "csrc/cuda/device/columns.h"
 #include "csrc/cuda/device/grid.h"
 #include "csrc/cuda/per_row/gather.h"
 #include "csrc/cuda/per_row/per_row.h"
@@ -111,9 +110,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A warp per entry of the sorted list. Only the first entry of a class works, through all of them,
-// 32 numbers at a time and one column a lane.
-template <class T>
-__global__ void __launch_bounds__(kThreads) row_class_grads_kernel(
+// 32 numbers at a time and a load of columns a lane.
+template <class T, bool kWide>
+__global__ void __launch_bounds__(kThreads, 4) row_class_grads_kernel(
     const __grid_constant__ PerRowProblem<T> p,
     const __grid_constant__ RowClassGrads<typename PerRowProblem<T>::Accumulator> g) {
   using A = typename PerRowProblem<T>::Accumulator;
@@ -126,9 +125,11 @@ __global__ void __launch_bounds__(kThreads) row_class_grads_kernel(
   const int64_t out = listed ? first : id;
   if (listed && lane == 0) g.grad_classes[first] = id;
   A total = 0;
-  for (int64_t column = 0; column < p.dim; column += 32) {
-    const int64_t d = column + lane;
-    A sum = 0;
+  constexpr int kElements = kWide ? kColumnElements<T> : 1;  // 16 bytes of sums
+  using Load = Elements<T, kElements>;
+  for (int64_t column = 0; column < p.dim; column += 32 * kElements) {
+    const int64_t d = column + lane * kElements;
+    A sum[kElements] = {};
     for (int64_t base = first; base < g.entries && g.classes[base] == id; base += 32) {
       const int64_t j = base + lane;
       const bool same = j < g.entries && g.classes[j] == id;
@@ -137,21 +138,33 @@ __global__ void __launch_bounds__(kThreads) row_class_grads_kernel(
       // Below 2^31, and a division of 64 bits is a function with a stack frame.
       const unsigned row = static_cast<unsigned>(entry) / static_cast<unsigned>(p.samples);
       const int count = __popc(__ballot_sync(~0u, same));
-      for (int k = 0; k < count; ++k) {
-        const A c = __shfl_sync(~0u, own, k);
-        const auto source = static_cast<int64_t>(__shfl_sync(~0u, row, k));
-        if (d < p.dim) sum += c * to_accumulator(p.input[source * p.input_stride + d]);
-        if (column == 0) total += c;
+      for (int next = 0; next < count; next += kRowsInFlight) {
+        Load h[kRowsInFlight] = {};
+        A c[kRowsInFlight];
+#pragma unroll
+        for (int k = 0; k < kRowsInFlight; ++k) {
+          if (next + k >= count) break;  // whole warps
+          c[k] = __shfl_sync(~0u, own, next + k);
+          const auto source = static_cast<int64_t>(__shfl_sync(~0u, row, next + k));
+          if (d < p.dim) h[k] = load_vector<Load>(p.input + source * p.input_stride + d);
+        }
+#pragma unroll
+        for (int k = 0; k < kRowsInFlight; ++k) {
+          if (next + k >= count) break;
+#pragma unroll
+          for (int e = 0; e < kElements; ++e) sum[e] += c[k] * to_accumulator(h[k].at[e]);
+          if (column == 0) total += c[k];
+        }
       }
     }
-    if (d < p.dim) g.grad_weight[out * p.dim + d] += sum;
+    if (d >= p.dim) continue;
+    A* const to = g.grad_weight + out * p.dim + d;
+    auto all = load_vector<Elements<A, kElements>>(to);
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) all.at[e] += sum[e];
+    store_vector(to, all);
   }
   if (g.grad_bias != nullptr && lane == 0) g.grad_bias[out] += total;
-}
-
-// Blocks along a row of n elements.
-unsigned blocks_along(int64_t n) {
-  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(n, 4 * kElementThreads), 1, 64));
 }
 
 }  // namespace
@@ -163,7 +176,7 @@ cudaError_t row_coefficients(const PerRowProblem<T>& problem,
                              typename PerRowProblem<T>::Accumulator* logits, int64_t* classes,
                              int64_t* entries, cudaStream_t stream) {
   if (problem.batch == 0 || problem.samples == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(problem.batch), blocks_along(problem.samples));
+  const dim3 grid(static_cast<unsigned>(problem.batch), row_blocks(problem.samples));
   return launch(row_coefficients_kernel<T>, grid, kElementThreads, 0, stream, problem, lse,
                 row_scale, logits, classes, entries);
 }
@@ -187,7 +200,10 @@ cudaError_t row_class_grads(const PerRowProblem<T>& problem,
                             const RowClassGrads<typename PerRowProblem<T>::Accumulator>& grads,
                             cudaStream_t stream) {
   if (grads.entries == 0) return cudaSuccess;
-  return launch(row_class_grads_kernel<T>,
+  const bool wide = problem.dim % kColumns == 0 &&
+                    has_aligned_columns(problem.input, problem.input_stride) &&
+                    has_aligned_columns(grads.grad_weight, problem.dim);
+  return launch(wide ? row_class_grads_kernel<T, true> : row_class_grads_kernel<T, false>,
                 static_cast<unsigned>(ceil_div(grads.entries, kGatherWarps)), kThreads, 0, stream,
                 problem, grads);
 }

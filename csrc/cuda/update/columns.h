@@ -2,94 +2,71 @@
 // bits are one draw and sums over a row are the same as on the CPU.
 #pragma once
 
+#include <type_traits>
+
 #include "csrc/core/row_update.h"
-#include "csrc/cuda/device/number.h"
-#include "csrc/cuda/device/vector_access.h"
+#include "csrc/cuda/device/columns.h"
 
 namespace ssc::cuda {
 
-constexpr int kColumns = 4;
-
 static_assert(32 * kColumns == kSumWidth);
-
-template <class T>
-struct Columns {
-  T at[kColumns];
-};
 
 // Columns [c, c + 4) of a row that has `length`; zeros beyond. wide: `row` is aligned to them, and
 // none or all of them are there.
 template <bool kWide, class T, class X>
 __device__ __forceinline__ Columns<T> read_columns(const X* row, int64_t c, int64_t length) {
-  constexpr int kLoad = sizeof(X) == 8 ? 2 : kColumns;
-  Columns<T> x = {};
-  if constexpr (kWide) {
-    if (c < length) {
-#pragma unroll
-      for (int k = 0; k < kColumns; k += kLoad) {
-        const auto part = load_vector<Elements<X, kLoad>>(row + c + k);
-#pragma unroll
-        for (int i = 0; i < kLoad; ++i) x.at[k + i] = to_accumulator(part.at[i]);
-      }
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
-      if (c + k < length) x.at[k] = to_accumulator(row[c + k]);
-    }
-  }
-  return x;
+  if constexpr (!kWide) return read_part<T>(row + c, length - c);
+  if (c < length) return read_whole<T>(row + c);
+  return {};
 }
 
 template <bool kWide, class X>
 __device__ __forceinline__ void write_columns(const Columns<X>& x, X* row, int64_t c,
                                               int64_t length) {
-  constexpr int kStore = sizeof(X) == 8 ? 2 : kColumns;
-  if constexpr (kWide) {
-    if (c < length) {
-#pragma unroll
-      for (int k = 0; k < kColumns; k += kStore) {
-        Elements<X, kStore> part;
-#pragma unroll
-        for (int i = 0; i < kStore; ++i) part.at[i] = x.at[k + i];
-        store_vector(row + c + k, part);
-      }
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
-      if (c + k < length) row[c + k] = x.at[k];
-    }
+  if constexpr (!kWide) {
+    write_part(x, row + c, length - c);
+  } else if (c < length) {
+    write_whole(x, row + c);
   }
 }
 
 // --- rounding to 16 bits --------------------------------------------------------------------------
 
-template <class X, class T>
-__device__ __forceinline__ Columns<X> rounded(const Columns<T>& x) {
-  Columns<X> to;
-#pragma unroll
-  for (int k = 0; k < kColumns; ++k) to.at[k] = to_storage<X>(x.at[k]);
-  return to;
+__device__ __forceinline__ unsigned round_with(float x, unsigned random, __nv_bfloat16) {
+  return round_to_bf16(__float_as_uint(x), random);
+}
+__device__ __forceinline__ unsigned round_with(float x, unsigned random, __half) {
+  return round_to_fp16(__float_as_uint(x), random);
 }
 
-__device__ __forceinline__ __nv_bfloat16 round_with(float x, unsigned random, __nv_bfloat16) {
-  const unsigned bits = round_to_bf16(__float_as_uint(x), random);
-  return __ushort_as_bfloat16(static_cast<unsigned short>(bits));
+__device__ __forceinline__ bool all_finite(const Columns<float>& x) {
+  float zero = 0;
+#pragma unroll
+  for (const float each : x.at) zero += each * 0.0f;
+  return zero == 0.0f;
 }
-__device__ __forceinline__ __half round_with(float x, unsigned random, __half) {
-  const unsigned bits = round_to_fp16(__float_as_uint(x), random);
-  return __ushort_as_half(static_cast<unsigned short>(bits));
+
+// The bits of two bf16, as they lie in memory, of which round_to_bf16 is the upper half of a sum.
+__device__ __forceinline__ unsigned round_finite(float x, float y, unsigned random) {
+  const unsigned first = __float_as_uint(x) + (random & 0xffffu);
+  const unsigned second = __float_as_uint(y) + (random >> 16);
+  return first >> 16 | (second & 0xffff0000u);
 }
 
 // random: 16 bits for each column.
 template <class X>
 __device__ __forceinline__ Columns<X> rounded(const Columns<float>& x, uint64_t random) {
-  Columns<X> to;
-#pragma unroll
-  for (int k = 0; k < kColumns; ++k) {
-    to.at[k] = round_with(x.at[k], static_cast<unsigned>(random >> 16 * k) & 0xffffu, X{});
+  const auto low = static_cast<unsigned>(random), high = static_cast<unsigned>(random >> 32);
+  uint2 words;
+  if (std::is_same_v<X, __nv_bfloat16> && all_finite(x)) {
+    words.x = round_finite(x.at[0], x.at[1], low);
+    words.y = round_finite(x.at[2], x.at[3], high);
+  } else {
+    words.x = round_with(x.at[0], low & 0xffffu, X{}) | round_with(x.at[1], low >> 16, X{}) << 16;
+    words.y = round_with(x.at[2], high & 0xffffu, X{}) | round_with(x.at[3], high >> 16, X{}) << 16;
   }
+  Columns<X> to;
+  memcpy(static_cast<void*>(to.at), &words, sizeof(words));
   return to;
 }
 

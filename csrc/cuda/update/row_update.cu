@@ -30,40 +30,59 @@ struct RowStep {
   Roots<T> roots;
 };
 
-// One column, with debts and step as in csrc/cpu/kernels/update_rows.cpp.
+// The columns of a lane, with debts and step as in csrc/cpu/kernels/update_rows.cpp.
 template <class T>
-__device__ __forceinline__ void update_column(const ElementScalars<T>& s, const RowStep<T>& row,
-                                              T g, T& p, T& m, T& v) {
-  const bool row_wise = is_row_wise(row.rule);
-  if (row.pays) {
-    if (row.rule == UpdateRule::sgd) {
-      pay_sgd<A, T>(row.debt, p, m);
-    } else {
-      const T x = row_wise ? row.roots.old : row.debt.moves == T(0) ? v : A::root(v);
-      pay_adam<A, T>(row.debt, x, p, m);
-      v = A::mul(v, static_cast<T>(row.debt.beta2));
-    }
-  }
-  if (!row.steps) return;
-  const T full = full_gradient<A>(s, g, p);
+__device__ __forceinline__ void pay_columns(const RowStep<T>& row, Columns<T>& p, Columns<T>& m,
+                                            Columns<T>& v) {
   if (row.rule == UpdateRule::sgd) {
-    if (row.momentum) {
-      step_momentum<A>(s, full, p, m);
-    } else {
-      step_sgd<A>(s, full, p);
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) pay_sgd<A, T>(row.debt, p.at[k], m.at[k]);
+    return;
+  }
+  const bool takes_root = !is_row_wise(row.rule) && row.debt.moves != T(0);
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k) {
+    T x = is_row_wise(row.rule) ? row.roots.old : v.at[k];
+    if (takes_root) x = A::root(x);
+    pay_adam<A, T>(row.debt, x, p.at[k], m.at[k]);
+    v.at[k] = A::mul(v.at[k], static_cast<T>(row.debt.beta2));
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void step_columns(const ElementScalars<T>& s, const RowStep<T>& row,
+                                             Columns<T> g, Columns<T>& p, Columns<T>& m,
+                                             Columns<T>& v) {
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k) g.at[k] = full_gradient<A>(s, g.at[k], p.at[k]);
+  if (row.rule == UpdateRule::sgd) {
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) {
+      if (row.momentum) {
+        step_momentum<A>(s, g.at[k], p.at[k], m.at[k]);
+      } else {
+        step_sgd<A>(s, g.at[k], p.at[k]);
+      }
     }
     return;
   }
   const bool adam = is_adam(row.rule);
-  T x = row.roots.now;
-  if (!row_wise) {
-    v = add_square<A>(s, A::mul(full, full), v, adam);
-    x = A::root(v);
+  Columns<T> roots;
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k) roots.at[k] = row.roots.now;
+  if (!is_row_wise(row.rule)) {
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) {
+      v.at[k] = add_square<A>(s, A::mul(g.at[k], g.at[k]), v.at[k], adam);
+      roots.at[k] = A::root(v.at[k]);
+    }
   }
   if (adam) {
-    step_adam<A>(s, full, x, p, m);
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) step_adam<A>(s, g.at[k], roots.at[k], p.at[k], m.at[k]);
   } else {
-    step_adagrad<A>(s, full, x, p);
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) step_adagrad<A>(s, g.at[k], roots.at[k], p.at[k]);
   }
 }
 
@@ -111,17 +130,51 @@ class RowKernel {
     return p;
   }
 
-  __device__ __forceinline__ uint64_t random(int64_t row, RoundedArray array, int64_t c) const {
-    return philox_draw(rounding_key(u_.seed, now_, row, array),
-                       static_cast<uint64_t>(c / kColumns));
+  // Random bits are drawn for two arrays at a time; where there are three, the last two late, since
+  // registers are few.
+  __device__ __forceinline__ void write_arrays(const Columns<T>& p, const Columns<T>& m,
+                                               const Columns<T>& v, int64_t row, int64_t length,
+                                               int64_t c) const {
+    using enum RoundedArray;
+    const bool of_param = sizeof(P) == 2 && u_.rounding == Rounding::stochastic;
+    const bool of_first = sizeof(S) == 2 && u_.first != nullptr;
+    const bool of_second = sizeof(S) == 2 && u_.second != nullptr;
+    uint64_t random = 0, other = 0;
+    if (of_first && of_second) {
+      if (of_param) random = philox_draw(rounding_key(u_.seed, now_, row, param), c / kColumns);
+    } else if (of_param || of_first || of_second) {
+      draw_two(row, c, param, of_second ? second : first, random, other);
+    }
+    write_param(p, random, row, length, c);
+    random = other;
+    if (of_first && of_second) draw_two(row, c, first, second, random, other);
+    if (u_.first != nullptr) write_moment(m, u_.first, random, row, length, c);
+    if (u_.second != nullptr) write_moment(v, u_.second, other, row, length, c);
   }
 
-  __device__ __forceinline__ void write_param(const Columns<T>& p, int64_t row, int64_t length,
-                                              int64_t c) const {
+  // Neighbouring lanes have draws of the same counter: each computes one array's, and they swap.
+  // For whole warps.
+  __device__ __forceinline__ void draw_two(int64_t row, int64_t c, RoundedArray a, RoundedArray b,
+                                           uint64_t& of_a, uint64_t& of_b) const {
+    const bool odd = lane_ % 2 != 0;
+    const int own = odd ? static_cast<int>(b) : static_cast<int>(a);
+    const PhiloxKey key = rounding_key(u_.seed, now_, row, static_cast<RoundedArray>(own));
+    const auto counter = key.offset + static_cast<uint64_t>(c / (2 * kColumns));
+    const PhiloxWords<uint64_t> w =
+        philox4x32_10<ScalarLane>(philox_counter<ScalarLane>(counter, key.subsequence), key.seed);
+    const uint64_t of_even = join_words<ScalarLane>(w.w0, w.w1);
+    const uint64_t of_odd = join_words<ScalarLane>(w.w2, w.w3);
+    const uint64_t swapped = __shfl_xor_sync(~0u, odd ? of_even : of_odd, 1);
+    of_a = odd ? swapped : of_even;
+    of_b = odd ? of_odd : swapped;
+  }
+
+  __device__ __forceinline__ void write_param(const Columns<T>& p, uint64_t random, int64_t row,
+                                              int64_t length, int64_t c) const {
     P* const to = u_.param + row * u_.stride;
     if constexpr (sizeof(P) == 2) {
       if (u_.rounding == Rounding::stochastic) {
-        write_columns<kWide>(rounded<P>(p, random(row, RoundedArray::param, c)), to, c, length);
+        write_columns<kWide>(rounded<P>(p, random), to, c, length);
         return;
       }
     }
@@ -134,11 +187,11 @@ class RowKernel {
     write_columns<kWide>(rounded<P>(rest), u_.compensation + row * u_.dim, c, length);
   }
 
-  __device__ __forceinline__ void write_moment(const Columns<T>& x, S* rows, RoundedArray array,
+  __device__ __forceinline__ void write_moment(const Columns<T>& x, S* rows, uint64_t random,
                                                int64_t row, int64_t length, int64_t c) const {
     S* const to = rows + row * u_.dim;
     if constexpr (sizeof(S) == 2) {
-      write_columns<kWide>(rounded<S>(x, random(row, array, c)), to, c, length);
+      write_columns<kWide>(rounded<S>(x, random), to, c, length);
     } else {
       write_columns<kWide>(x, to, c, length);
     }
@@ -184,13 +237,9 @@ class RowKernel {
     Columns<T> p = read_param(row, length, c);
     if (u_.first != nullptr) m = read_columns<kWide, T>(u_.first + row * u_.dim, c, length);
     if (u_.second != nullptr) v = read_columns<kWide, T>(u_.second + row * u_.dim, c, length);
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
-      update_column(scalars_, step, g.at[k], p.at[k], m.at[k], v.at[k]);
-    }
-    write_param(p, row, length, c);
-    if (u_.first != nullptr) write_moment(m, u_.first, RoundedArray::first, row, length, c);
-    if (u_.second != nullptr) write_moment(v, u_.second, RoundedArray::second, row, length, c);
+    if (step.pays) pay_columns(step, p, m, v);
+    if (step.steps) step_columns(scalars_, step, g, p, m, v);
+    write_arrays(p, m, v, row, length, c);
   }
 
   const RowUpdate<P, S>& u_;
