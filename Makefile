@@ -10,8 +10,9 @@
 #   make bench   short benchmarks
 #   make docs    the documentation as a site, in build/site
 #   make gpu-check   on a machine with a GPU: build, tests, sanitizers, benchmarks, one report
-#   make wheel   the wheel for the CPU that goes to users (manylinux_2_28), in dist
+#   make wheel   the wheel that goes to users (manylinux_2_28), in dist; CUDA=1: with CUDA kernels
 #   make torch-matrix   that wheel without a compiler, with torch 2.11 and the newest (gigabytes)
+#   make hf-kernel   a kernel for Hugging Face's `kernels`, in dist/hf-kernel; CUDA=1 likewise
 #   make build   the compiled library, in place (an edit to one file recompiles that file)
 #   make clean   removes what was built; the virtual environment stays (rm -r .venv)
 PYTHON ?= python3
@@ -23,7 +24,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := build
 .PHONY: demo test test-all test-slow test-cpp simt simt-ops ptx-check cuda cuda-torch-check \
-        gpu-check lint bench docs wheel torch-matrix build clean
+        gpu-check lint bench docs wheel torch-matrix hf-kernel build clean
 .DELETE_ON_ERROR:
 
 # The virtual environment, with the pinned tools of requirements-dev.txt.
@@ -147,12 +148,20 @@ docs: $(BIN)/.package
 gpu-check:
 	$(PYTHON) tools/gpu_check.py
 
+# CUDA=1: with the CUDA kernels, for all architectures or those of TORCH_CUDA_ARCH_LIST.
+WHEELS := dist/$(if $(CUDA),cuda,cpu)
+WITH_NVCC = $(if $(CUDA),--nvcc $(or $(NVCC),$(error CUDA=1 needs nvcc: set CUDA_HOME)))
 wheel: $(BIN)/.complete
-	MAX_JOBS=$(JOBS) $(BIN)/python tools/make_wheel.py
+	MAX_JOBS=$(JOBS) $(BIN)/python tools/make_wheel.py --output $(WHEELS) $(WITH_NVCC)
 
 # TORCHES="torch==2.11.0 torch==2.13.0" chooses them.
 torch-matrix: wheel
-	$(BIN)/python tools/torch_matrix.py dist/*-manylinux_2_28_*.whl $(TORCHES) --jobs $(JOBS)
+	$(BIN)/python tools/torch_matrix.py $(WHEELS)/*-manylinux_2_28_*.whl $(TORCHES) --jobs $(JOBS)
+
+# The CPU's kernels are those of `make build`.
+hf-kernel: build
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/python tools/hf_kernel.py $(WITH_NVCC) \
+	    -DSSC_CPU_LIBRARY=$(abspath build/dev/libssc_cpu.a)
 
 clean:
 	rm -rf build dist *.egg-info sampled_softmax_cuda/*.so

@@ -1,8 +1,8 @@
 """Packaging: a build_ext that runs CMake and Ninja. Names no source; see CMakeLists.txt.
 
 Environment variables, described in CONTRIBUTING.md: SSC_SKIP_BUILD, SSC_WITH_CUDA,
-TORCH_CUDA_ARCH_LIST, CUDA_HOME, SSC_WERROR, MAX_JOBS, DEBUG, CXX. Whatever goes wrong ends in one
-line that says what to do about it.
+TORCH_CUDA_ARCH_LIST, CUDA_HOME, SSC_WERROR, MAX_JOBS, DEBUG, CXX, CMAKE_ARGS,
+SSC_LOCAL_VERSION. Whatever goes wrong ends in one line that says what to do about it.
 """
 
 import importlib.metadata
@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "sampled_softmax_cuda"
@@ -113,11 +115,11 @@ def architectures(nvcc: Path) -> list[str]:
     output = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
     known = [f"{number}.{digit}" for number, digit in re.findall(r"compute_(\d+)(\d)\b", output)]
     wanted = [n for n in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if n]
-    wanted = wanted or visible_architectures()
+    wanted = [] if wanted == ["all"] else wanted or visible_architectures()
     for name in wanted:
         match = re.fullmatch(r"(\d+\.\d)[af]?(\+PTX)?", name)
         if match is None:
-            raise fail(f"TORCH_CUDA_ARCH_LIST must be like '8.0;9.0+PTX', got {name!r}")
+            raise fail(f"TORCH_CUDA_ARCH_LIST must be like '8.0;9.0+PTX' or all, got {name!r}")
         if float(match[1]) < MINIMUM_ARCHITECTURE or match[1] not in known:
             raise fail(
                 f"no kernels can be compiled for a GPU of compute capability {match[1]}: they need "
@@ -199,7 +201,9 @@ class CMakeBuild(build_ext):
         configure += [f"-D{name}={value}" for name, value in settings.items()]
         # CMake keeps what it found in an earlier run: start afresh when any of it has moved.
         stamp = folder / "configured_with.json"
-        wanted = json.dumps({"source": str(ROOT), "cmake": cmake, **settings}, indent=1)
+        more = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        configure += more
+        wanted = json.dumps({"cmake": cmake, "more": more, "source": str(ROOT), **settings})
         if not stamp.exists() or stamp.read_text() != wanted:
             configure.append("--fresh")
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,11 +225,19 @@ class CMakeBuild(build_ext):
             raise fail(f"{problem} (exit status {code}, its output is above); fix that, {WAY_OUT}")
 
 
+class LocalVersion(egg_info):
+    """Appends SSC_LOCAL_VERSION to the version: "+cu130" tells a wheel from the CPU's."""
+
+    def finalize_options(self) -> None:
+        self.tag_build = os.environ.get("SSC_LOCAL_VERSION") or self.tag_build
+        super().finalize_options()
+
+
 if flag("SSC_SKIP_BUILD"):
     setup()
 else:
     setup(
         ext_modules=[Extension(f"{PACKAGE}._C", sources=[], py_limited_api=True)],
-        cmdclass={"build_ext": CMakeBuild},
+        cmdclass={"build_ext": CMakeBuild, "egg_info": LocalVersion},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

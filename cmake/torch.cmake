@@ -14,3 +14,12 @@ add_library(ssc_torch SHARED IMPORTED)
 set_target_properties(ssc_torch PROPERTIES
   IMPORTED_LOCATION "${SSC_TORCH_CPU_LIBRARY}"
   INTERFACE_INCLUDE_DIRECTORIES "${torch_include}")  # imported, hence -isystem: no warnings of theirs
+
+# ssc_take_old_symbols(<target>): symbols of manylinux_2_28 at the most; what is newer has a
+# definition of ours.
+function(ssc_take_old_symbols target)
+  if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
+    target_sources(${target} PRIVATE csrc/ops/old_glibc.cpp)
+    target_link_options(${target} PRIVATE LINKER:--wrap=exp LINKER:--wrap=log)
+  endif()
+endfunction()

@@ -2,7 +2,8 @@
 # with dlopen), so one binary serves every Python, and every torch from SSC_TORCH_TARGET on.
 add_library(_C MODULE ${SSC_OPS_SOURCES})
 target_link_libraries(_C PRIVATE ssc_cpu ssc_torch)
-target_compile_definitions(_C PRIVATE TORCH_TARGET_VERSION=${SSC_TORCH_TARGET})
+target_compile_definitions(_C PRIVATE TORCH_TARGET_VERSION=${SSC_TORCH_TARGET}
+                           sampled_softmax=${SSC_NAMESPACE})
 target_link_options(_C PRIVATE LINKER:--as-needed LINKER:-z,defs
                     LINKER:--exclude-libs,ALL)
 set_target_properties(_C PROPERTIES
@@ -12,9 +13,4 @@ set_target_properties(_C PROPERTIES
   INSTALL_RPATH "$ORIGIN/../torch/lib"
   BUILD_WITH_INSTALL_RPATH ON
   LIBRARY_OUTPUT_DIRECTORY "${SSC_INSTALL_DIR}")
-
-# Symbols of manylinux_2_28 at the most: what is newer has a definition of ours.
-if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
-  target_sources(_C PRIVATE csrc/ops/old_glibc.cpp)
-  target_link_options(_C PRIVATE LINKER:--wrap=exp LINKER:--wrap=log)
-endif()
+ssc_take_old_symbols(_C)

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from ._build import VERSION
 from .ops import library
 
 DISTRIBUTION = "sampled-softmax-cuda"
 
 
 def version() -> str:
-    """The version of the installed distribution; "0+unknown" for a bare checkout on sys.path."""
+    """That of the build or the installed distribution; "0+unknown" for a bare checkout."""
+    if VERSION is not None:
+        return VERSION
     try:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:

@@ -13,7 +13,8 @@
   in the objects).
 - Python: the imports between the modules of the package at import time form no cycle; the
   reference and the parts of losses know nothing of the operators; `torch.ops` is named in
-  sampled_softmax_cuda/ops alone; and few modules import the reference.
+  sampled_softmax_cuda/ops alone, and the operators' namespace in _build.py; and few modules import
+  the reference.
 - Length: a file has at most 420 lines.
 
 Prints one line per offence as path:line: message, and exits with 1 if there is any.
@@ -234,11 +235,14 @@ def check_python() -> Iterator[Offence]:
                 yield module_path(module), line, f"{folder} may not import {target}"
             if floor == "reference" and folder not in ("reference", *USE_REFERENCE):
                 yield module_path(module), line, "only the routes and ops/ import the reference"
-        if folder != "ops":
-            text = module_path(module).read_text(encoding="utf-8")
-            for line, words in enumerate(text.splitlines(), 1):
-                if "torch.ops." in words and not words.lstrip().startswith(("#", '"', "`")):
-                    yield module_path(module), line, "torch.ops is for sampled_softmax_cuda/ops"
+        text = module_path(module).read_text(encoding="utf-8")
+        for line, words in enumerate(text.splitlines(), 1):
+            if words.lstrip().startswith(("#", '"', "`")):
+                continue
+            if folder != "ops" and "torch.ops." in words:
+                yield module_path(module), line, "torch.ops is for sampled_softmax_cuda/ops"
+            if re.search(r"torch\.ops\.sampled_softmax\b|\bsampled_softmax::", words):
+                yield module_path(module), line, "the namespace has its name in _build.py alone"
     done: set[str] = set()
 
     def visit(module: str, trail: list[str]) -> Iterator[Offence]:

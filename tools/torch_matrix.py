@@ -1,7 +1,8 @@
 """One wheel under several versions of torch, without a compiler: `make torch-matrix`.
 
 For each torch an environment of its own under build/torch-matrix, which stays, gets the wheel of
-`make wheel`; no compiler, CMake or Ninja is on its PATH. Then the quick tests of losses, samplers,
+`make wheel`, with CUDA=1 the one with CUDA kernels, which a CUDA build of torch must load without a
+GPU too; no compiler, CMake or Ninja is on its PATH. Then the quick tests of losses, samplers,
 optimizers, exact functions and the installation run in it. Needs a package index, and some 7 GB of
 disk for each torch that brings NVIDIA's libraries.
 """
@@ -24,7 +25,10 @@ CHECK = """
 import torch, sampled_softmax_cuda as ssc
 info = ssc.build_info()
 assert info["native"], info["native_reason"]
+for_cuda = "+cu" in info["version"] and torch.version.cuda is not None
+assert info["cuda_native"] == for_cuda, info["cuda_native_reason"]
 print(f"torch {torch.__version__}, {info['native_reason']}, {info['cpu_isa']}")
+print(f"CUDA: {info['cuda_native_reason']}, {info['cuda_architectures']}")
 """
 # Tests that run without the source tree around them.
 TESTS = {
@@ -39,7 +43,8 @@ def run(*command: object, path: str | None = None) -> None:
     """A command that must succeed, in the matrix's folder."""
     print("+", *command, flush=True)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SSC_", "PYTHON"))}
-    clean |= {"PATH": path} if path else {}
+    # Threads that wait for others spin by default, in the way of the other workers.
+    clean |= {"OMP_WAIT_POLICY": "passive", **({"PATH": path} if path else {})}
     words = [str(part) for part in command]
     code = subprocess.run(words, cwd=FOLDER, env=clean).returncode
     if code != 0:

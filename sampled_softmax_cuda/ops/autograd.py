@@ -17,7 +17,9 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
+from .._build import operator_name
 from .._transforms import transforming
+from .library import operators
 
 NO_DOUBLE_BACKWARD = (
     "sampled_softmax_loss: a second derivative (create_graph=True, double backward) is not"
@@ -53,10 +55,10 @@ def kernel_serves(operator: str) -> bool:
 
 
 def operator(name: str) -> Callable[..., Any]:
-    """torch.ops.sampled_softmax.<name>, in the form that the transforms at work can see through."""
+    """The operator of this name, in the form that the transforms at work can see through."""
     if transforming():
         return _functions[name].apply
-    return getattr(torch.ops.sampled_softmax, name)  # type: ignore[no-any-return]
+    return getattr(operators, name)  # type: ignore[no-any-return]
 
 
 def register_autograd(
@@ -66,9 +68,7 @@ def register_autograd(
 
     torch makes a Function of the two that torch.func refuses; this one it takes.
     """
-    torch.library.register_autograd(
-        f"sampled_softmax::{name}", backward, setup_context=setup_context
-    )
+    torch.library.register_autograd(operator_name(name), backward, setup_context=setup_context)
     _functions[name] = _make_function(name, backward, setup_context)
 
 
@@ -121,7 +121,7 @@ def _make_function(
     name: str, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> type[torch.autograd.Function]:
     def forward(*arguments: Any) -> Any:
-        return getattr(torch.ops.sampled_softmax, name)(*arguments)
+        return getattr(operators, name)(*arguments)
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         record = _Record(constant=(), materialize=True)

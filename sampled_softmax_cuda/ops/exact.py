@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._build import operator_name
 from .._rules import host_rules
 from ..losses.problem import Problem
 from ..losses.rows import cap, chunk_classes, compute_dtype
@@ -17,7 +18,7 @@ from ..reference.problem import reference as by_reference
 from ..samples import Samples
 from .autograd import operator, refuse_double_backward, register_autograd
 from .dispatch import as_kernels_take, kernels_take, products_in_tf32
-from .library import library_loaded
+from .library import library_loaded, operators
 from .loss import dense_sweep, fake_loss_rows, rows_backward
 from .negatives import composed, negatives_served
 
@@ -155,7 +156,7 @@ def _exact_backward_by_classes(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     step = chunk_classes(input.shape[0], weight.shape[0])
     for begin in range(0, weight.shape[0], step):
         end = min(begin + step, weight.shape[0])
-        z = torch.ops.sampled_softmax.logits(h, weight, bias, begin, end, inv_temperature, tf32)
+        z = operators.logits(h, weight, bias, begin, end, inv_temperature, tf32)
         classes = torch.arange(begin, end, device=target.device)
         p = (z - lse[:, None]).exp_().sub_((target[:, None] == classes).to(z.dtype))
         p.masked_fill_(~counted[:, None], 0.0)
@@ -211,7 +212,7 @@ def _fake_logits(
 
 
 if library_loaded():
-    torch.library.register_fake("sampled_softmax::exact_loss_rows", _fake_exact_loss_rows)
-    torch.library.register_fake("sampled_softmax::logits", _fake_logits)
+    torch.library.register_fake(operator_name("exact_loss_rows"), _fake_exact_loss_rows)
+    torch.library.register_fake(operator_name("logits"), _fake_logits)
     register_autograd("exact_loss_rows", _exact_backward, _setup_exact)
     register_autograd("logits", _logits_backward, _setup_logits)

@@ -11,14 +11,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._build import NAMESPACE, operator_name
 from .._rules import host_has
 
 LIBRARY = Path(__file__).parents[1] / "_C.abi3.so"
 CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"
+
+operators: Any = getattr(torch.ops, NAMESPACE)
 
 _BACKENDS = ("auto", "native", "reference")
 
@@ -65,7 +69,7 @@ def _cuda_operators(loaded: bool) -> frozenset[str]:
     if not loaded:
         return frozenset()
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    prefix = "sampled_softmax::"
+    prefix = operator_name("")
     names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
     return frozenset(name.removeprefix(prefix) for name in names if has_kernel(name, "CUDA"))
 
@@ -126,18 +130,18 @@ def cpu_isa() -> tuple[str, str, str]:
     Raises:
         RuntimeError: SSC_CPU_ISA names one that this CPU does not run.
     """
-    name, by_dtype, reason = torch.ops.sampled_softmax.cpu_isa()
+    name, by_dtype, reason = operators.cpu_isa()
     return name, by_dtype, reason
 
 
 def cuda_architectures() -> str:
     """The architectures that the CUDA kernels were compiled for, separated by spaces."""
-    return str(torch.ops.sampled_softmax.cuda_architectures())
+    return str(operators.cuda_architectures())
 
 
 def advise_huge_pages(tensor: Tensor) -> None:
     """Ask for 2 MiB pages under the tensor's memory."""
-    torch.ops.sampled_softmax.advise_huge_pages(tensor)
+    operators.advise_huge_pages(tensor)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch._subclasses import FakeTensor
 
+from .._build import operator_name
 from .._rules import host_rules
 from .._transforms import transforming
 from ..losses.gradients import as_parameters, parameter_grads
@@ -25,7 +26,7 @@ from ..losses.problem import Problem
 from ..losses.rows import compute_dtype, count_of_samples, ordered_sum, reweighted, row_scale
 from .autograd import operator, refuse_double_backward, register_autograd, wants_gradient
 from .dispatch import as_kernels_take, products_in_tf32
-from .library import library_loaded
+from .library import library_loaded, operators
 from .padded import empty_results, loss_and_padded_grads
 
 
@@ -58,10 +59,10 @@ def run_sweep(arguments: Any, sweep: Sweep) -> Any:
     """The op loss_and_grads, or its variant whose gradients wait for their last factor, or the one
     whose results have a size that a graph can know."""
     if sweep.wide:
-        return torch.ops.sampled_softmax.loss_and_wide_grads(*arguments)
+        return operators.loss_and_wide_grads(*arguments)
     if sweep.sparse_grad and sweep.traced and host_rules(arguments[0]):
         return loss_and_padded_grads(*arguments)
-    return torch.ops.sampled_softmax.loss_and_grads(*arguments, sweep.sparse_grad, sweep.tf32)
+    return operators.loss_and_grads(*arguments, sweep.sparse_grad, sweep.tf32)
 
 
 def _wanted_grads(
@@ -103,7 +104,7 @@ class _RowsLoss(torch.autograd.Function):
         ctx.save_for_backward(input, weight, bias, *rest[:4])
         ctx.scalars, ctx.sweep = rest[4:], sweep
         ctx.set_materialize_grads(False)
-        operator = torch.ops.sampled_softmax.loss_rows
+        operator = operators.loss_rows
         loss, *details = operator(input, weight, bias, *rest, sweep.tf32)
         ctx.mark_non_differentiable(*details)
         return loss, *details
@@ -378,5 +379,5 @@ if library_loaded():
         ("loss_and_grads", _fake_loss_and_grads),
         ("loss_and_wide_grads", _fake_loss_and_wide_grads),
     ):
-        torch.library.register_fake(f"sampled_softmax::{_name}", _fake)
+        torch.library.register_fake(operator_name(_name), _fake)
     register_autograd("loss_rows", _rows_backward, _setup_rows)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._build import operator_name
 from .._rules import host_rules
 from .._transforms import transforming
 from ..losses.composed import composed_rows
@@ -23,7 +24,7 @@ from ..losses.targets import prepare
 from ..samples import KeyedSamples, Samples
 from .autograd import operator, refuse_double_backward, register_autograd, wants_gradient
 from .dispatch import as_kernels_take, kernels_take, products_in_tf32
-from .library import library_loaded
+from .library import library_loaded, operators
 from .sample import check_table
 from .unit_rows import unit_rows
 
@@ -152,7 +153,7 @@ def _backward(
     if not any(wanted[:3]):
         return result
     arguments = (*parameters, *rest, row_scale, sparse_grad, tf32)
-    grads = _call(torch.ops.sampled_softmax.negatives_grads, arguments)
+    grads = _call(operators.negatives_grads, arguments)
     coalesced = host_rules(grads[3])
     result[:3] = parameter_grads(
         wanted, weight, bias, grads, sparse_grad=sparse_grad, coalesced=coalesced
@@ -191,7 +192,7 @@ class _Negatives(torch.autograd.Function):
         tf32: bool,
     ) -> tuple[Tensor, Tensor]:
         parameters = (input, weight, bias, target_logit)
-        loss, peak = _call(torch.ops.sampled_softmax.negatives_rows, (*parameters, *rest, tf32))
+        loss, peak = _call(operators.negatives_rows, (*parameters, *rest, tf32))
         _save(ctx, parameters, rest, loss)
         ctx.sparse_grad, ctx.tf32 = sparse_grad, tf32
         ctx.set_materialize_grads(False)
@@ -279,6 +280,6 @@ def _op_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 if library_loaded():
-    torch.library.register_fake(f"sampled_softmax::{_ROWS}", fake_rows)
-    torch.library.register_fake(f"sampled_softmax::{_GRADS}", _fake_grads)
+    torch.library.register_fake(operator_name(_ROWS), fake_rows)
+    torch.library.register_fake(operator_name(_GRADS), _fake_grads)
     register_autograd(_ROWS, _op_backward, _setup)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._build import operator_name
 from ..updates import RowUpdate
 from .dispatch import native_serves
-from .library import library_loaded, native_for
+from .library import library_loaded, native_for, operators
 
 _ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
 
@@ -31,7 +32,7 @@ def call_row_update(update: RowUpdate) -> None:
     """The operator `row_update`."""
     o = update.options
     lr, lr_tensor = (0.0, _number(o.lr)) if isinstance(o.lr, Tensor) else (o.lr, None)
-    torch.ops.sampled_softmax.row_update(
+    operators.row_update(
         update.param,
         update.values,
         update.ids,
@@ -78,7 +79,7 @@ def gradient_faults(values: Tensor, ids: Tensor | None, rows: int, finite: bool)
         for none.
     """
     if native_for(values.device, "gradient_faults"):
-        bad_id, nonfinite = torch.ops.sampled_softmax.gradient_faults(values, ids, rows, finite)
+        bad_id, nonfinite = operators.gradient_faults(values, ids, rows, finite)
         return bad_id, nonfinite
     return reference.gradient_faults(values, ids, rows, finite)
 
@@ -91,4 +92,4 @@ def _fake_row_update(*_: Any) -> None:
 
 
 if library_loaded():
-    torch.library.register_fake("sampled_softmax::row_update", _fake_row_update)
+    torch.library.register_fake(operator_name("row_update"), _fake_row_update)

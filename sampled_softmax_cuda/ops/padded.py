@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._build import operator_name
 from ..losses.rows import compute_dtype
+from .library import operators
 
 
-@torch.library.custom_op("sampled_softmax::loss_and_padded_grads", mutates_args=())
+@torch.library.custom_op(operator_name("loss_and_padded_grads"), mutates_args=())
 def loss_and_padded_grads(
     input: Tensor,
     weight: Tensor,
@@ -30,22 +32,20 @@ def loss_and_padded_grads(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`loss_and_grads` with sparse_grad=True, its rows filled up to S + B."""
-    total, rows, grad_input, grad_weight, grad_bias, grad_rows = (
-        torch.ops.sampled_softmax.loss_and_grads(
-            input,
-            weight,
-            bias,
-            target,
-            ids,
-            log_expected_count,
-            target_log_expected_count,
-            inv_temperature,
-            remove_accidental_hits,
-            ignore_index,
-            row_scale,
-            mean,
-            True,
-        )
+    total, rows, grad_input, grad_weight, grad_bias, grad_rows = operators.loss_and_grads(
+        input,
+        weight,
+        bias,
+        target,
+        ids,
+        log_expected_count,
+        target_log_expected_count,
+        inv_temperature,
+        remove_accidental_hits,
+        ignore_index,
+        row_scale,
+        mean,
+        True,
     )
     missing = ids.shape[0] + target.shape[0] - grad_rows.shape[1]
     last = grad_rows[:, -1:].expand(1, missing)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._build import operator_name
 from .._rules import may_look
 from ..proposals import Method, Proposal
 from ..reference import alias_table
@@ -15,7 +16,7 @@ from ..reference.distributions import distribution
 from ..reference.draws import LEAST_LEFT, LEAST_LEFT_DISTINCT, Stream, draw_ids, excluded_mass
 from ..reference.sample import Drawn
 from .dispatch import native_serves
-from .library import has_native, library_loaded
+from .library import has_native, library_loaded, operators
 
 __all__ = [
     "LEAST_LEFT",
@@ -48,7 +49,7 @@ def sample(
     if not native_serves("sample", key, torch.int64):
         return reference.sample(proposal, key, target, num_samples, method, tries, *of_rows)  # type: ignore[arg-type]
     try:
-        return torch.ops.sampled_softmax.sample(  # type: ignore[no-any-return]
+        return operators.sample(  # type: ignore[no-any-return]
             key, target, *proposal, num_samples, int(method), tries, *of_rows
         )
     except RuntimeError:
@@ -66,9 +67,7 @@ def log_counts(proposal: Proposal, ids: Tensor, num_samples: int, tries: Tensor 
     """log n of any ids, float32 of their shape; log q with num_samples=1 and no tries."""
     if not native_serves("log_counts", ids, torch.int64):
         return reference.log_counts(proposal, ids, num_samples, tries)
-    counts: Tensor = torch.ops.sampled_softmax.log_counts(
-        ids.contiguous(), *proposal, num_samples, tries
-    )
+    counts: Tensor = operators.log_counts(ids.contiguous(), *proposal, num_samples, tries)
     return counts
 
 
@@ -76,7 +75,7 @@ def build_alias_table(probabilities: Tensor) -> Tensor:
     """The alias table int64 [C] of float64 probabilities [C], both on the CPU."""
     if not has_native():
         return alias_table.build_alias_table(probabilities)
-    table: Tensor = torch.ops.sampled_softmax.build_alias_table(probabilities)
+    table: Tensor = operators.build_alias_table(probabilities)
     return table
 
 
@@ -122,4 +121,4 @@ if library_loaded():
         ("log_counts", _fake_log_count),
         ("build_alias_table", _fake_table),
     ):
-        torch.library.register_fake(f"sampled_softmax::{_name}", _fake)
+        torch.library.register_fake(operator_name(_name), _fake)

@@ -24,6 +24,7 @@ from ..reference.loss import loss_rows
 from ..reference.negatives import negative_rows
 from ..reference.per_row import per_row_rows
 from ..updates import HISTORY_COLUMNS, Rounding, RowUpdate, Rule, UpdateOptions
+from .library import operators
 from .negatives import Source
 from .optim import call_row_update
 
@@ -169,7 +170,7 @@ def _gradients(
 
 def _loss(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
     """The plain softmax of shared samples."""
-    numbers, operators = _Numbers(), torch.ops.sampled_softmax
+    numbers = _Numbers()
     operands = _operands(numbers, dtype)
     ids, target = numbers.ids(S), numbers.ids(B)
     target[1], target[2] = -100, ids[0]
@@ -213,7 +214,7 @@ def _sources(numbers: _Numbers) -> Iterator[tuple[str, Source, Tensor, Tensor]]:
 
 def _negatives(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
     """The sums over negatives that all other losses are made of."""
-    numbers, operators = _Numbers(), torch.ops.sampled_softmax
+    numbers = _Numbers()
     operands = _operands(numbers, dtype)
     sums = compute_dtype(operands[0])
     target_logit, scale = numbers.normal(B).to(sums), numbers.normal(B).to(sums)
@@ -239,7 +240,7 @@ def _negatives(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
 
 def _exact(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
     """Losses and logits over all classes."""
-    numbers, operators = _Numbers(), torch.ops.sampled_softmax
+    numbers = _Numbers()
     operands, target = _operands(numbers, dtype), numbers.ids(B)
     target[1] = -100
     with torch.no_grad():
@@ -257,7 +258,7 @@ def _exact(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
 
 def _draws(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
     """Ids, which are the same on every device, and their log counts."""
-    numbers, operators = _Numbers(), torch.ops.sampled_softmax
+    numbers = _Numbers()
     q = torch.rand(C, generator=numbers.generator, dtype=torch.float64, device="cpu")
     q[5] = 0.0
     q /= q.sum()

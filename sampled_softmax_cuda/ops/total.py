@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._build import operator_name
 from .._rules import host_rules
 from ..losses.composed import smoothing_shares
 from ..losses.gradients import as_parameters, parameter_grads
@@ -37,7 +38,7 @@ from ..losses.targets import (
 from ..samples import Samples
 from .autograd import refuse_double_backward
 from .dispatch import as_kernels_take, kernels_take
-from .library import library_loaded
+from .library import library_loaded, operators
 from .loss import gradients_now, scaled_grads
 from .negatives import fake_rows, given_samples
 from .unit_rows import unit_rows
@@ -84,7 +85,6 @@ def _sweep(
     dtype of the sums."""
     assert isinstance(s.samples, Samples)
     input, weight, bias = operands
-    operators = torch.ops.sampled_softmax
     target = s.target if s.there is None else torch.where(s.there, s.target, -1)
     product = operators.target_products(input, weight, target)
     offset = None if bias is None else bias.detach()[s.target].to(product.dtype)
@@ -150,7 +150,7 @@ def _mean_logit(
     h = only(column(s.counted), input).to(scale.dtype)
     coefficient = share[None] * (-label_smoothing(o) / o.temperature)
     of_input = h.new_zeros(1, h.shape[1])
-    torch.ops.sampled_softmax.add_target_grads(
+    operators.add_target_grads(
         of_input,
         *grads[1:],
         classes,
@@ -248,4 +248,4 @@ if library_loaded():
         ("target_products", _fake_target_products),
         ("add_target_grads", _fake_add_target_grads),
     ):
-        torch.library.register_fake(f"sampled_softmax::{_name}", _fake)
+        torch.library.register_fake(operator_name(_name), _fake)

@@ -15,12 +15,13 @@ take what is known by then, and the kernels where nothing is.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def _capturing(tensor: Tensor) -> bool:
 
 def _decide(key: _Key) -> None:
     global _num_refused
-    message, _, _ = run_check(*key)
+    message, _, _ = run_check(*key, True)  # in one thread
     if message:
         text = (
             f"sampled_softmax_cuda: the kernels of {describe(*key)} failed their check: {message};"
@@ -118,11 +119,17 @@ def describe(family: str, device: torch.device, dtype: torch.dtype) -> str:
     return f"{family}{in_dtype} on {device}{name}"
 
 
-def run_check(family: str, device: torch.device, dtype: torch.dtype) -> tuple[str, float, float]:
+def run_check(
+    family: str, device: torch.device, dtype: torch.dtype, one_thread: bool = False
+) -> tuple[str, float, float]:
     """Check the kernels now, whatever is known of them.
 
     It runs in a thread of its own, which has none of the caller's modes: autocast, inference mode,
     transforms, dispatch modes, hooks of saved tensors, streams.
+
+    Args:
+        one_thread: PyTorch starts no others for the CPU's part, which is too small to gain by it
+            and would wait for them on a busy machine.
 
     Returns:
         what differs, "" for nothing; the worst error as a share of what is allowed; and seconds.
@@ -133,6 +140,8 @@ def run_check(family: str, device: torch.device, dtype: torch.dtype) -> tuple[st
 
     def run() -> None:
         begin = time.perf_counter()
+        if one_thread:
+            _keep_to_one_thread()
         finding = examine(family, device, dtype)
         results.append((finding.message, finding.error, time.perf_counter() - begin))
 
@@ -140,6 +149,13 @@ def run_check(family: str, device: torch.device, dtype: torch.dtype) -> tuple[st
     thread.start()
     thread.join()
     return results[0]
+
+
+def _keep_to_one_thread() -> None:
+    """OpenMP's number of threads for this thread alone; torch's function sets it for all."""
+    torch.get_num_threads()  # sets this thread's to torch's default, which it would do later
+    with suppress(OSError, AttributeError):  # a torch without OpenMP
+        ctypes.CDLL(torch._C.__file__).omp_set_num_threads(1)
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._build import operator_name
 from .._rules import host_rules
 from ..losses import gather
 from ..losses.gradients import mark_coalesced_when_done, sparse_rows
 from ..losses.rows import compute_dtype
 from .autograd import refuse_double_backward
 from .dispatch import kernels_take
-from .library import library_loaded
+from .library import library_loaded, operators
 
 
 class _UnitRows(torch.autograd.Function):
@@ -22,7 +23,7 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, classes: Tensor | None, sparse: bool) -> Tensor:
         rows = torch.arange(table.shape[0]) if classes is None else classes
-        unit, norm = torch.ops.sampled_softmax.unit_rows(table, rows)
+        unit, norm = operators.unit_rows(table, rows)
         ctx.save_for_backward(table, classes, unit, norm)
         ctx.sparse = sparse
         return unit  # type: ignore[no-any-return]
@@ -31,7 +32,7 @@ class _UnitRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         refuse_double_backward()
         table, classes, unit, norm = ctx.saved_tensors
-        rows = torch.ops.sampled_softmax.unit_rows_grad(grads[0].contiguous(), unit, norm)
+        rows = operators.unit_rows_grad(grads[0].contiguous(), unit, norm)
         rows = rows.to(table.dtype)
         if classes is None:
             return rows, None, None
@@ -71,5 +72,5 @@ def _fake_unit_rows_grad(grad: Tensor, *_: Any) -> Tensor:
 
 
 if library_loaded():
-    torch.library.register_fake("sampled_softmax::unit_rows", _fake_unit_rows)
-    torch.library.register_fake("sampled_softmax::unit_rows_grad", _fake_unit_rows_grad)
+    torch.library.register_fake(operator_name("unit_rows"), _fake_unit_rows)
+    torch.library.register_fake(operator_name("unit_rows_grad"), _fake_unit_rows_grad)

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from .._build import operator_name
 from ..proposals import Method, Proposal
 from .distributions import Distribution, distribution
 from .draws import Stream, draw_ids, mass_left
@@ -63,7 +64,7 @@ def _log_counts(
 
 # How many draws it takes depends on what they are, which no graph can hold: under torch.compile the
 # search is one operator.
-@torch.library.custom_op("sampled_softmax::reference_distinct", mutates_args=())
+@torch.library.custom_op(operator_name("reference_distinct"), mutates_args=())
 def _distinct_op(
     key: Tensor,
     num_samples: int,

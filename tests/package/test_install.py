@@ -173,13 +173,24 @@ def test_without_a_build_the_reference_serves(sources: Path, tmp_path: Path) -> 
     assert "reference: not built" in run(python, "-c", STEP, cwd=tmp_path)
 
 
+def test_a_wheel_with_cuda_kernels_has_a_version_of_its_own(sources: Path) -> None:
+    toolkit(sources / "toolkit")
+    settings = make_wheel.build_settings(sources / "toolkit" / "bin" / "nvcc")
+    assert settings["SSC_WITH_CUDA"] == "1"
+    assert settings["CUDA_HOME"] == str(sources / "toolkit")
+    run(sys.executable, "setup.py", "egg_info", cwd=sources, env=settings)
+    (facts,) = sources.glob("*.egg-info/PKG-INFO")
+    assert re.search(r"^Version: [\d.]+\+cu130$", facts.read_text(), re.M)
+    assert make_wheel.build_settings(None) == {"SSC_WITH_CUDA": "0"}
+
+
 NO_WAY_TO_BUILD = {
     "no compiler": ({"PATH": "", "CXX": ""}, "no C++ compiler (c++, g++ or clang++): install"),
     "CXX names nothing": ({"CXX": "no-such-compiler"}, "no C++ compiler (CXX=no-such-compiler)"),
     "no nvcc": ({"SSC_WITH_CUDA": "1", "CUDA_HOME": "/no-such-folder"}, "needs nvcc, which is not"),
     "an architecture by name": (
         {"SSC_WITH_CUDA": "1", "CUDA_HOME": "toolkit", "TORCH_CUDA_ARCH_LIST": "Hopper"},
-        "TORCH_CUDA_ARCH_LIST must be like '8.0;9.0+PTX', got 'Hopper'",
+        "TORCH_CUDA_ARCH_LIST must be like '8.0;9.0+PTX' or all, got 'Hopper'",
     ),
     "too new for this nvcc": (
         {"SSC_WITH_CUDA": "1", "CUDA_HOME": "toolkit", "TORCH_CUDA_ARCH_LIST": "8.0 12.0"},
@@ -221,6 +232,8 @@ exit 1
          "building for the CPU and for CUDA (8.0, 9.0+PTX; nvcc 13.0)", "=80-real;90\n"),
         ({"SSC_WITH_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a"},
          "building for the CPU and for CUDA (9.0a; nvcc 13.0)", "=90a-real\n"),
+        ({"SSC_WITH_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "all"},
+         "CUDA (7.5, 8.0, 9.0+PTX; nvcc 13.0)", "=75-real;80-real;90\n"),
     ]  # fmt: skip
     if not cuda_torch:
         cases.append(({}, "building for the CPU (torch is a CPU build", ""))

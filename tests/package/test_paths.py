@@ -28,6 +28,8 @@ ELSEWHERE = {
     "cuda_occupancy.h",
     "cuda_runtime.h",
     "cuda_runtime_api.h",
+    "build.toml",  # of Hugging Face's kernels, as metadata.json
+    "metadata.json",
     "ops/tests/random_sample_test.py",  # of CNTK
     "execute.cpp",  # of an executor of PTX
     "parse.cpp",
