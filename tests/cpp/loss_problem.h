@@ -115,6 +115,7 @@ inline const char* dtype_name(DType dtype) {
 struct Options {
   int64_t batch, dim, classes, samples;
   DType input = DType::f32, weight = DType::f32;
+  Products products = Products::ieee;
   bool bias = true;
   bool log_counts = true;  // of samples and targets
   bool remove_hits = true;
@@ -127,11 +128,24 @@ struct Options {
   std::string text() const {
     return "B=" + std::to_string(batch) + " D=" + std::to_string(dim) +
            " C=" + std::to_string(classes) + " S=" + std::to_string(samples) + " " +
-           dtype_name(input) + "/" + dtype_name(weight) + (bias ? "" : " no bias") +
+           dtype_name(input) + "/" + dtype_name(weight) +
+           (products == Products::bf16 ? " in bf16" : "") + (bias ? "" : " no bias") +
            (log_counts ? "" : " no counts") + (remove_hits ? "" : " hits kept") +
            " 1/tau=" + std::to_string(inv_temperature) + " spread=" + std::to_string(spread);
   }
 };
+
+// Whether the matmuls multiply bf16, so that E is rounded to it.
+inline bool in_bf16(const Options& o) {
+  return kernels_isa(active_isa(), o.input, o.weight, o.products) > Isa::avx512;
+}
+
+// Types of parameters, and of float32 both ways in which it may be multiplied.
+struct Kind {
+  DType dtype;
+  Products products = Products::ieee;
+};
+constexpr Kind kRounded = {DType::f32, Products::bf16};
 
 // --- the cases that losses and gradients are both checked on ------------------------------------
 
@@ -144,13 +158,15 @@ inline std::vector<Options> shapes_and_dtypes() {
                                     {53, 123, 507, 97}, {3, 4097, 300, 200}};
   std::vector<Options> cases;
   for (const auto& [batch, dim, classes, samples] : kShapes) {
-    for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+    for (const auto& [dtype, products] :
+         {Kind{DType::f32}, Kind{DType::f64}, Kind{DType::bf16}, Kind{DType::f16}, kRounded}) {
       cases.push_back({.batch = batch,
                        .dim = dim,
                        .classes = classes,
                        .samples = samples,
                        .input = dtype,
-                       .weight = dtype});
+                       .weight = dtype,
+                       .products = products});
     }
   }
   return cases;
@@ -160,8 +176,15 @@ inline std::vector<Options> mixed_dtypes() {
   std::vector<Options> cases;
   for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
     for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
-      cases.push_back(
-          {.batch = 9, .dim = 35, .classes = 70, .samples = 40, .input = input, .weight = weight});
+      for (const Products products : {Products::ieee, Products::bf16}) {
+        cases.push_back({.batch = 9,
+                         .dim = 35,
+                         .classes = 70,
+                         .samples = 40,
+                         .input = input,
+                         .weight = weight,
+                         .products = products});
+      }
     }
   }
   return cases;
@@ -169,7 +192,7 @@ inline std::vector<Options> mixed_dtypes() {
 
 inline std::vector<Options> all_options() {
   std::vector<Options> cases;
-  for (const DType dtype : {DType::f32, DType::bf16}) {
+  for (const auto& [dtype, products] : {Kind{DType::f32}, Kind{DType::bf16}, kRounded}) {
     for (int bits = 0; bits < 16; ++bits) {
       cases.push_back({.batch = 12,
                        .dim = 19,
@@ -177,6 +200,7 @@ inline std::vector<Options> all_options() {
                        .samples = 25,
                        .input = dtype,
                        .weight = dtype,
+                       .products = products,
                        .bias = (bits & 1) != 0,
                        .log_counts = (bits & 2) != 0,
                        .remove_hits = (bits & 4) != 0,
@@ -198,13 +222,15 @@ inline std::vector<Options> all_duplicates() {
 inline std::vector<Options> distant_logits() {
   std::vector<Options> cases;
   for (const double spread : {200., 2000., 2e5}) {
-    for (const DType dtype : {DType::f32, DType::f64, DType::bf16}) {
+    for (const auto& [dtype, products] :
+         {Kind{DType::f32}, Kind{DType::f64}, Kind{DType::bf16}, kRounded}) {
       cases.push_back({.batch = 20,
                        .dim = 5,
                        .classes = 300,
                        .samples = 150,
                        .input = dtype,
                        .weight = dtype,
+                       .products = products,
                        .spread = spread});
     }
   }
@@ -279,6 +305,7 @@ struct RandomProblem {
     p.dim = options.dim;
     p.classes = options.classes;
     p.inv_temperature = options.inv_temperature;
+    p.products = options.products;
     return p;
   }
 

@@ -72,10 +72,7 @@ double largest(const std::vector<double>& values) {
 
 // How much of each term's size its factors' rounding may cost: E to bf16 where pairs of bf16 are
 // multiplied, and for the weights' gradient one more, with its coefficient E or H: half an ulp each.
-double term_rounding(const Options& options) {
-  const bool bf16 = options.input == DType::bf16 && options.weight == DType::bf16;
-  return bf16 && active_isa() > Isa::avx512 ? 2.01 / 256 : 0;
-}
+double term_rounding(const Options& options) { return in_bf16(options) ? 2.01 / 256 : 0; }
 
 // got's row i is row row_of[i] of expected [*, columns]; expected's other rows must be zero.
 void check_matrix(const char* name, const Matrix& got, const Sums& expected,
@@ -143,8 +140,14 @@ TEST(samples_that_are_all_duplicates) { check_each(all_duplicates(), check); }
 TEST(logits_far_above_and_below_the_targets) { check_each(distant_logits(), check); }
 
 TEST(several_chunks_of_rows) {
-  for (const DType dtype : {DType::f32, DType::bf16}) {
-    check({.batch = 2101, .dim = 3, .classes = 40, .samples = 33, .input = dtype, .weight = dtype});
+  for (const auto& [dtype, products] : {Kind{DType::f32}, Kind{DType::bf16}, kRounded}) {
+    check({.batch = 2101,
+           .dim = 3,
+           .classes = 40,
+           .samples = 33,
+           .input = dtype,
+           .weight = dtype,
+           .products = products});
   }
 }
 

@@ -179,8 +179,7 @@ void check(const Options& o, NegativesForm form, bool even) {
   loss_and_grads<T>(problem, plan, results, gradients, workspace, active_isa(), threads<3>());
   check_rows();
   check_sparse<T>(problem, plan, results, gradients, workspace, weight, bias);
-  const bool bf16 = o.input == DType::bf16 && o.weight == DType::bf16;
-  const double rounding = bf16 && active_isa() > Isa::avx512 ? 1. / 256 : 0;  // half an ulp of bf16
+  const double rounding = in_bf16(o) ? 1. / 256 : 0;  // half an ulp of bf16
   check_sums(input, expected.grad_input, 1e-4 + rounding, "input");
   check_sums(weight, expected.grad_weight, 1e-4 + 2 * rounding, "weight");
   if (o.bias) check_sums(bias, expected.grad_bias, 1e-4 + 2 * rounding, "bias");

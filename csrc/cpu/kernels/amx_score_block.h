@@ -10,7 +10,7 @@ namespace ssc::SSC_ISA {
 
 constexpr int kRowsAtOnce = 4;      // in registers, for an epilogue
 constexpr int64_t kRowsAhead = 32;  // of W that a panel's product asks for, at most
-constexpr int64_t kLineBytes = 64;  // what a step takes of such a row
+constexpr int64_t kLineBytes = 64;
 
 // z [32][P] of a block against a panel whose epilogue is due.
 template <class T, class Epilogue>
@@ -65,6 +65,8 @@ void score_tiles(const Samples& samples, const Tile<T>& tile, const RowChunk<T>&
   const Range r = piece(chunk.blocks, block);
   const int64_t words = count_words<T>(samples.dim), steps = words / kTileSide;
   const T* h = chunk.packed + r.begin * words;
+  // A step takes so much of a row of W.
+  const int64_t step_bytes = kUnit<T> * element_size(samples.weight.dtype);
   DuePanel<T, Epilogue> due;
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     const char* next[kRowsAhead];
@@ -75,7 +77,11 @@ void score_tiles(const Samples& samples, const Tile<T>& tile, const RowChunk<T>&
     for (int64_t k = 0; k < steps; ++k) {
       multiply_add_square<kTiles>(h + k * kTileWords, h + (steps + k) * kTileWords,
                                   w + k * kTileSide * P);
-      for (int64_t j = 0; j < ahead; ++j) __builtin_prefetch(next[j] + k * kLineBytes, 0, 2);
+      for (int64_t j = 0; j < ahead; ++j) {
+        for (int64_t b = k * step_bytes; b < (k + 1) * step_bytes; b += kLineBytes) {
+          __builtin_prefetch(next[j] + b, 0, 2);
+        }
+      }
       due.step(steps);
     }
     due.finish();

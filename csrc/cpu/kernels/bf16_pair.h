@@ -1,6 +1,7 @@
 // word.h for AVX512-BF16: a word is a pair of bf16, carried in the lanes of a vector of float and
-// never computed with as such. Products are exact and sums are float; E and nothing else is rounded
-// to bf16 on the way, P = coefficient · E once more for dWs, where H then enters as it is.
+// never computed with as such. Products are exact and sums are float; E is rounded to bf16 on the
+// way, P = coefficient · E once more for dWs, where H then enters as it is. H and W are bf16, or
+// float32 that is rounded when it is packed.
 //
 // Two functions are instructions of AVX512-BF16: dot_pairs and round_to_pairs. A build for tests
 // without them (SSC_EMULATE_BF16 in CMakeLists.txt) replaces just these by what Intel's manual says
@@ -96,8 +97,36 @@ SSC_INLINE Words load_words_head(const BFloat16* p, int64_t count) {
   return words_of(_mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, p));
 }
 
-SSC_INLINE void put_word(float* word, const BFloat16* p, int64_t count) {
-  const uint32_t bits = p[0].bits | (count > 1 ? uint32_t{p[1].bits} << 16 : 0);
+constexpr __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffff : count > 0 ? (1 << count) - 1 : 0);
+}
+
+// The first `count` of 16 numbers, the others being 0.
+SSC_INLINE Words load_first(const float* p, int64_t count) {
+  return (Words)_mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+SSC_INLINE Words load_first(const BFloat16* p, int64_t count) {
+  const __m256i halves = _mm256_maskz_loadu_epi16(first_lanes(count), p);
+  return words_of(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+template <class T>
+SSC_INLINE Words load_words(const float* p) {
+  return words_of(round_to_pairs(load(p), load(p + kLanes<float>)));
+}
+
+template <class T>
+SSC_INLINE Words load_words_head(const float* p, int64_t count) {
+  constexpr int L = kLanes<float>;
+  return words_of(round_to_pairs(load_first(p, count), load_first(p + L, count - L)));
+}
+
+SSC_INLINE BFloat16 rounded(BFloat16 x) { return x; }
+SSC_INLINE BFloat16 rounded(float x) { return to_bfloat16(x); }
+
+template <class S>
+SSC_INLINE void put_word(float* word, const S* p, int64_t count) {
+  const uint32_t bits = rounded(p[0]).bits | (count > 1 ? uint32_t{rounded(p[1]).bits} << 16 : 0);
   std::memcpy(word, &bits, sizeof bits);
 }
 
@@ -140,13 +169,17 @@ SSC_INLINE void put_exp(float* words, int s, float e) {
 
 // H itself; row_words multiplies E with the coefficient. Rows i and i + 1 share words: the first
 // writes all of them, the second, if there is one, its half.
-SSC_INLINE void put_grad_words(float* words, const BFloat16* h, int64_t count, int64_t left,
+template <class S>
+SSC_INLINE void put_grad_words(float* words, const S* h, int64_t count, int64_t left,
                                float /*coefficient*/, int64_t i) {
   static_assert(kTileRows <= kLanes<float>);
-  constexpr uint16_t kOne = 0x3f80;
-  const auto mask = static_cast<__mmask16>((1u << count) - 1);
-  const auto of_h = static_cast<__mmask16>(left < count ? (1u << left) - 1 : mask);
-  __m512i bits = _mm512_cvtepu16_epi32(_mm256_mask_loadu_epi16(_mm256_set1_epi16(kOne), of_h, h));
+  constexpr int kOne = 0x3f80;
+  const int64_t of_h = left < count ? left : count;
+  const __mmask16 mask = first_lanes(count);
+  const auto ones = static_cast<__mmask16>(mask & ~first_lanes(of_h));
+  const Words values = load_first(h, of_h);
+  const __m256i halves = _mm512_castsi512_si256(round_to_pairs(values, values));
+  __m512i bits = _mm512_mask_set1_epi32(_mm512_cvtepu16_epi32(halves), ones, kOne);
   if (i % 2 != 0) {
     bits = _mm512_or_si512(_mm512_slli_epi32(bits, 16), _mm512_maskz_loadu_epi32(mask, words));
   }

@@ -28,6 +28,13 @@ SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* co
   }
 }
 
+// The lines of kStep elements.
+template <class S, int64_t kStep>
+SSC_INLINE void prefetch_step(const S* p) {
+  constexpr int64_t kInLine = 64 / static_cast<int64_t>(sizeof(S));
+  for (int64_t i = 0; i < kStep; i += kInLine) __builtin_prefetch(p + i, 0, 2);
+}
+
 // next: the rows of the panel after this one. They lie anywhere in memory, so each step asks for
 // the lines that the same step of the next panel will read.
 template <class T, class S, bool kRows>
@@ -40,7 +47,7 @@ void gather_panel(const S* const (&row)[kPanel<T>], const S* const (&next)[kPane
   T* rows = kRows ? tile.rows + panel * P / K * P : nullptr;
   const int64_t whole = dim / kStep * kStep;
   for (int64_t d = 0; d < whole; d += kStep) {
-    for (int i = 0; i < P; ++i) __builtin_prefetch(next[i] + d, 0, 2);
+    for (int i = 0; i < P; ++i) prefetch_step<S, kStep>(next[i] + d);
     T* step = columns + d / K * P;
     T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
     pack_square<T, S, true, kRows>(row, d, kStep, step, to);

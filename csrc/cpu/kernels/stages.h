@@ -131,13 +131,15 @@ SSC_INLINE void with_storage(const void* p, DType dtype, F&& f) {
   }
 }
 
-// The same for H and W, which are bf16 where they are packed in pairs.
+// The same for H and W, which are bf16 or rounded to it where they are packed in pairs.
 template <class T, class F>
 SSC_INLINE void with_operand(const MatrixView& matrix, F&& f) {
   if constexpr (kWord<T> == 1) {
     with_storage<T>(matrix.data, matrix.dtype, f);
-  } else {
+  } else if (matrix.dtype == DType::bf16) {
     f(static_cast<const BFloat16*>(matrix.data));
+  } else {
+    f(static_cast<const float*>(matrix.data));
   }
 }
 

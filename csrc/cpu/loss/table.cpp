@@ -24,15 +24,17 @@ template <class T>
 const LossKernels<T>& loss_table();
 }
 
-Isa kernels_isa(Isa isa, DType input, DType weight) {
-  const bool pairs = input == DType::bf16 && weight == DType::bf16;
-  return pairs ? isa : vector_isa(isa);
+Isa kernels_isa(Isa isa, DType input, DType weight, Products products) {
+  const auto in_bf16 = [products](DType dtype) {
+    return dtype == DType::bf16 || (dtype == DType::f32 && products == Products::bf16);
+  };
+  return in_bf16(input) && in_bf16(weight) ? isa : vector_isa(isa);
 }
 
 template <class T>
-const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight) {
+const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight, Products products) {
 #if defined(__x86_64__)
-  isa = kernels_isa(isa, input, weight);
+  isa = kernels_isa(isa, input, weight, products);
   if constexpr (sizeof(T) == sizeof(float)) {
     if (isa == Isa::amx_bf16) return amx_bf16::loss_table<T>();
     if (isa == Isa::avx512_bf16) return avx512_bf16::loss_table<T>();
@@ -41,11 +43,12 @@ const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight) {
   if (isa == Isa::avx2) return avx2::loss_table<T>();
 #else
   static_cast<void>(isa), static_cast<void>(input), static_cast<void>(weight);
+  static_cast<void>(products);
 #endif
   return scalar::loss_table<T>();
 }
 
-template const LossKernels<float>& loss_kernels(Isa, DType, DType);
-template const LossKernels<double>& loss_kernels(Isa, DType, DType);
+template const LossKernels<float>& loss_kernels(Isa, DType, DType, Products);
+template const LossKernels<double>& loss_kernels(Isa, DType, DType, Products);
 
 }  // namespace ssc

@@ -21,6 +21,7 @@
 
 #include <cstdint>
 
+#include "csrc/core/products.h"
 #include "csrc/cpu/base/dtype.h"
 #include "csrc/cpu/base/isa.h"
 
@@ -180,11 +181,12 @@ struct LossKernels {
 };
 
 // The instruction set whose kernels serve H and W of these types: avx512_bf16 and amx_bf16 are
-// avx512 for all but bf16 with bf16.
-Isa kernels_isa(Isa isa, DType input, DType weight);
+// avx512 for all but bf16, and float32 where its products may be so rounded.
+Isa kernels_isa(Isa isa, DType input, DType weight, Products products);
 
 // For H and W of these types.
 template <class T>
-const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight);
+const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight,
+                                   Products products = Products::ieee);
 
 }  // namespace ssc
