@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._rules import host_rules
 from ..losses.rows import compute_dtype
 from ..proposals import Method, log_uniform, uniform, weighted
 from ..reference import alias_table, row_update
@@ -152,7 +153,7 @@ def _modes(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, floa
     yield IEEE, _TOLERANCE[dtype]
     if dtype == torch.float32 and device.type == "cuda":
         yield TF32, _TF32_TOLERANCE
-    elif dtype == torch.float32:
+    elif dtype == torch.float32 and host_rules(torch.empty(0, device=device)):
         yield BF16, _TOLERANCE[torch.bfloat16]
 
 
