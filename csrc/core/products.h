@@ -8,7 +8,7 @@ namespace ssc {
 
 enum class Products : int64_t {
   ieee,  // as float32
-  tf32,  // factors rounded to tf32, by the tensor cores of a GPU
+  tf32,  // factors rounded to tf32, by the tensor cores of a GPU; in two parts of bf16, by AMX
   bf16,  // factors rounded to bf16, by a CPU's units for it
 };
 

@@ -6,6 +6,7 @@ namespace ssc::SSC_ISA {
 namespace {
 
 // Words (a[d], b[d]) of 16 elements each: a's lie before b's.
+template <int kPart>
 SSC_INLINE Words pair_rows(Words a, Words b) {
   static constexpr Lanes16 kPaired = [] {
     Lanes16 lanes{};
@@ -15,7 +16,7 @@ SSC_INLINE Words pair_rows(Words a, Words b) {
     }
     return lanes;
   }();
-  const __m512i rounded = round_to_pairs(a, b);
+  const __m512i rounded = bits_of(round_part<kPart>(a, b));
   return words_of(permute(rounded, rounded, kPaired));
 }
 
@@ -28,52 +29,65 @@ SSC_INLINE Words scaled_columns(const S* h, int64_t left, bool ones, float coeff
   return (Words)_mm512_maskz_mul_ps(mask, values, _mm512_set1_ps(coefficient));
 }
 
+// A part of an H's row to tiles of 32 elements, at `to` and every kParts tiles after it.
+template <class T, int kPart, class S>
+void pack_row(const S* h, int64_t dim, T* to) {
+  for (int64_t d = 0; d < dim; d += kUnit<T>, to += kParts * kTileWords) {
+    store<T>(to, dim - d >= kUnit<T> ? load_words<T, kPart>(h + d)
+                                     : load_words_head<T, kPart>(h + d, dim - d));
+  }
+}
+
+// A part of a tile of 16 columns by 32 rows; row(i): the columns of row i.
+template <class T, int kPart, class Row>
+SSC_INLINE void pack_columns(Row&& row, T* to) {
+  Words v[kTileSide];
+#pragma GCC unroll 16
+  for (int j = 0; j < kTileSide; ++j) v[j] = pair_rows<kPart>(row(2 * j), row(2 * j + 1));
+  transpose<T>(v);
+#pragma GCC unroll 16
+  for (int j = 0; j < kTileSide; ++j) store<T>(to + j * kTileSide, v[j]);
+}
+
 }  // namespace
 
-// Block `index` of H to [2][D/32] tiles of 16 rows by 32 elements.
+// Block `index` of H to [2][D/32] tiles of 16 rows by 32 elements, of each part.
 template <class T>
 void pack_rows(MatrixView input, const RowChunk<T>& chunk, int64_t dim, int64_t index) {
   const Range r = piece(chunk.blocks, index);
-  const int64_t words = count_words<T>(dim), steps = words / kTileSide;
+  const int64_t words = count_words<T>(dim), tiles = words / kTileSide;
   T* out = chunk.packed + r.begin * words;
   with_operand<T>(input, [&](const auto* data) {
     for (int64_t i = 0; i < kBlockRows; ++i) {
-      T* to = out + i / kTileSide * steps * kTileWords + i % kTileSide * kTileSide;
+      T* to = out + i / kTileSide * tiles * kTileWords + i % kTileSide * kTileSide;
       if (r.begin + i >= r.end) {
-        for (int64_t k = 0; k < steps; ++k) store<T>(to + k * kTileWords, Words{});
+        for (int64_t k = 0; k < tiles; ++k) store<T>(to + k * kTileWords, Words{});
         continue;
       }
       const auto* h = data + chunk.row_ids[r.begin + i] * input.stride;
-      for (int64_t k = 0; k < steps; ++k) {
-        const int64_t at = k * kUnit<T>, left = dim - at;
-        store<T>(to + k * kTileWords,
-                 left >= kUnit<T> ? load_words<T>(h + at) : load_words_head<T>(h + at, left));
-      }
+      pack_row<T, 0>(h, dim, to);
+      if constexpr (kParts == 2) pack_row<T, 1>(h, dim, to + kTileWords);
     }
   });
 }
 
-// To [columns / 16][rows / 32] tiles of 16 columns by 32 rows.
+// To [columns / 16][rows / 32] tiles of 16 columns by 32 rows, of each part.
 template <class T>
 void pack_grad_rows(MatrixView input, const RowChunk<T>& chunk, Range rows, int64_t dim) {
-  const int64_t columns = chunk.grads.columns.n, steps = count_words<T>(chunk.rows) / kTileSide;
+  const int64_t columns = chunk.grads.columns.n;
+  const int64_t column_words = count_words<T>(chunk.rows) * kTileSide;
   with_operand<T>(input, [&](const auto* data) {
     for (int64_t begin = rows.begin; begin < rows.end; begin += kUnit<T>) {
       for (int64_t d = 0; d < columns; d += kTileSide) {
         const auto scaled = [&](int64_t i) {
-          if (i >= rows.end) return Words{};
-          const auto* h = data + chunk.row_ids[i] * input.stride + d;
-          return scaled_columns(h, dim - d, columns > dim, chunk.grads.coefficient[i]);
+          if (begin + i >= rows.end) return Words{};
+          const auto* h = data + chunk.row_ids[begin + i] * input.stride + d;
+          return scaled_columns(h, dim - d, columns > dim, chunk.grads.coefficient[begin + i]);
         };
-        Words v[kTileSide];
-#pragma GCC unroll 16
-        for (int j = 0; j < kTileSide; ++j) {
-          v[j] = pair_rows(scaled(begin + 2 * j), scaled(begin + 2 * j + 1));
-        }
-        transpose<T>(v);
-        T* to = chunk.grads.scaled_input + (d / kTileSide * steps + begin / kUnit<T>)*kTileWords;
-#pragma GCC unroll 16
-        for (int j = 0; j < kTileSide; ++j) store<T>(to + j * kTileSide, v[j]);
+        T* to = chunk.grads.scaled_input + d / kTileSide * column_words +
+                begin / kUnit<T> * (kParts * kTileWords);
+        pack_columns<T, 0>(scaled, to);
+        if constexpr (kParts == 2) pack_columns<T, 1>(scaled, to + kTileWords);
       }
     }
   });

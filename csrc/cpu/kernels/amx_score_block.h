@@ -23,7 +23,9 @@ class DuePanel {
     if (grads.exps == nullptr) return;
     exps_ = grads.exps + place.panel * grads.exps_stride + place.row * kExpWords<T>;
     // Rows that are not there take part in the products with E.
-    for (int64_t i = rows; i < kBlockRows; ++i) store<T>(exps_ + i * kExpWords<T>, Vec<T>{});
+    for (int64_t w = rows * kExpWords<T>; w < kBlockRows * kExpWords<T>; w += kTileSide) {
+      store<T>(exps_ + w, Vec<T>{});
+    }
   }
 
   // One of `steps` that together take all rows.
@@ -63,7 +65,7 @@ void score_tiles(const Samples& samples, const Tile<T>& tile, const RowChunk<T>&
   static_assert(P == 2 * kTileSide && kBlockRows == 2 * kTileSide);
   alignas(64) T z[2][kBlockRows * P];
   const Range r = piece(chunk.blocks, block);
-  const int64_t words = count_words<T>(samples.dim), steps = words / kTileSide;
+  const int64_t words = count_words<T>(samples.dim), steps = words / kTileSide / kParts;
   const T* h = chunk.packed + r.begin * words;
   // A step takes so much of a row of W.
   const int64_t step_bytes = kUnit<T> * element_size(samples.weight.dtype);
@@ -75,8 +77,9 @@ void score_tiles(const Samples& samples, const Tile<T>& tile, const RowChunk<T>&
     const T* w = tile.columns + local * words * P;
     clear_square<kTiles>();
     for (int64_t k = 0; k < steps; ++k) {
-      multiply_add_square<kTiles>(h + k * kTileWords, h + (steps + k) * kTileWords,
-                                  w + k * kTileSide * P);
+      multiply_add_parts<kTiles>(h + k * kParts * kTileWords,
+                                 {kTileSide, steps * kParts * kTileWords, kTileWords},
+                                 w + k * kParts * kTileSide * P);
       for (int64_t j = 0; j < ahead; ++j) {
         for (int64_t b = k * step_bytes; b < (k + 1) * step_bytes; b += kLineBytes) {
           __builtin_prefetch(next[j] + b, 0, 2);

@@ -76,6 +76,31 @@ SSC_INLINE __m512i round_to_pairs(Words low, Words high) {
 template <class T>
 constexpr int kWord = 2;
 
+// Parts of a float32 number: its nearest bf16, and in the namespace amx_split the nearest bf16 to
+// what is left. Then x y is x1 y1 + x1 y2 + x2 y1 within 2^-15 |x y|: rounding leaves 2^-17 |x| and
+// 2^-17 |y|, and x2 y2 is at most 2^-16 |x y|.
+#if defined(SSC_SPLIT)
+constexpr int kParts = 2;
+#else
+constexpr int kParts = 1;
+#endif
+
+// x less the parts before; nothing where the first part is infinite.
+template <int kPart>
+SSC_INLINE Words part_of(Words x) {
+  if constexpr (kPart == 0) return x;
+  const __m256i halves = _mm512_castsi512_si256(round_to_pairs(x, x));
+  const __m512i first = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+  const __m512i kInfinity = _mm512_set1_epi32(0x7f800000);
+  const __mmask16 finite = _mm512_cmpneq_epi32_mask(_mm512_and_si512(first, kInfinity), kInfinity);
+  return (Words)_mm512_maskz_sub_ps(finite, (__m512)x, _mm512_castsi512_ps(first));
+}
+
+template <int kPart>
+SSC_INLINE Words round_part(Words low, Words high) {
+  return words_of(round_to_pairs(part_of<kPart>(low), part_of<kPart>(high)));
+}
+
 SSC_INLINE Words broadcast(const float* word) {
   int32_t bits;
   std::memcpy(&bits, word, sizeof bits);
@@ -87,13 +112,14 @@ SSC_INLINE void multiply_add_words(Words& sum, Words a, Words b) {
   sum = dot_pairs(sum, a, b);
 }
 
-template <class T>
+template <class T, int kPart>
 SSC_INLINE Words load_words(const BFloat16* p) {
-  return words_of(_mm512_loadu_si512(p));
+  return kPart == 0 ? words_of(_mm512_loadu_si512(p)) : Words{};
 }
 
-template <class T>
+template <class T, int kPart>
 SSC_INLINE Words load_words_head(const BFloat16* p, int64_t count) {
+  if constexpr (kPart > 0) return Words{};
   return words_of(_mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, p));
 }
 
@@ -110,15 +136,15 @@ SSC_INLINE Words load_first(const BFloat16* p, int64_t count) {
   return words_of(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-template <class T>
+template <class T, int kPart>
 SSC_INLINE Words load_words(const float* p) {
-  return words_of(round_to_pairs(load(p), load(p + kLanes<float>)));
+  return round_part<kPart>(load(p), load(p + kLanes<float>));
 }
 
-template <class T>
+template <class T, int kPart>
 SSC_INLINE Words load_words_head(const float* p, int64_t count) {
   constexpr int L = kLanes<float>;
-  return words_of(round_to_pairs(load_first(p, count), load_first(p + L, count - L)));
+  return round_part<kPart>(load_first(p, count), load_first(p + L, count - L));
 }
 
 SSC_INLINE BFloat16 rounded(BFloat16 x) { return x; }
@@ -153,18 +179,26 @@ SSC_INLINE void store_sample_words(float* to, const Words (&v)[kLanes<float>]) {
 
 template <class T>
 SSC_INLINE void store_exps(float* words, Words e0, Words e1) {
-  _mm512_storeu_si512(words, round_to_pairs(e0, e1));
+  store<float>(words, round_part<0>(e0, e1));
+  if constexpr (kParts == 2) store<float>(words + kPanel<float> / 2, round_part<1>(e0, e1));
 }
 
 SSC_INLINE float get_exp(const float* words, int s) {
-  BFloat16 e;
-  std::memcpy(&e, reinterpret_cast<const char*>(words) + 2 * s, sizeof e);
-  return to_float(e);
+  float e = 0;
+  for (int part = 0; part < kParts; ++part) {
+    BFloat16 x;
+    std::memcpy(&x, reinterpret_cast<const char*>(words + part * kPanel<float> / 2) + 2 * s, 2);
+    e += to_float(x);
+  }
+  return e;
 }
 
 SSC_INLINE void put_exp(float* words, int s, float e) {
-  const BFloat16 rounded = to_bfloat16(e);
-  std::memcpy(reinterpret_cast<char*>(words) + 2 * s, &rounded, sizeof rounded);
+  for (int part = 0; part < kParts; ++part) {
+    const BFloat16 x = to_bfloat16(e);
+    std::memcpy(reinterpret_cast<char*>(words + part * kPanel<float> / 2) + 2 * s, &x, 2);
+    e -= to_float(x);
+  }
 }
 
 // H itself; row_words multiplies E with the coefficient. Rows i and i + 1 share words: the first

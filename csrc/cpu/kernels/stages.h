@@ -111,8 +111,12 @@ constexpr int64_t count_panels(int64_t samples) {
 // Words that hold `count` elements, in whole units.
 template <class T>
 constexpr int64_t count_words(int64_t count) {
-  return (count + kUnit<T> - 1) / kUnit<T> * (kUnit<T> / kWord<T>);
+  return (count + kUnit<T> - 1) / kUnit<T> * (kUnit<T> / kWord<T> * kParts);
 }
+
+// Words of E that a row has in a panel.
+template <class T>
+constexpr int kExpWords = kPanel<T> / kWord<T> * kParts;
 
 // Calls f(p) with p typed as `dtype`'s storage, where arithmetic is in T.
 template <class T, class F>
