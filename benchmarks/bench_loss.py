@@ -10,11 +10,13 @@ measured around each timed block, and the column `roof` names it.
     python benchmarks/bench_loss.py                        the headline shape and its peers
     python benchmarks/bench_loss.py --full                 all shapes, dtypes, instruction sets
     python benchmarks/bench_loss.py --shape 128,128,8192 --dtype bfloat16 --isa avx2
+    python benchmarks/bench_loss.py --precision highest,medium --peers "ours bfloat16"
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -55,6 +57,8 @@ TABLE += ("share_p90", "share_nominal", "roof", "roof_gops", "failure")
 
 
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+# Values of torch.set_float32_matmul_precision, and what they set for the CPU.
+PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Config:
     sampler: str = "log_uniform"
     replacement: bool = False
     isas: tuple[str, ...] = ("",)  # "": what the library chooses here
+    precisions: tuple[str, ...] = ("highest",)
     threads: tuple[int, ...] = ()
     peers: tuple[str, ...] = ("onednn", "mm", "eager sparse", "eager dense", "compiled dense")
     full_classes: int = 100_000
@@ -100,11 +105,14 @@ FULL = (
 )
 
 
-def our_step(problem: Problem, replacement: bool) -> Any:
-    """The step through the public functions, with row-sparse gradients."""
+def our_step(problem: Problem, replacement: bool, precision: str = "highest") -> Any:
+    """The step through the public functions, with row-sparse gradients and float32 products of a
+    precision."""
     sampler = _sampler(problem)
+    matmul = torch.backends.mkldnn.matmul
 
     def step() -> None:
+        before, matmul.fp32_precision = matmul.fp32_precision, PRECISIONS[precision]
         samples = sampler.sample(problem.target, problem.num_samples, replacement=replacement)
         ssc.sampled_softmax_loss(
             problem.input,
@@ -114,9 +122,19 @@ def our_step(problem: Problem, replacement: bool) -> Any:
             bias=problem.bias,
             sparse_grad=True,
         ).backward()
+        matmul.fp32_precision = before
         problem.drop_gradients()
 
     return step
+
+
+def our_step_in(dtype: torch.dtype, problem: Problem) -> Any:
+    """The step of the same problem with parameters of another dtype."""
+    input, weight, bias = (
+        tensor.detach().to(dtype, copy=True).requires_grad_()
+        for tensor in (problem.input, problem.weight, problem.bias)
+    )
+    return our_step(replace(problem, input=input, weight=weight, bias=bias), False)
 
 
 def _sampler(problem: Problem) -> Any:
@@ -159,25 +177,28 @@ def our_cases(problem: Problem, config: Config, roof: Roof | None) -> list[Case]
     """The step at every instruction set and thread count asked for, then its parts."""
     distinct = distinct_samples(problem, config.replacement)
     flops = 6.0 * config.batch * config.width
-    step = our_step(problem, config.replacement)
     cases = []
-    for isa in config.isas:
-        for threads in config.threads:
-            several = (f"{threads} threads",) if len(config.threads) > 1 else ()
-            name = ", ".join(("ours", *filter(None, (isa,)), *several))
-            used = isa or isa_in_use()
-            cases.append(
-                Case(
-                    name,
-                    step,
-                    role="ours",
-                    work=flops * distinct,
-                    roof_kind=roof.kind_for(used, config.dtype) if roof else None,
-                    threads=threads,
-                    env={"SSC_CPU_ISA": isa} if isa else {},
-                    columns={"isa": used, "distinct": round(distinct)},
-                )
+    for isa, precision, threads in itertools.product(
+        config.isas, config.precisions, config.threads
+    ):
+        step = our_step(problem, config.replacement, precision)
+        several = (f"{threads} threads",) if len(config.threads) > 1 else ()
+        rounded = (precision,) if precision != "highest" else ()
+        name = ", ".join(("ours", *filter(None, (isa,)), *rounded, *several))
+        used = isa or isa_in_use()
+        multiplied = "bfloat16" if precision == "medium" else config.dtype
+        cases.append(
+            Case(
+                name,
+                step,
+                role="ours",
+                work=flops * distinct,
+                roof_kind=roof.kind_for(used, multiplied) if roof else None,
+                threads=threads,
+                env={"SSC_CPU_ISA": isa} if isa else {},
+                columns={"isa": used, "distinct": round(distinct), "precision": precision},
             )
+        )
     parts = parts_of_the_step(problem, config.replacement)
     cases += [
         Case(name, run, role="part", threads=config.threads[0]) for name, run in parts.items()
@@ -197,6 +218,8 @@ PEERS: dict[str, tuple[Callable[[Problem, int], Step], str, int]] = {
         3,
     ),
     "tensorflow": (lambda p, threads: tensorflow_step(p, threads, p.target), "TensorFlow", 10**9),
+    "ours bfloat16": (lambda p, _: our_step_in(torch.bfloat16, p), "ours in bfloat16", 10**9),
+    "ours float16": (lambda p, _: our_step_in(torch.float16, p), "ours in float16", 10**9),
     "full": (lambda p, _: full_step(p), "F.cross_entropy, all classes", 2),
     "linear_cross_entropy": (
         lambda p, _: linear_cross_entropy_step(p),
@@ -305,6 +328,8 @@ def configs_from(args: argparse.Namespace) -> list[Config]:
         changes["replacement"] = True
     if args.isa:
         changes["isas"] = args.isa
+    if args.precision:
+        changes["precisions"] = args.precision
     if args.peers is not None:
         changes["peers"] = args.peers
     threads = (args.threads, 1) if args.full and args.threads > 1 else (args.threads,)
@@ -323,6 +348,12 @@ def main() -> None:
         metavar="A,B",
         type=arguments.names(ISAS),
         help="instruction sets, as for SSC_CPU_ISA",
+    )
+    options.add_argument(
+        "--precision",
+        metavar="A,B",
+        type=arguments.names(PRECISIONS),
+        help="of float32 products, as for torch.set_float32_matmul_precision",
     )
     options.add_argument(
         "--peers",

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WEAK_OR_UNIQUE = set("WVuwv")
-ISAS = ("avx2", "avx512", "avx512_bf16", "amx_bf16")
+ISAS = ("avx2", "avx512", "avx512_bf16", "amx_bf16", "amx_split")
 
 
 def shared_symbols(kernel: Path, isa: str) -> Iterator[str]:

@@ -81,6 +81,7 @@ ONLY_IN_PYTHON = {
     "dispatch": "which arguments kernels take",
     "library": "loads the compiled libraries",
     "padded": "an operator in Python, around that of loss.py, whose sizes a graph can know",
+    "precision": "torch's setting of float32 products, as an argument of operators",
     "self_check": "operators of several stages against the reference",
     "total": "a route that puts the operators of negatives and targets together",
     "trust": "which kernels are trusted, by their self-check",

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "csrc/core/products.h"
 #include "csrc/ops/stable.h"
 
 namespace ssc::ops {
@@ -18,6 +19,12 @@ inline const Tensor& check_matrix(const Tensor& t, const char* name) {
 inline Tensor contiguous_vector(const Tensor& t, int64_t size, const char* name) {
   STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size, name, " must have shape [", size, "]");
   return torch::stable::contiguous(t);
+}
+
+inline Products products_of(int64_t number) {
+  STD_TORCH_CHECK(number >= 0 && number <= static_cast<int64_t>(Products::bf16),
+                  "products must be 0, 1 or 2, got ", number);
+  return static_cast<Products>(number);
 }
 
 inline const int64_t* integers(const Tensor& t, const char* name) {

@@ -1,7 +1,7 @@
 // Every operator of torch.ops.sampled_softmax. Kernels are registered in the file of their stage
 // in csrc/ops/cpu (sample.cpp, loss.cpp, negatives.cpp, ...), and for CUDA, in a library of their
 // own, in csrc/ops/cuda. Arguments come in groups, in this order: operands (input, weight, bias),
-// rows (targets), source of the samples, logits, sum, gradient; tf32 is last. Fakes and autograd
+// rows (targets), source of the samples, logits, sum, gradient; products is last. Fakes and autograd
 // are in the Python module of the stage, which checks the arguments with messages for users.
 //
 // Shapes: B rows, D features, C classes, S samples, N touched rows.
@@ -47,12 +47,12 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // Float64 probabilities [C] to the table of csrc/core/alias_table.h, int64 [C].
   m.def("build_alias_table(Tensor probabilities) -> Tensor");
 
-  // The sampled loss of each row; error is 1 where a sample beats the target. tf32, here and below:
-  // a GPU may round the factors of float32 products to tf32.
+  // The sampled loss of each row; error is 1 where a sample beats the target. products, here and
+  // below: how float32 matrices may be multiplied, by the numbers of csrc/core/products.h.
   m.def(
       "loss_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
       " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
-      " bool remove_accidental_hits, SymInt ignore_index, bool tf32=False)"
+      " bool remove_accidental_hits, SymInt ignore_index, int products=0)"
       " -> (Tensor loss, Tensor lse, Tensor target_logit, Tensor error)");
   // total = sum(row_scale * loss) with its gradients, and rows = (loss, lse, target_logit, error).
   // No row_scale: the mean of the rows that count (0 if none does), or their sum. sparse_grad:
@@ -63,7 +63,7 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       "loss_and_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
       " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
       " bool remove_accidental_hits, SymInt ignore_index, Tensor? row_scale, bool mean,"
-      " bool sparse_grad, bool tf32=False) -> (Tensor total, Tensor rows, Tensor grad_input, "
+      " bool sparse_grad, int products=0) -> (Tensor total, Tensor rows, Tensor grad_input, "
       "Tensor grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
   // The same with sparse_grad on the CPU, gradients in the dtype of the sums: those of float16
@@ -71,7 +71,8 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   m.def(
       "loss_and_wide_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor ids,"
       " Tensor? log_expected_count, Tensor? target_log_expected_count, float inv_temperature,"
-      " bool remove_accidental_hits, SymInt ignore_index, Tensor? row_scale, bool mean)"
+      " bool remove_accidental_hits, SymInt ignore_index, Tensor? row_scale, bool mean,"
+      " int products=0)"
       " -> (Tensor total, Tensor rows, Tensor grad_input, Tensor grad_weight, Tensor grad_bias,"
       " Tensor grad_rows)");
 
@@ -96,7 +97,7 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " Tensor? counted, Tensor? ids, Tensor? log_expected_count, Tensor? key, int kind,"
       " int num_classes, Tensor? table, Tensor? probability_bits, int num_drawable,"
       " int num_samples, int method, Tensor? tries, Tensor? exclude, bool corrected,"
-      " float inv_temperature, float softcap, bool remove_hits, bool sigmoid, bool tf32=False)"
+      " float inv_temperature, float softcap, bool remove_hits, bool sigmoid, int products=0)"
       " -> (Tensor loss, Tensor peak)");
   m.def(
       "negatives_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit, Tensor hits,"
@@ -104,7 +105,7 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       " int num_classes, Tensor? table, Tensor? probability_bits, int num_drawable,"
       " int num_samples, int method, Tensor? tries, Tensor? exclude, bool corrected,"
       " float inv_temperature, float softcap, bool remove_hits, bool sigmoid, Tensor row_scale,"
-      " bool sparse_grad, bool tf32=False) -> (Tensor grad_input, Tensor grad_weight,"
+      " bool sparse_grad, int products=0) -> (Tensor grad_input, Tensor grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
   // Both at once, on the CPU, for samples that all rows share: the losses, and the gradients with
   // sparse rows and in the dtype of the sums, so that the targets' share can be added to them. The
@@ -113,7 +114,8 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
       "negatives_loss_and_grads(Tensor input, Tensor weight, Tensor? bias, Tensor target_logit,"
       " Tensor hits, Tensor? counted, Tensor ids, Tensor? log_expected_count,"
       " float inv_temperature, float softcap, bool remove_hits, bool sigmoid, Tensor row_scale,"
-      " Tensor target) -> (Tensor loss, Tensor peak, Tensor grad_input, Tensor grad_weight,"
+      " Tensor target, int products=0) -> (Tensor loss, Tensor peak, Tensor grad_input, Tensor "
+      "grad_weight,"
       " Tensor grad_bias, Tensor grad_rows)");
   // The targets' share: products [B, T] of rows of input and of weight, 0 for target −1; and for
   // derivatives of the loss by these, coefficient [B, T], what they add to gradients as above,
@@ -132,10 +134,10 @@ STABLE_TORCH_LIBRARY(sampled_softmax, m) {
   // float32 (float64 for float64 input) as all results per row.
   m.def(
       "exact_loss_rows(Tensor input, Tensor weight, Tensor? bias, Tensor target,"
-      " float inv_temperature, SymInt ignore_index, bool tf32=False) -> (Tensor loss, Tensor lse)");
+      " float inv_temperature, SymInt ignore_index, int products=0) -> (Tensor loss, Tensor lse)");
   m.def(
       "logits(Tensor input, Tensor weight, Tensor? bias, SymInt begin, SymInt end,"
-      " float inv_temperature, bool tf32=False) -> Tensor");
+      " float inv_temperature, int products=0) -> Tensor");
 
   // A step of an optimizer for the rows `ids` of a parameter [C, D] or [C], or of all rows; without
   // values, what these rows owe. csrc/core/row_update.h has the rules and their options, and

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._rules import host_rules
 from .._transforms import transformed
+from . import precision
 from .autograd import kernel_serves
 from .library import native_for
 from .trust import trusted
@@ -84,16 +85,14 @@ def as_kernels_take(
     return input.contiguous(), weight if weight.stride(1) == 1 else weight.contiguous(), bias
 
 
-# torch.compile can't trace the getter, but traces again when the setting has changed.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _tf32_allowed() -> bool:
-    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+def float32_products(input: Tensor, weight: Tensor) -> int:
+    """How the kernels may multiply float32 numbers, for the operators' argument `products`.
 
-
-def products_in_tf32(weight: Tensor) -> bool:
-    """Whether matrix products of this dtype and device may be rounded to tf32.
-
-    That is torch's own choice: `torch.backends.cuda.matmul.fp32_precision` or `allow_tf32`, or
-    `torch.set_float32_matmul_precision`.
+    That is torch's own choice for the device, `torch.set_float32_matmul_precision` or
+    `torch.backends.mkldnn.matmul.fp32_precision`, on CUDA that of `torch.backends.cuda.matmul`. The
+    kernels make use of it where they gain by it.
     """
-    return not host_rules(weight) and weight.dtype == torch.float32 and _tf32_allowed()
+    if torch.float32 not in (input.dtype, weight.dtype):
+        return precision.IEEE
+    setting = precision.on_cpu if host_rules(weight) else precision.on_cuda
+    return precision.NUMBER_OF.get(setting, precision.IEEE)

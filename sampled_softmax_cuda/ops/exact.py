@@ -17,7 +17,7 @@ from ..reference import exact as reference
 from ..reference.problem import reference as by_reference
 from ..samples import Samples
 from .autograd import operator, refuse_double_backward, register_autograd
-from .dispatch import as_kernels_take, kernels_take, products_in_tf32
+from .dispatch import as_kernels_take, float32_products, kernels_take
 from .library import library_loaded, operators
 from .loss import dense_sweep, fake_loss_rows, rows_backward
 from .negatives import composed, negatives_served
@@ -54,7 +54,7 @@ def loss_rows(
         bias = _without_class(weight, bias, padding_idx)
         if kernels_take("exact_loss_rows", input, weight, bias):
             matrices = as_kernels_take(input, weight, bias)
-            rest = (1.0 / o.temperature, o.ignore_index, products_in_tf32(weight))
+            rest = (1.0 / o.temperature, o.ignore_index, float32_products(input, weight))
             loss, lse = operator("exact_loss_rows")(*matrices, target, *rest)
         else:
             scalars = (1.0 / o.temperature, o.ignore_index)
@@ -101,7 +101,7 @@ def chunk_logits(
     scale = 1.0 / temperature
     if kernels_take("logits", h, weight, bias):
         matrices = as_kernels_take(h, weight, bias)
-        z: Tensor = operator("logits")(*matrices, begin, end, scale, products_in_tf32(weight))
+        z: Tensor = operator("logits")(*matrices, begin, end, scale, float32_products(h, weight))
         z = cap(z, softcap or 0.0)
     else:
         z = reference.logits(h, weight, bias, begin, end, scale, softcap or 0.0)
@@ -127,12 +127,12 @@ def _exact_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     input, weight, bias, target, _ = ctx.saved_tensors
     if not host_rules(input):
         return (*_exact_backward_by_classes(ctx, grads[0]), *(None,) * 4)
-    inv_temperature, ignore_index, tf32 = ctx.scalars
+    inv_temperature, ignore_index, products = ctx.scalars
     # The exact loss is the sampled one with every class sampled once and hits removed.
     ids = torch.arange(weight.shape[0], device=weight.device)
     tensors = (input, weight, bias, target, ids, None, None)
     scalars = (inv_temperature, True, ignore_index)
-    return (*rows_backward(ctx, tensors, scalars, grads[0], dense_sweep(tf32)), *(None,) * 4)
+    return (*rows_backward(ctx, tensors, scalars, grads[0], dense_sweep(products)), *(None,) * 4)
 
 
 def _exact_backward_by_classes(ctx: Any, grad: Tensor) -> list[Tensor | None]:
@@ -143,7 +143,7 @@ def _exact_backward_by_classes(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """
     refuse_double_backward()
     input, weight, bias, target, lse = ctx.saved_tensors
-    inv_temperature, ignore_index, tf32 = ctx.scalars
+    inv_temperature, ignore_index, products = ctx.scalars
     want_input, want_weight, want_bias = ctx.needs_input_grad[:3]
     counted = target != ignore_index
     k = torch.where(counted, grad, 0.0).to(lse.dtype) * inv_temperature
@@ -156,7 +156,7 @@ def _exact_backward_by_classes(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     step = chunk_classes(input.shape[0], weight.shape[0])
     for begin in range(0, weight.shape[0], step):
         end = min(begin + step, weight.shape[0])
-        z = operators.logits(h, weight, bias, begin, end, inv_temperature, tf32)
+        z = operators.logits(h, weight, bias, begin, end, inv_temperature, products)
         classes = torch.arange(begin, end, device=target.device)
         p = (z - lse[:, None]).exp_().sub_((target[:, None] == classes).to(z.dtype))
         p.masked_fill_(~counted[:, None], 0.0)

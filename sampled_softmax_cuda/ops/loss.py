@@ -25,7 +25,7 @@ from ..losses.gradients import as_parameters, parameter_grads
 from ..losses.problem import Problem
 from ..losses.rows import compute_dtype, count_of_samples, ordered_sum, reweighted, row_scale
 from .autograd import operator, refuse_double_backward, register_autograd, wants_gradient
-from .dispatch import as_kernels_take, products_in_tf32
+from .dispatch import as_kernels_take, float32_products
 from .library import library_loaded, operators
 from .padded import empty_results, loss_and_padded_grads
 
@@ -46,12 +46,13 @@ class Arguments(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """How gradients are wanted: as sparse tensors, inside a traced graph, with products in tf32,
-    and in the dtype of the sums until the upstream gradient has been multiplied in."""
+    """How gradients are wanted: as sparse tensors, inside a traced graph, with which products of
+    float32 (`precision`), and in the dtype of the sums until the upstream gradient has been
+    multiplied in."""
 
     sparse_grad: bool
     traced: bool
-    tf32: bool
+    products: int
     wide: bool = False
 
 
@@ -59,10 +60,10 @@ def run_sweep(arguments: Any, sweep: Sweep) -> Any:
     """The op loss_and_grads, or its variant whose gradients wait for their last factor, or the one
     whose results have a size that a graph can know."""
     if sweep.wide:
-        return operators.loss_and_wide_grads(*arguments)
+        return operators.loss_and_wide_grads(*arguments, sweep.products)
     if sweep.sparse_grad and sweep.traced and host_rules(arguments[0]):
-        return loss_and_padded_grads(*arguments)
-    return operators.loss_and_grads(*arguments, sweep.sparse_grad, sweep.tf32)
+        return loss_and_padded_grads(*arguments, sweep.products)
+    return operators.loss_and_grads(*arguments, sweep.sparse_grad, sweep.products)
 
 
 def _wanted_grads(
@@ -105,7 +106,7 @@ class _RowsLoss(torch.autograd.Function):
         ctx.scalars, ctx.sweep = rest[4:], sweep
         ctx.set_materialize_grads(False)
         operator = operators.loss_rows
-        loss, *details = operator(input, weight, bias, *rest, sweep.tf32)
+        loss, *details = operator(input, weight, bias, *rest, sweep.products)
         ctx.mark_non_differentiable(*details)
         return loss, *details
 
@@ -195,8 +196,8 @@ def _in_graph(total: bool, *args: Any) -> Any:
     Dynamo, which would look inside, does not know sparse tensors; AOTAutograd does.
     """
     kind = _TotalLoss if total else _RowsLoss
-    *rest, sparse_grad, tf32 = args
-    return kind.apply(*rest, Sweep(sparse_grad, True, tf32))  # type: ignore[no-untyped-call]
+    *rest, sparse_grad, products = args
+    return kind.apply(*rest, Sweep(sparse_grad, True, products))  # type: ignore[no-untyped-call]
 
 
 def has_float16(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -206,15 +207,15 @@ def has_float16(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def rows_loss(
-    arguments: Arguments, sparse_grad: bool, tf32: bool
+    arguments: Arguments, sparse_grad: bool, products: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, lse, target logit and error, each [B]; the loss is differentiable."""
     if transforming() or not wants_gradient(*arguments[:3]):
-        rows = operator("loss_rows")(*arguments, tf32)
+        rows = operator("loss_rows")(*arguments, products)
     elif torch.compiler.is_compiling():
-        rows = _in_graph(False, *arguments[:3], arguments[3:], sparse_grad, tf32)
+        rows = _in_graph(False, *arguments[:3], arguments[3:], sparse_grad, products)
     else:
-        sweep = Sweep(sparse_grad, False, tf32)
+        sweep = Sweep(sparse_grad, False, products)
         rows = _RowsLoss.apply(*arguments[:3], arguments[3:], sweep)  # type: ignore[no-untyped-call]
     return rows  # type: ignore[no-any-return]
 
@@ -225,7 +226,7 @@ def total_loss(
     mean: bool,
     details: bool,
     sparse_grad: bool,
-    tf32: bool,
+    products: int,
 ) -> tuple[Tensor, ...]:
     """sum_i row_scale_i * loss_i, a differentiable scalar; with `details`, then loss, lse, target
     logit and error [B], without a gradient. The whole sweep, gradients included, is done now.
@@ -234,10 +235,10 @@ def total_loss(
     """
     rest = (*arguments[3:], row_scale, mean)
     if torch.compiler.is_compiling():
-        result = _in_graph(True, *arguments[:3], rest, details, sparse_grad, tf32)
+        result = _in_graph(True, *arguments[:3], rest, details, sparse_grad, products)
     else:
         wide = has_float16(*arguments[:3])
-        sweep = Sweep(sparse_grad, False, tf32, wide)
+        sweep = Sweep(sparse_grad, False, products, wide)
         result = _TotalLoss.apply(*arguments[:3], rest, details, sweep)  # type: ignore[no-untyped-call]
     if not details:
         return (result,)
@@ -267,12 +268,12 @@ def gradients_now(p: Problem) -> bool:
 def fused(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
     """The reduced loss with its gradients in one sweep; if the problem wants details, also lse,
     target logit and error [B]."""
-    arguments, tf32 = _arguments(p), products_in_tf32(p.weight)
+    arguments, products = _arguments(p), float32_products(p.input, p.weight)
     scale = None if p.row_weight is None else _row_scale(p, arguments)
     reweigh = p.options.reweighted
     mean = p.reduction == "mean"
     result, *rows = total_loss(
-        arguments, scale, mean, p.want_details or reweigh, p.sparse_grad, tf32
+        arguments, scale, mean, p.want_details or reweigh, p.sparse_grad, products
     )
     if reweigh:
         if scale is None:
@@ -284,7 +285,7 @@ def fused(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
 def rowwise(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
     """The loss, reduced or of rows [B], and lse, target logit and error [B]; gradients later."""
     arguments = _arguments(p)
-    loss, *details = rows_loss(arguments, p.sparse_grad, products_in_tf32(p.weight))
+    loss, *details = rows_loss(arguments, p.sparse_grad, float32_products(p.input, p.weight))
     if p.options.reweighted:
         loss = reweighted(loss)
     return p.reduce(loss, arguments.target != arguments.ignore_index), details
@@ -349,19 +350,19 @@ def _fake_loss_and_grads(
 
 
 def _fake_loss_and_wide_grads(*arguments: Any) -> tuple[Tensor, ...]:
-    results = _fake_loss_and_grads(*arguments, True)
+    results = _fake_loss_and_grads(*arguments[:12], True)
     return tuple(
         x if x.dtype == torch.int64 else x.to(compute_dtype(arguments[0])) for x in results
     )
 
 
-def dense_sweep(tf32: bool) -> Sweep:
-    return Sweep(sparse_grad=False, traced=False, tf32=tf32)
+def dense_sweep(products: int) -> Sweep:
+    return Sweep(sparse_grad=False, traced=False, products=products)
 
 
 def _setup_rows(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:7])
-    *ctx.scalars, ctx.tf32 = inputs[7:]
+    *ctx.scalars, ctx.products = inputs[7:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -369,7 +370,7 @@ def _setup_rows(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _rows_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     if grads[0] is None:
         return (None,) * 11
-    result = rows_backward(ctx, ctx.saved_tensors, ctx.scalars, grads[0], dense_sweep(ctx.tf32))
+    result = rows_backward(ctx, ctx.saved_tensors, ctx.scalars, grads[0], dense_sweep(ctx.products))
     return (*result, *(None,) * 8)
 
 

@@ -23,7 +23,7 @@ from ..losses.rows import compute_dtype
 from ..losses.targets import prepare
 from ..samples import KeyedSamples, Samples
 from .autograd import operator, refuse_double_backward, register_autograd, wants_gradient
-from .dispatch import as_kernels_take, kernels_take, products_in_tf32
+from .dispatch import as_kernels_take, float32_products, kernels_take
 from .library import library_loaded, operators
 from .sample import check_table
 from .unit_rows import unit_rows
@@ -81,11 +81,11 @@ def negatives_loss(
     source = source_of(samples, corrected)
     rest = (hits, counted, *source, inv_temperature, softcap, remove_hits, sigmoid)
     parameters = (input, weight, bias, target_logit)
-    tf32 = products_in_tf32(weight)
+    products = float32_products(input, weight)
     if transforming() or not wants_gradient(*parameters):
-        return _call(operator(_ROWS), (*parameters, *rest, tf32))  # type: ignore[no-any-return]
+        return _call(operator(_ROWS), (*parameters, *rest, products))  # type: ignore[no-any-return]
     apply = _in_graph if torch.compiler.is_compiling() else _apply
-    return apply(parameters, rest, sparse_grad, tf32)  # type: ignore[no-any-return]
+    return apply(parameters, rest, sparse_grad, products)  # type: ignore[no-any-return]
 
 
 def negatives_served(p: Problem) -> bool:
@@ -140,7 +140,7 @@ def _backward(
     loss: Tensor,
     grad: Tensor,
     sparse_grad: bool,
-    tf32: bool,
+    products: int,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of input, weight, bias and target_logit; None for those that nobody asked for."""
@@ -152,7 +152,7 @@ def _backward(
         result[3] = torch.where(loss == 0, 0, row_scale * torch.expm1(-loss))
     if not any(wanted[:3]):
         return result
-    arguments = (*parameters, *rest, row_scale, sparse_grad, tf32)
+    arguments = (*parameters, *rest, row_scale, sparse_grad, products)
     grads = _call(operators.negatives_grads, arguments)
     coalesced = host_rules(grads[3])
     result[:3] = parameter_grads(
@@ -178,7 +178,7 @@ def _saved(ctx: Any) -> tuple[Any, list[_Value], Tensor]:
 
 
 class _Negatives(torch.autograd.Function):
-    """The operators; `rest` are their arguments from hits on, but for tf32."""
+    """The operators; `rest` are their arguments from hits on, but for products."""
 
     @staticmethod
     def forward(
@@ -189,12 +189,12 @@ class _Negatives(torch.autograd.Function):
         target_logit: Tensor,
         rest: tuple[_Value, ...],
         sparse_grad: bool,
-        tf32: bool,
+        products: int,
     ) -> tuple[Tensor, Tensor]:
         parameters = (input, weight, bias, target_logit)
-        loss, peak = _call(operators.negatives_rows, (*parameters, *rest, tf32))
+        loss, peak = _call(operators.negatives_rows, (*parameters, *rest, products))
         _save(ctx, parameters, rest, loss)
-        ctx.sparse_grad, ctx.tf32 = sparse_grad, tf32
+        ctx.sparse_grad, ctx.products = sparse_grad, products
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(peak)
         return loss, peak
@@ -204,7 +204,7 @@ class _Negatives(torch.autograd.Function):
         if grads[0] is None:
             return (None,) * 7
         parameters, rest, loss = _saved(ctx)
-        how = (ctx.sparse_grad, ctx.tf32, ctx.needs_input_grad[:4])
+        how = (ctx.sparse_grad, ctx.products, ctx.needs_input_grad[:4])
         return (*_backward(parameters, rest, loss, grads[0], *how), *(None,) * 3)
 
 
@@ -212,9 +212,9 @@ def _apply(
     parameters: tuple[Tensor, Tensor, Tensor | None, Tensor],
     rest: tuple[_Value, ...],
     sparse_grad: bool,
-    tf32: bool,
+    products: int,
 ) -> Any:
-    return _Negatives.apply(*parameters, rest, sparse_grad, tf32)  # type: ignore[no-untyped-call]
+    return _Negatives.apply(*parameters, rest, sparse_grad, products)  # type: ignore[no-untyped-call]
 
 
 # One node of the graph, whose inside only AOTAutograd traces.
@@ -264,7 +264,7 @@ def _fake_grads(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *rest, ctx.tf32 = inputs[4:]
+    *rest, ctx.products = inputs[4:]
     _save(ctx, inputs[:4], rest, output[0])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -275,7 +275,7 @@ def _op_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if grads[0] is None:
         return (*(None,) * 4, *none)
     parameters, rest, loss = _saved(ctx)
-    how = (False, ctx.tf32, ctx.needs_input_grad[:4])
+    how = (False, ctx.products, ctx.needs_input_grad[:4])
     return (*_backward(parameters, rest, loss, grads[0], *how), *none)
 
 

@@ -30,6 +30,7 @@ def loss_and_padded_grads(
     ignore_index: int,
     row_scale: Tensor | None,
     mean: bool,
+    products: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`loss_and_grads` with sparse_grad=True, its rows filled up to S + B."""
     total, rows, grad_input, grad_weight, grad_bias, grad_rows = operators.loss_and_grads(
@@ -46,6 +47,7 @@ def loss_and_padded_grads(
         row_scale,
         mean,
         True,
+        products,
     )
     missing = ids.shape[0] + target.shape[0] - grad_rows.shape[1]
     last = grad_rows[:, -1:].expand(1, missing)

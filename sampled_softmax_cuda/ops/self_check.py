@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._rules import host_rules
 from ..losses.rows import compute_dtype
 from ..proposals import Method, log_uniform, uniform, weighted
 from ..reference import alias_table, row_update
@@ -27,6 +28,7 @@ from ..updates import HISTORY_COLUMNS, Rounding, RowUpdate, Rule, UpdateOptions
 from .library import operators
 from .negatives import Source
 from .optim import call_row_update
+from .precision import BF16, IEEE, TF32
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 B, D, S, C = 131, 40, 137, 301
@@ -147,11 +149,13 @@ def _leaves(operands: _Operands) -> _Operands:
     return input, weight, bias
 
 
-def _modes(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[bool, float]]:
-    """Whether products are in tf32, and the tolerance."""
-    yield False, _TOLERANCE[dtype]
+def _modes(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, float]]:
+    """How products of float32 may be rounded, and the tolerance."""
+    yield IEEE, _TOLERANCE[dtype]
     if dtype == torch.float32 and device.type == "cuda":
-        yield True, _TF32_TOLERANCE
+        yield TF32, _TF32_TOLERANCE
+    elif dtype == torch.float32 and host_rules(torch.empty(0, device=device)):
+        yield BF16, _TOLERANCE[torch.bfloat16]
 
 
 def _gradients(
@@ -184,14 +188,14 @@ def _loss(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
     total = (rows[0] * scale).sum()
     theirs = torch.autograd.grad(total, leaves)
     arguments = (*_moved((*operands, *rest), device), *scalars)
-    for tf32, tolerance in _modes(device, dtype):
-        ours = operators.loss_rows(*arguments, tf32)
+    for products, tolerance in _modes(device, dtype):
+        ours = operators.loss_rows(*arguments, products)
         for name, a, b in zip(("loss", "lse", "target logit"), ours, rows, strict=False):
             yield Result(name, a, b, tolerance)
-        if not tf32:  # whose rounding may turn a close race
+        if products == IEEE:  # whose rounding may turn a close race
             yield Result("error", ours[3], rows[3], 0.0)
         for sparse in (False, True):
-            sweep = operators.loss_and_grads(*arguments, scale.to(device), False, sparse, tf32)
+            sweep = operators.loss_and_grads(*arguments, scale.to(device), False, sparse, products)
             name = f"loss with {'sparse' if sparse else 'dense'} gradients"
             yield Result(name, sweep[0].reshape(()), total, tolerance)
             yield Result(f"{name}: its rows", sweep[1][0], rows[0], tolerance)
@@ -229,12 +233,14 @@ def _negatives(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
             theirs = torch.autograd.grad((rows[0] * scale).sum(), leaves)
             arguments = _moved((*operands, *given, *source, *rest), device)
             name = f"{'sigmoid' if sigmoid else 'softmax'} over {of}"
-            for tf32, tolerance in _modes(device, dtype):
-                loss, peak = operators.negatives_rows(*arguments, tf32)
+            for products, tolerance in _modes(device, dtype):
+                loss, peak = operators.negatives_rows(*arguments, products)
                 yield Result(f"{name}: the loss", loss, rows[0], tolerance)
                 yield Result(f"{name}: the largest logit", peak, rows[1], tolerance)
                 for sparse in (False, True):
-                    grads = operators.negatives_grads(*arguments, scale.to(device), sparse, tf32)
+                    grads = operators.negatives_grads(
+                        *arguments, scale.to(device), sparse, products
+                    )
                     yield from _gradients(name, grads, theirs, tolerance)
 
 
@@ -247,12 +253,12 @@ def _exact(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
         rows = exact_loss_rows(*_leaves(operands), target, 0.7, -100)
         some = logits(*_leaves(operands), 3, C - 1, 0.7)
     moved = _moved(operands, device)
-    for tf32, tolerance in _modes(device, dtype):
-        loss, lse = operators.exact_loss_rows(*moved, target.to(device), 0.7, -100, tf32)
+    for products, tolerance in _modes(device, dtype):
+        loss, lse = operators.exact_loss_rows(*moved, target.to(device), 0.7, -100, products)
         counted = target != -100  # of other rows the logsumexp is no promise
         yield Result("exact loss", loss, rows[0], tolerance)
         yield Result("logsumexp", lse.cpu()[counted], rows[1][counted], tolerance)
-        ours = operators.logits(*moved, 3, C - 1, 0.7, tf32)
+        ours = operators.logits(*moved, 3, C - 1, 0.7, products)
         yield Result("logits", ours, some, tolerance)
 
 

@@ -37,7 +37,7 @@ from ..losses.targets import (
 )
 from ..samples import Samples
 from .autograd import refuse_double_backward
-from .dispatch import as_kernels_take, kernels_take
+from .dispatch import as_kernels_take, float32_products, kernels_take
 from .library import library_loaded, operators
 from .loss import gradients_now, scaled_grads
 from .negatives import fake_rows, given_samples
@@ -73,12 +73,13 @@ def total(p: Problem) -> tuple[Tensor, Sequence[Tensor]]:
     else:
         scale = row_scale(step.rows_that_count, p.row_weight, p.reduction, compute_dtype(p.input))
     matrices = as_kernels_take(*operands)
-    result = _ComposedTotal.apply(*matrices, step, scale, p.want_details)  # type: ignore[no-untyped-call]
+    products = float32_products(*matrices[:2])
+    result = _ComposedTotal.apply(*matrices, step, scale, products, p.want_details)  # type: ignore[no-untyped-call]
     return result[0], result[1:]
 
 
 def _sweep(
-    operands: Operands, s: Step, scale: Tensor, details: bool
+    operands: Operands, s: Step, scale: Tensor, products: int, details: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The rows' losses, with `details` lse, target logit and error too; and gradients of
     sum_i scale_i loss_i: of input [B, D], and of the weight and bias in the classes [1, N], in the
@@ -105,6 +106,7 @@ def _sweep(
         sigmoid,
         share,
         target,
+        products,
     )
     # loss is log(1 + exp(N - r)): exp(-loss) - 1 is its derivative by the targets' logsumexp r.
     of_logsumexp = None if sigmoid else only(s.counted, share * torch.expm1(-loss))
@@ -182,15 +184,16 @@ class _ComposedTotal(torch.autograd.Function):
         bias: Tensor | None,
         s: Step,
         scale: Tensor,
+        products: int,
         details: bool,
     ) -> tuple[Tensor, ...]:
-        rows, ctx.grads = _sweep(Operands(input, weight, bias), s, scale, details)
+        rows, ctx.grads = _sweep(Operands(input, weight, bias), s, scale, products, details)
         # The step's samples are the caller's, and saved so that autograd sees a change of them.
         assert isinstance(s.samples, Samples)
         given = s.samples
         counts = (given.log_expected_count, given.target_log_expected_count)
         ctx.save_for_backward(input, weight, bias, scale, given.ids, *counts)
-        ctx.step, ctx.input_dtype = s, input.dtype
+        ctx.step, ctx.input_dtype, ctx.products = s, input.dtype, products
         ctx.parameters = weight, bias
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*rows[1:])
@@ -200,12 +203,12 @@ class _ComposedTotal(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
         factor = upstream[0]
         if factor is None:
-            return (None,) * 6
+            return (None,) * 7
         refuse_double_backward()
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             *operands, scale = ctx.saved_tensors[:4]
-            grads = _sweep(Operands(*operands), ctx.step, scale, False)[1]
+            grads = _sweep(Operands(*operands), ctx.step, scale, ctx.products, False)[1]
         grads = scaled_grads(grads, factor)
         sparse_grad = ctx.step.sparse_grad
         weight, bias = ctx.parameters
@@ -214,7 +217,7 @@ class _ComposedTotal(torch.autograd.Function):
         grads = parameter_grads(
             wanted, weight, bias, grads, sparse_grad=sparse_grad, coalesced=True
         )
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
 
 
 # --- what PyTorch needs to know of the operators --------------------------------------------------

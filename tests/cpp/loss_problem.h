@@ -1,6 +1,7 @@
 // Random problems for the loss and its gradients, and the answers by loops in double that a reader
 // can check against the formula. Values are multiples of 1/256 with eight significant bits, so
-// every dtype holds them exactly, and errors come from the kernels alone.
+// every dtype holds them exactly, and errors come from the kernels alone; float32 that is to be
+// multiplied in two parts has twice as many bits.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "csrc/cpu/loss/loss.h"
+#include "tests/cpp/loss_cases.h"
 
 namespace ssc::test {
 
@@ -107,114 +109,6 @@ class Matrix {
   std::unique_ptr<char[]> bytes_;
 };
 
-inline const char* dtype_name(DType dtype) {
-  constexpr const char* kNames[] = {"f32", "f64", "bf16", "f16"};
-  return kNames[static_cast<int>(dtype)];
-}
-
-struct Options {
-  int64_t batch, dim, classes, samples;
-  DType input = DType::f32, weight = DType::f32;
-  bool bias = true;
-  bool log_counts = true;  // of samples and targets
-  bool remove_hits = true;
-  bool ignore_some = true;  // every fifth row
-  int64_t padding = 3;      // elements between rows
-  double inv_temperature = 1;
-  double spread = 1;  // scale of the biases: large ones make exp's reference point move
-  uint64_t seed = 1;
-
-  std::string text() const {
-    return "B=" + std::to_string(batch) + " D=" + std::to_string(dim) +
-           " C=" + std::to_string(classes) + " S=" + std::to_string(samples) + " " +
-           dtype_name(input) + "/" + dtype_name(weight) + (bias ? "" : " no bias") +
-           (log_counts ? "" : " no counts") + (remove_hits ? "" : " hits kept") +
-           " 1/tau=" + std::to_string(inv_temperature) + " spread=" + std::to_string(spread);
-  }
-};
-
-// --- the cases that losses and gradients are both checked on ------------------------------------
-
-// (1, 1, 1): the smallest; the others are one more or less than multiples of every vector, panel
-// and tile; (3, 4097) has rows so long that the samples need several tiles.
-inline std::vector<Options> shapes_and_dtypes() {
-  constexpr int64_t kShapes[][4] = {// B, D, C, S
-                                    {1, 1, 1, 1},       {1, 1, 2, 1},       {2, 3, 50, 7},
-                                    {7, 33, 129, 65},   {31, 17, 9, 64},    {64, 64, 256, 32},
-                                    {53, 123, 507, 97}, {3, 4097, 300, 200}};
-  std::vector<Options> cases;
-  for (const auto& [batch, dim, classes, samples] : kShapes) {
-    for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
-      cases.push_back({.batch = batch,
-                       .dim = dim,
-                       .classes = classes,
-                       .samples = samples,
-                       .input = dtype,
-                       .weight = dtype});
-    }
-  }
-  return cases;
-}
-
-inline std::vector<Options> mixed_dtypes() {
-  std::vector<Options> cases;
-  for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
-    for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
-      cases.push_back(
-          {.batch = 9, .dim = 35, .classes = 70, .samples = 40, .input = input, .weight = weight});
-    }
-  }
-  return cases;
-}
-
-inline std::vector<Options> all_options() {
-  std::vector<Options> cases;
-  for (const DType dtype : {DType::f32, DType::bf16}) {
-    for (int bits = 0; bits < 16; ++bits) {
-      cases.push_back({.batch = 12,
-                       .dim = 19,
-                       .classes = 30,
-                       .samples = 25,
-                       .input = dtype,
-                       .weight = dtype,
-                       .bias = (bits & 1) != 0,
-                       .log_counts = (bits & 2) != 0,
-                       .remove_hits = (bits & 4) != 0,
-                       .ignore_some = (bits & 8) != 0,
-                       .padding = bits % 4,
-                       .inv_temperature = 0.25 * (1 + bits),
-                       .seed = static_cast<uint64_t>(bits)});
-    }
-  }
-  return cases;
-}
-
-inline std::vector<Options> all_duplicates() {
-  return {{.batch = 10, .dim = 8, .classes = 2, .samples = 200},
-          {.batch = 10, .dim = 8, .classes = 3, .samples = 100, .remove_hits = false}};
-}
-
-// Biases that move exp's reference point, up to where it underflows.
-inline std::vector<Options> distant_logits() {
-  std::vector<Options> cases;
-  for (const double spread : {200., 2000., 2e5}) {
-    for (const DType dtype : {DType::f32, DType::f64, DType::bf16}) {
-      cases.push_back({.batch = 20,
-                       .dim = 5,
-                       .classes = 300,
-                       .samples = 150,
-                       .input = dtype,
-                       .weight = dtype,
-                       .spread = spread});
-    }
-  }
-  return cases;
-}
-
-inline void check_each(const std::vector<Options>& cases, void (*check)(const Options&)) {
-  for (const Options& options : cases) check(options);
-}
-
 // Sums, and what they would be if no term were negative: how much rounding the terms may cost.
 struct Sums {
   std::vector<double> value, size;
@@ -248,10 +142,14 @@ struct RandomProblem {
     const auto pick = [&](int64_t n) {
       return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
     };
+    const auto element = [&](DType dtype) {
+      const bool more_bits = dtype == DType::f32 && o.products == Products::tf32;
+      return eighth_bits() + (more_bits ? eighth_bits() / 256 : 0);
+    };
     for (int64_t i = 0; i < o.batch; ++i)
-      for (int64_t d = 0; d < o.dim; ++d) input.set(i, d, eighth_bits());
+      for (int64_t d = 0; d < o.dim; ++d) input.set(i, d, element(o.input));
     for (int64_t c = 0; c < o.classes; ++c) {
-      for (int64_t d = 0; d < o.dim; ++d) weight.set(c, d, eighth_bits());
+      for (int64_t d = 0; d < o.dim; ++d) weight.set(c, d, element(o.weight));
       bias.set(0, c, eighth_bits() * o.spread);
     }
     for (int64_t s = 0; s < o.samples; ++s) {
@@ -279,6 +177,7 @@ struct RandomProblem {
     p.dim = options.dim;
     p.classes = options.classes;
     p.inv_temperature = options.inv_temperature;
+    p.products = options.products;
     return p;
   }
 
@@ -295,6 +194,13 @@ struct RandomProblem {
     return sum * options.inv_temperature;
   }
 
+  // How far a logit may be off because its factors are multiplied in parts: 2^-15 of |h| |w|.
+  double logit_error() const {
+    const bool float32 = options.input == DType::f32 || options.weight == DType::f32;
+    if (!float32 || options.products != Products::tf32 || !in_bf16(options)) return 0;
+    return std::ldexp(largest_norm(input) * largest_norm(weight), -15) * options.inv_temperature;
+  }
+
   enum class Samples { drawn, all_classes };
   Answers rows(Samples samples = Samples::drawn) const { return answer(samples, false); }
   Answers gradients() const { return answer(Samples::drawn, true); }
@@ -305,6 +211,16 @@ struct RandomProblem {
   std::vector<float> log_count, target_log_count, row_scale;
 
  private:
+  static double largest_norm(const Matrix& matrix) {
+    double most = 0;
+    for (int64_t i = 0; i < matrix.rows(); ++i) {
+      double squares = 0;
+      for (int64_t d = 0; d < matrix.columns(); ++d) squares += matrix.at(i, d) * matrix.at(i, d);
+      most = std::max(most, std::sqrt(squares));
+    }
+    return most;
+  }
+
   Answers answer(Samples from, bool with_gradients) const;
 };
 

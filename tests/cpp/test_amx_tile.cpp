@@ -116,14 +116,22 @@ TEST(squares_have_their_tiles_in_place) {
   }
 }
 
-TEST(tiles_are_for_bf16_alone) {
+TEST(tiles_are_for_bf16_and_for_float32_that_may_be_rounded) {
   if (!available()) return;
-  for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
-    for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
-      const bool tiles = input == DType::bf16 && weight == DType::bf16;
-      const auto& kernels = loss_kernels<float>(Isa::amx_bf16, input, weight);
-      CHECK_EQ(kernels.unit, tiles ? 32 : 1);
-      CHECK(tiles || &kernels == &loss_kernels<float>(Isa::avx512, input, weight));
+  for (const Products products : {Products::ieee, Products::tf32, Products::bf16}) {
+    const auto fits = [&](DType dtype) {
+      return dtype == DType::bf16 || (dtype == DType::f32 && products != Products::ieee);
+    };
+    for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
+      for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
+        const bool tiles = fits(input) && fits(weight);
+        const auto& kernels = loss_kernels<float>(Isa::amx_bf16, input, weight, products);
+        CHECK_EQ(kernels.unit, tiles ? 32 : 1);
+        const bool float32 = input == DType::f32 || weight == DType::f32;
+        const bool parts = tiles && float32 && products == Products::tf32;
+        CHECK_EQ(kernels.word, tiles && !parts ? 2 : 1);
+        CHECK(tiles || &kernels == &loss_kernels<float>(Isa::avx512, input, weight));
+      }
     }
   }
 }

@@ -105,15 +105,20 @@ TEST(rounding_to_nearest_even) {
   }
 }
 
-TEST(pairs_are_for_bf16_alone) {
+TEST(pairs_are_for_bf16_and_for_float32_that_may_be_rounded) {
   if (!available()) return;
-  for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
-    for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
-      const bool pairs = input == DType::bf16 && weight == DType::bf16;
-      const auto& kernels = loss_kernels<float>(Isa::avx512_bf16, input, weight);
-      CHECK_EQ(kernels.word, pairs ? 2 : 1);
-      CHECK(pairs || &kernels == &loss_kernels<float>(Isa::avx512, input, weight));
-      CHECK_EQ(loss_kernels<float>(Isa::avx512, input, weight).word, 1);
+  for (const Products products : {Products::ieee, Products::tf32, Products::bf16}) {
+    const auto fits = [&](DType dtype) {
+      return dtype == DType::bf16 || (dtype == DType::f32 && products == Products::bf16);
+    };
+    for (const DType input : {DType::f32, DType::bf16, DType::f16}) {
+      for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
+        const bool pairs = fits(input) && fits(weight);
+        const auto& kernels = loss_kernels<float>(Isa::avx512_bf16, input, weight, products);
+        CHECK_EQ(kernels.word, pairs ? 2 : 1);
+        CHECK(pairs || &kernels == &loss_kernels<float>(Isa::avx512, input, weight));
+        CHECK_EQ(loss_kernels<float>(Isa::avx512, input, weight, products).word, 1);
+      }
     }
   }
 }

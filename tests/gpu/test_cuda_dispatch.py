@@ -21,6 +21,7 @@ from sampled_softmax_cuda import functional
 from sampled_softmax_cuda.losses.problem import Problem
 from sampled_softmax_cuda.ops import library, loss
 from sampled_softmax_cuda.ops import sample as ops
+from sampled_softmax_cuda.ops.precision import IEEE, TF32
 from sampled_softmax_cuda.proposals import Method
 
 B, D, C, S = 6, 8, 100, 20
@@ -163,7 +164,7 @@ def test_tf32_is_torchs_choice(
     h, weight, bias = parameters(dtype, dtype, dtype)
     ssc.sampled_softmax_loss(h, weight, target(), samples(), bias=bias)
     (_, arguments) = record.calls[0]
-    assert arguments[10:] == ((True,) if allowed and dtype == torch.float32 else ())
+    assert arguments[10:] == ((TF32,) if allowed and dtype == torch.float32 else ())
 
 
 class Context(SimpleNamespace):
@@ -188,7 +189,7 @@ def test_a_step_of_the_total(record: Recorder, sparse_grad: bool, traced: bool) 
     h, weight, bias = parameters()
     drawn = samples()
     rest = (target(), drawn.ids, drawn.log_expected_count, None, 1.0, True, -100, None, True)
-    sweep = loss.Sweep(sparse_grad, traced, tf32=False)
+    sweep = loss.Sweep(sparse_grad, traced, products=IEEE)
     ctx = Context()
     with torch.no_grad():
         total, rows = loss._TotalLoss.forward(ctx, h, weight, bias, rest, True, sweep)
@@ -206,7 +207,7 @@ def test_a_step_of_losses_per_row(record: Recorder, sparse_grad: bool) -> None:
     h, weight, bias = parameters()
     drawn = samples()
     rest = (target(), drawn.ids, None, None, 1.0, True, -100)
-    sweep = loss.Sweep(sparse_grad, False, tf32=True)
+    sweep = loss.Sweep(sparse_grad, False, products=TF32)
     ctx = Context()
     with torch.no_grad():
         loss._RowsLoss.forward(ctx, h, weight, bias, rest, sweep)

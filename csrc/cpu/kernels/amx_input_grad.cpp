@@ -10,15 +10,15 @@ void add_products(const Tile<T>& tile, const RowChunk<T>& chunk, int64_t row, in
                   int64_t first, int64_t last) {
   constexpr int P = kPanel<T>;
   T* out = chunk.grads.input + row * tile.padded_dim + column;
-  const T* w = tile.rows + column * tile.panels * kTileSide;
+  const T* w = tile.rows + column * tile.panels * kTileSide * kParts;
   if (first == 0) {
     clear_square<kTiles>();
   } else {
     load_square<kTiles>(out, tile.padded_dim);
   }
-  for (int64_t p = first; p < last; ++p, w += kTileSide * P) {
-    const T* e = chunk.grads.exps + p * chunk.grads.exps_stride + row * kTileSide;
-    multiply_add_square<kTiles>(e, e + kTileWords, w);
+  for (int64_t p = first; p < last; ++p, w += kTileSide * kParts * P) {
+    const T* e = chunk.grads.exps + p * chunk.grads.exps_stride + row * kExpWords<T>;
+    multiply_add_parts<kTiles>(e, {kExpWords<T>, kTileSide * kExpWords<T>, kTileSide}, w);
   }
   store_square<kTiles>(out, tile.padded_dim);
 }

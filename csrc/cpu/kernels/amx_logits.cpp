@@ -9,7 +9,7 @@ void logits(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chun
             int64_t end, MatrixView out) {
   constexpr int P = kPanel<T>;
   alignas(64) T z[kBlockRows * P];
-  const int64_t words = count_words<T>(samples.dim), steps = words / kTileSide;
+  const int64_t words = count_words<T>(samples.dim), steps = words / kTileSide / kParts;
   const int64_t panels = count_panels<T>(samples.count);
   const T inv_temperature = static_cast<T>(samples.inv_temperature);
   for (int64_t first = 0; first < panels; first += tile.panels) {
@@ -24,8 +24,9 @@ void logits(const Samples& samples, const Tile<T>& tile, const RowChunk<T>& chun
           const TileRegisters registers;
           clear_square<2>();
           for (int64_t k = 0; k < steps; ++k) {
-            multiply_add_square<2>(h + k * kTileWords, h + (steps + k) * kTileWords,
-                                   w + k * kTileSide * P);
+            multiply_add_parts<2>(h + k * kParts * kTileWords,
+                                  {kTileSide, steps * kParts * kTileWords, kTileWords},
+                                  w + k * kParts * kTileSide * P);
           }
           store_square<2>(z, P);
         }

@@ -10,7 +10,7 @@ namespace ssc::SSC_ISA {
 
 constexpr int kRowsAtOnce = 4;      // in registers, for an epilogue
 constexpr int64_t kRowsAhead = 32;  // of W that a panel's product asks for, at most
-constexpr int64_t kLineBytes = 64;  // what a step takes of such a row
+constexpr int64_t kLineBytes = 64;
 
 // z [32][P] of a block against a panel whose epilogue is due.
 template <class T, class Epilogue>
@@ -23,7 +23,9 @@ class DuePanel {
     if (grads.exps == nullptr) return;
     exps_ = grads.exps + place.panel * grads.exps_stride + place.row * kExpWords<T>;
     // Rows that are not there take part in the products with E.
-    for (int64_t i = rows; i < kBlockRows; ++i) store<T>(exps_ + i * kExpWords<T>, Vec<T>{});
+    for (int64_t w = rows * kExpWords<T>; w < kBlockRows * kExpWords<T>; w += kTileSide) {
+      store<T>(exps_ + w, Vec<T>{});
+    }
   }
 
   // One of `steps` that together take all rows.
@@ -63,8 +65,10 @@ void score_tiles(const Samples& samples, const Tile<T>& tile, const RowChunk<T>&
   static_assert(P == 2 * kTileSide && kBlockRows == 2 * kTileSide);
   alignas(64) T z[2][kBlockRows * P];
   const Range r = piece(chunk.blocks, block);
-  const int64_t words = count_words<T>(samples.dim), steps = words / kTileSide;
+  const int64_t words = count_words<T>(samples.dim), steps = words / kTileSide / kParts;
   const T* h = chunk.packed + r.begin * words;
+  // A step takes so much of a row of W.
+  const int64_t step_bytes = kUnit<T> * element_size(samples.weight.dtype);
   DuePanel<T, Epilogue> due;
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     const char* next[kRowsAhead];
@@ -73,9 +77,14 @@ void score_tiles(const Samples& samples, const Tile<T>& tile, const RowChunk<T>&
     const T* w = tile.columns + local * words * P;
     clear_square<kTiles>();
     for (int64_t k = 0; k < steps; ++k) {
-      multiply_add_square<kTiles>(h + k * kTileWords, h + (steps + k) * kTileWords,
-                                  w + k * kTileSide * P);
-      for (int64_t j = 0; j < ahead; ++j) __builtin_prefetch(next[j] + k * kLineBytes, 0, 2);
+      multiply_add_parts<kTiles>(h + k * kParts * kTileWords,
+                                 {kTileSide, steps * kParts * kTileWords, kTileWords},
+                                 w + k * kParts * kTileSide * P);
+      for (int64_t j = 0; j < ahead; ++j) {
+        for (int64_t b = k * step_bytes; b < (k + 1) * step_bytes; b += kLineBytes) {
+          __builtin_prefetch(next[j] + b, 0, 2);
+        }
+      }
       due.step(steps);
     }
     due.finish();

@@ -61,6 +61,11 @@ SSC_INLINE void tile_multiply() {
 
 #else
 
+#if defined(__GNUC__) && !defined(__clang__)
+// As in simd.h (GCC bug 105593), where all of a product is in sight.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
 // Each source and each thread has its own.
 static thread_local Words t_tiles[8][kTileSide];
 
@@ -148,21 +153,39 @@ SSC_INLINE void store_square(float* p, int64_t stride) {
 }
 
 // The square's sums += a b: b's tiles side by side in lines of 32 words, a's tiles at a and a_next,
-// each without gaps.
+// in lines of a_stride words.
 template <int kRows>
-SSC_INLINE void multiply_add_square(const float* a, const float* a_next, const float* b) {
-  tile_load<4>(a, kTileSide);
+SSC_INLINE void multiply_add_square(const float* a, const float* a_next, const float* b,
+                                    int64_t a_stride = kTileSide) {
+  tile_load<4>(a, a_stride);
   tile_load<6>(b, 2 * kTileSide);
   tile_load<7>(b + kTileSide, 2 * kTileSide);
   tile_multiply<0, 4, 6>();
   tile_multiply<1, 4, 7>();
   if constexpr (kRows == 2) {
-    tile_load<5>(a_next, kTileSide);
+    tile_load<5>(a_next, a_stride);
     tile_multiply<2, 5, 6>();
     tile_multiply<3, 5, 7>();
   } else {
     static_cast<void>(a_next);
   }
+}
+
+// Where a square's operand a lies, in words: the distances of its lines, of its two tiles, and of its
+// parts.
+struct SquareRows {
+  int64_t line, tile, part;
+};
+
+// The square's sums += a b, of the products of parts all but those of the second with the second.
+// b's second part follows the first.
+template <int kRows>
+SSC_INLINE void multiply_add_parts(const float* a, SquareRows at, const float* b) {
+  if constexpr (kParts == 2) {
+    multiply_add_square<kRows>(a, a + at.tile, b + 2 * kTileWords, at.line);
+    multiply_add_square<kRows>(a + at.part, a + at.part + at.tile, b, at.line);
+  }
+  multiply_add_square<kRows>(a, a + at.tile, b, at.line);
 }
 
 }  // namespace ssc::SSC_ISA

@@ -10,18 +10,23 @@ namespace {
 
 // Lines of a stream that a step of a product asks for.
 constexpr int64_t kLinesAhead = 4;
-constexpr int64_t kPartRows =
-    512;  // of E's panel that are taken at a time, so that they stay in L1
+// Rows of E's panel that are taken at a time, so that they stay in L1.
+constexpr int64_t kPartRows = 512 / kParts;
 
-// `steps` times 32 rows of E's panel, to words of two rows each.
+// `steps` times 32 rows of E's panel, to words of two rows each, part after part.
 template <class T>
-void pair_rows(const T* e, int64_t steps, T* part) {
+void pair_rows(const T* e, int64_t steps, T* out) {
   constexpr int P = kPanel<T>;
   static constexpr Lanes16 kLow = interleave(0), kHigh = interleave(1);
-  for (int64_t k = 0; k < steps * kTileSide; ++k, e += P, part += P) {
-    const __m512i first = bits_of(load(e)), second = bits_of(load(e + kTileSide));
-    store<T>(part, words_of(permute(first, second, kLow)));
-    store<T>(part + kTileSide, words_of(permute(first, second, kHigh)));
+  for (int64_t k = 0; k < steps; ++k, e += kUnit<T> * kExpWords<T>) {
+    for (int64_t part = 0; part < kParts; ++part) {
+      const T* row = e + part * kTileSide;
+      for (int64_t j = 0; j < kTileSide; ++j, row += 2 * kExpWords<T>, out += P) {
+        const __m512i first = bits_of(load(row)), second = bits_of(load(row + kExpWords<T>));
+        store<T>(out, words_of(permute(first, second, kLow)));
+        store<T>(out + kTileSide, words_of(permute(first, second, kHigh)));
+      }
+    }
   }
 }
 
@@ -37,8 +42,8 @@ SSC_INLINE void add_products(const T* a, int64_t a_stride, const T* part, int64_
     load_square<kTiles>(out, P);
   }
   for (int64_t k = 0; k < steps; ++k) {
-    multiply_add_square<kTiles>(a + k * kTileWords, a + a_stride + k * kTileWords,
-                                part + k * kTileSide * P);
+    multiply_add_parts<kTiles>(a + k * kParts * kTileWords, {kTileSide, a_stride, kTileWords},
+                               part + k * kParts * kTileSide * P);
     for (int64_t j = 0; j < kLinesAhead; ++j) {
       __builtin_prefetch(wanted.read[0], 0, 2);
       __builtin_prefetch(wanted.write, 1, 2);
@@ -55,9 +60,10 @@ template <class T>
 void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int64_t count,
                  int64_t index, bool accumulate, T* out, int64_t out_stride, T* scratch) {
   constexpr int P = kPanel<T>;
-  alignas(64) T part[kPartRows / kWord<T> * P];
+  alignas(64) T part[kPartRows / kWord<T> * kParts * P];
   const T* e = chunk.grads.exps + index * chunk.grads.exps_stride;
-  const int64_t columns = chunk.grads.columns.n, steps = count_words<T>(chunk.rows) / kTileSide;
+  const int64_t columns = chunk.grads.columns.n,
+                steps = count_words<T>(chunk.rows) / kTileSide / kParts;
   constexpr int64_t kPartSteps = kPartRows / kUnit<T>;
   const Partition parts = partition(steps, (steps + kPartSteps - 1) / kPartSteps);
   NextPanel<T> next(chunk, e, dim, slot, count, out, out_stride);
@@ -65,12 +71,14 @@ void weight_grad(const RowChunk<T>& chunk, int64_t dim, const int64_t* slot, int
   for (int64_t p = 0; p < parts.count; ++p) {
     const Range r = piece(parts, p);
     const int64_t length = r.end - r.begin;
-    pair_rows(e + r.begin * kUnit<T> * kTileSide, length, part);
+    pair_rows(e + r.begin * kUnit<T> * kExpWords<T>, length, part);
     for (int64_t d = 0; d < columns; d += 2 * kTileSide) {
-      const T* a = chunk.grads.scaled_input + (d / kTileSide * steps + r.begin) * kTileWords;
+      const T* a =
+          chunk.grads.scaled_input + (d / kTileSide * steps + r.begin) * kParts * kTileWords;
       const Wanted wanted = next.take(length * kLinesAhead);
       if (columns - d > kTileSide) {
-        add_products<T, 2>(a, steps * kTileWords, part, length, p == 0, scratch + d * P, wanted);
+        add_products<T, 2>(a, steps * kParts * kTileWords, part, length, p == 0, scratch + d * P,
+                           wanted);
       } else {
         add_products<T, 1>(a, 0, part, length, p == 0, scratch + d * P, wanted);
       }

@@ -1,6 +1,7 @@
 // word.h for AVX512-BF16: a word is a pair of bf16, carried in the lanes of a vector of float and
-// never computed with as such. Products are exact and sums are float; E and nothing else is rounded
-// to bf16 on the way, P = coefficient · E once more for dWs, where H then enters as it is.
+// never computed with as such. Products are exact and sums are float; E is rounded to bf16 on the
+// way, P = coefficient · E once more for dWs, where H then enters as it is. H and W are bf16, or
+// float32 that is rounded when it is packed.
 //
 // Two functions are instructions of AVX512-BF16: dot_pairs and round_to_pairs. A build for tests
 // without them (SSC_EMULATE_BF16 in CMakeLists.txt) replaces just these by what Intel's manual says
@@ -75,6 +76,31 @@ SSC_INLINE __m512i round_to_pairs(Words low, Words high) {
 template <class T>
 constexpr int kWord = 2;
 
+// Parts of a float32 number: its nearest bf16, and in the namespace amx_split the nearest bf16 to
+// what is left. Then x y is x1 y1 + x1 y2 + x2 y1 within 2^-15 |x y|: rounding leaves 2^-17 |x| and
+// 2^-17 |y|, and x2 y2 is at most 2^-16 |x y|.
+#if defined(SSC_SPLIT)
+constexpr int kParts = 2;
+#else
+constexpr int kParts = 1;
+#endif
+
+// x less the parts before; nothing where the first part is infinite.
+template <int kPart>
+SSC_INLINE Words part_of(Words x) {
+  if constexpr (kPart == 0) return x;
+  const __m256i halves = _mm512_castsi512_si256(round_to_pairs(x, x));
+  const __m512i first = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+  const __m512i kInfinity = _mm512_set1_epi32(0x7f800000);
+  const __mmask16 finite = _mm512_cmpneq_epi32_mask(_mm512_and_si512(first, kInfinity), kInfinity);
+  return (Words)_mm512_maskz_sub_ps(finite, (__m512)x, _mm512_castsi512_ps(first));
+}
+
+template <int kPart>
+SSC_INLINE Words round_part(Words low, Words high) {
+  return words_of(round_to_pairs(part_of<kPart>(low), part_of<kPart>(high)));
+}
+
 SSC_INLINE Words broadcast(const float* word) {
   int32_t bits;
   std::memcpy(&bits, word, sizeof bits);
@@ -86,18 +112,47 @@ SSC_INLINE void multiply_add_words(Words& sum, Words a, Words b) {
   sum = dot_pairs(sum, a, b);
 }
 
-template <class T>
+template <class T, int kPart>
 SSC_INLINE Words load_words(const BFloat16* p) {
-  return words_of(_mm512_loadu_si512(p));
+  return kPart == 0 ? words_of(_mm512_loadu_si512(p)) : Words{};
 }
 
-template <class T>
+template <class T, int kPart>
 SSC_INLINE Words load_words_head(const BFloat16* p, int64_t count) {
+  if constexpr (kPart > 0) return Words{};
   return words_of(_mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, p));
 }
 
-SSC_INLINE void put_word(float* word, const BFloat16* p, int64_t count) {
-  const uint32_t bits = p[0].bits | (count > 1 ? uint32_t{p[1].bits} << 16 : 0);
+constexpr __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffff : count > 0 ? (1 << count) - 1 : 0);
+}
+
+// The first `count` of 16 numbers, the others being 0.
+SSC_INLINE Words load_first(const float* p, int64_t count) {
+  return (Words)_mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+SSC_INLINE Words load_first(const BFloat16* p, int64_t count) {
+  const __m256i halves = _mm256_maskz_loadu_epi16(first_lanes(count), p);
+  return words_of(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+template <class T, int kPart>
+SSC_INLINE Words load_words(const float* p) {
+  return round_part<kPart>(load(p), load(p + kLanes<float>));
+}
+
+template <class T, int kPart>
+SSC_INLINE Words load_words_head(const float* p, int64_t count) {
+  constexpr int L = kLanes<float>;
+  return round_part<kPart>(load_first(p, count), load_first(p + L, count - L));
+}
+
+SSC_INLINE BFloat16 rounded(BFloat16 x) { return x; }
+SSC_INLINE BFloat16 rounded(float x) { return to_bfloat16(x); }
+
+template <class S>
+SSC_INLINE void put_word(float* word, const S* p, int64_t count) {
+  const uint32_t bits = rounded(p[0]).bits | (count > 1 ? uint32_t{rounded(p[1]).bits} << 16 : 0);
   std::memcpy(word, &bits, sizeof bits);
 }
 
@@ -124,29 +179,41 @@ SSC_INLINE void store_sample_words(float* to, const Words (&v)[kLanes<float>]) {
 
 template <class T>
 SSC_INLINE void store_exps(float* words, Words e0, Words e1) {
-  _mm512_storeu_si512(words, round_to_pairs(e0, e1));
+  store<float>(words, round_part<0>(e0, e1));
+  if constexpr (kParts == 2) store<float>(words + kPanel<float> / 2, round_part<1>(e0, e1));
 }
 
 SSC_INLINE float get_exp(const float* words, int s) {
-  BFloat16 e;
-  std::memcpy(&e, reinterpret_cast<const char*>(words) + 2 * s, sizeof e);
-  return to_float(e);
+  float e = 0;
+  for (int part = 0; part < kParts; ++part) {
+    BFloat16 x;
+    std::memcpy(&x, reinterpret_cast<const char*>(words + part * kPanel<float> / 2) + 2 * s, 2);
+    e += to_float(x);
+  }
+  return e;
 }
 
 SSC_INLINE void put_exp(float* words, int s, float e) {
-  const BFloat16 rounded = to_bfloat16(e);
-  std::memcpy(reinterpret_cast<char*>(words) + 2 * s, &rounded, sizeof rounded);
+  for (int part = 0; part < kParts; ++part) {
+    const BFloat16 x = to_bfloat16(e);
+    std::memcpy(reinterpret_cast<char*>(words + part * kPanel<float> / 2) + 2 * s, &x, 2);
+    e -= to_float(x);
+  }
 }
 
 // H itself; row_words multiplies E with the coefficient. Rows i and i + 1 share words: the first
 // writes all of them, the second, if there is one, its half.
-SSC_INLINE void put_grad_words(float* words, const BFloat16* h, int64_t count, int64_t left,
+template <class S>
+SSC_INLINE void put_grad_words(float* words, const S* h, int64_t count, int64_t left,
                                float /*coefficient*/, int64_t i) {
   static_assert(kTileRows <= kLanes<float>);
-  constexpr uint16_t kOne = 0x3f80;
-  const auto mask = static_cast<__mmask16>((1u << count) - 1);
-  const auto of_h = static_cast<__mmask16>(left < count ? (1u << left) - 1 : mask);
-  __m512i bits = _mm512_cvtepu16_epi32(_mm256_mask_loadu_epi16(_mm256_set1_epi16(kOne), of_h, h));
+  constexpr int kOne = 0x3f80;
+  const int64_t of_h = left < count ? left : count;
+  const __mmask16 mask = first_lanes(count);
+  const auto ones = static_cast<__mmask16>(mask & ~first_lanes(of_h));
+  const Words values = load_first(h, of_h);
+  const __m256i halves = _mm512_castsi512_si256(round_to_pairs(values, values));
+  __m512i bits = _mm512_mask_set1_epi32(_mm512_cvtepu16_epi32(halves), ones, kOne);
   if (i % 2 != 0) {
     bits = _mm512_or_si512(_mm512_slli_epi32(bits, 16), _mm512_maskz_loadu_epi32(mask, words));
   }

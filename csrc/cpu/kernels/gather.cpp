@@ -8,14 +8,14 @@
 namespace ssc::SSC_ISA {
 namespace {
 
-// Rows row[0:lanes], columns [d, d + width), to out's two layouts.
-template <class T, class S, bool kWhole, bool kRows>
-SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* columns, T* rows) {
+// A part of rows row[0:lanes], columns [d, d + width), to out's two layouts.
+template <class T, class S, bool kWhole, bool kRows, int kPart>
+SSC_INLINE void pack_part(const S* const* row, int64_t d, int64_t width, T* columns, T* rows) {
   constexpr int L = kLanes<T>, P = kPanel<T>;
   Vec<T> v[L];
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) {
-    v[i] = kWhole ? load_words<T>(row[i] + d) : load_words_head<T>(row[i] + d, width);
+    v[i] = kWhole ? load_words<T, kPart>(row[i] + d) : load_words_head<T, kPart>(row[i] + d, width);
   }
   // All loads before any store: rows of W and the tile often agree in the low 12 bits of their
   // addresses, and a load then waits for every such store before it.
@@ -28,6 +28,23 @@ SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* co
   }
 }
 
+template <class T, class S, bool kWhole, bool kRows>
+SSC_INLINE void pack_square(const S* const* row, int64_t d, int64_t width, T* columns, T* rows) {
+  constexpr int L = kLanes<T>, P = kPanel<T>;
+  pack_part<T, S, kWhole, kRows, 0>(row, d, width, columns, rows);
+  if constexpr (kParts == 2) {
+    T* next = kRows ? rows + P / kWord<T> * P : nullptr;
+    pack_part<T, S, kWhole, kRows, 1>(row, d, width, columns + L * P, next);
+  }
+}
+
+// The lines of kStep elements.
+template <class S, int64_t kStep>
+SSC_INLINE void prefetch_step(const S* p) {
+  constexpr int64_t kInLine = 64 / static_cast<int64_t>(sizeof(S));
+  for (int64_t i = 0; i < kStep; i += kInLine) __builtin_prefetch(p + i, 0, 2);
+}
+
 // next: the rows of the panel after this one. They lie anywhere in memory, so each step asks for
 // the lines that the same step of the next panel will read.
 template <class T, class S, bool kRows>
@@ -35,20 +52,21 @@ void gather_panel(const S* const (&row)[kPanel<T>], const S* const (&next)[kPane
                   int64_t panel, int64_t dim, const Tile<T>& tile) {
   constexpr int L = kLanes<T>, P = kPanel<T>, K = kWord<T>;
   constexpr int64_t kStep = L * K;  // elements of a vector of words
-  const int64_t height = tile.panels * P / K, words = count_words<T>(dim);
+  constexpr int kPanelRows = P / K * kParts;
+  const int64_t height = tile.panels * kPanelRows, words = count_words<T>(dim);
   T* columns = tile.columns + panel * words * P;
-  T* rows = kRows ? tile.rows + panel * P / K * P : nullptr;
+  T* rows = kRows ? tile.rows + panel * kPanelRows * P : nullptr;
   const int64_t whole = dim / kStep * kStep;
   for (int64_t d = 0; d < whole; d += kStep) {
-    for (int i = 0; i < P; ++i) __builtin_prefetch(next[i] + d, 0, 2);
-    T* step = columns + d / K * P;
+    for (int i = 0; i < P; ++i) prefetch_step<S, kStep>(next[i] + d);
+    T* step = columns + d / K * kParts * P;
     T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
     pack_square<T, S, true, kRows>(row, d, kStep, step, to);
     pack_square<T, S, true, kRows>(row + L, d, kStep, step + L, to + (kRows ? L / K * P : 0));
   }
-  for (int64_t d = whole; d < (kRows ? tile.padded_dim : words * K); d += kStep) {
+  for (int64_t d = whole; d < (kRows ? tile.padded_dim : words / kParts * K); d += kStep) {
     const int64_t left = dim > d ? dim - d : 0;
-    T* step = columns + d / K * P;
+    T* step = columns + d / K * kParts * P;
     T* to = kRows ? rows + d / P * P * height + d % P : nullptr;
     pack_square<T, S, false, kRows>(row, d, left, step, to);
     pack_square<T, S, false, kRows>(row + L, d, left, step + L, to + (kRows ? L / K * P : 0));

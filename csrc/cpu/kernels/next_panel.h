@@ -14,7 +14,7 @@ class NextPanel {
   NextPanel(const RowChunk<T>& chunk, const T* e, int64_t dim, const int64_t* slot, int64_t count,
             T* out, int64_t out_stride)
       : e_(e + chunk.grads.exps_stride),
-        e_end_(e + chunk.grads.exps_stride + chunk.rows * kPanel<T> / kWord<T>),
+        e_end_(e + chunk.grads.exps_stride + chunk.rows * kPanel<T> / kWord<T> * kParts),
         dim_(dim),
         slot_(slot),
         count_(count),

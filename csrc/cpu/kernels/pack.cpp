@@ -23,7 +23,7 @@ void transpose_rows(const S* const* row, int64_t rows, int64_t dim, T* out) {
   for (; (k + 2 * L) * K <= dim; k += L) {
     Vec<T> v[L];
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) v[i] = i < rows ? load_words<T>(row[i] + k * K) : Vec<T>{};
+    for (int i = 0; i < L; ++i) v[i] = i < rows ? load_words<T, 0>(row[i] + k * K) : Vec<T>{};
     transpose<T>(v);
     for (int i = 0; i < L; ++i) store<T>(out + (k + i) * rows, v[i]);
   }

@@ -52,7 +52,7 @@ __attribute__((noinline, cold)) static void raise_reference(int64_t padded_dim,
   for (int s = 0; s < P; ++s) x[s] -= shift;
   if (chunk.grads.exps == nullptr) return;
   for (int64_t p = 0; p < panel; ++p) {
-    T* e = chunk.grads.exps + p * chunk.grads.exps_stride + i * P / kWord<T>;
+    T* e = chunk.grads.exps + p * chunk.grads.exps_stride + i * kExpWords<T>;
     for (int s = 0; s < P; ++s) {
       const T scaled = get_exp(e, s) * factor;
       put_exp(e, s, scaled < vanishing ? T(0) : scaled);
@@ -84,9 +84,5 @@ SSC_INLINE void check_ceiling(Vec<T> (&z)[M][2], Vec<T> top, const TilePlace<T>&
     load_tile<T, M>(z, x, P);
   }
 }
-
-// Words of E that a row has in a panel.
-template <class T>
-constexpr int kExpWords = kPanel<T> / kWord<T>;
 
 }  // namespace ssc::SSC_ISA

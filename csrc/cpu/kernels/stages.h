@@ -111,8 +111,12 @@ constexpr int64_t count_panels(int64_t samples) {
 // Words that hold `count` elements, in whole units.
 template <class T>
 constexpr int64_t count_words(int64_t count) {
-  return (count + kUnit<T> - 1) / kUnit<T> * (kUnit<T> / kWord<T>);
+  return (count + kUnit<T> - 1) / kUnit<T> * (kUnit<T> / kWord<T> * kParts);
 }
+
+// Words of E that a row has in a panel.
+template <class T>
+constexpr int kExpWords = kPanel<T> / kWord<T> * kParts;
 
 // Calls f(p) with p typed as `dtype`'s storage, where arithmetic is in T.
 template <class T, class F>
@@ -131,13 +135,15 @@ SSC_INLINE void with_storage(const void* p, DType dtype, F&& f) {
   }
 }
 
-// The same for H and W, which are bf16 where they are packed in pairs.
+// The same for H and W, which are bf16 or rounded to it where they are packed in pairs.
 template <class T, class F>
 SSC_INLINE void with_operand(const MatrixView& matrix, F&& f) {
   if constexpr (kWord<T> == 1) {
     with_storage<T>(matrix.data, matrix.dtype, f);
-  } else {
+  } else if (matrix.dtype == DType::bf16) {
     f(static_cast<const BFloat16*>(matrix.data));
+  } else {
+    f(static_cast<const float*>(matrix.data));
   }
 }
 

@@ -6,9 +6,9 @@ namespace ssc::SSC_ISA {
 template <class T>
 const LossKernels<T>& loss_table() {
   static constexpr LossKernels<T> table = {
-      kLanes<T>,          kPanel<T>,       kBlockRows,  kWord<T>,       kUnit<T>,
-      &pack_rows<T>,      &dot<T>,         &sweep<T>,   &reduce_row<T>, &finish_row<T>,
-      &pack_grad_rows<T>, &weight_grad<T>, &add_row<T>, &convert<T>,    &logits<T>,
+      kLanes<T>,          kPanel<T>,       kBlockRows,  kWord<T> / kParts, kUnit<T>,
+      &pack_rows<T>,      &dot<T>,         &sweep<T>,   &reduce_row<T>,    &finish_row<T>,
+      &pack_grad_rows<T>, &weight_grad<T>, &add_row<T>, &convert<T>,       &logits<T>,
   };
   return table;
 }

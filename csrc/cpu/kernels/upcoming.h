@@ -29,7 +29,8 @@ class UpcomingRows {
     const int64_t s = next_;
     next_ += count;
     if (wide_) return {{row(s), row(s + 1), row(s + 2), row(s + 3)}, stride};
-    return {{row(s), row(s), row(s + 1), row(s + 1)}, stride};
+    const int64_t other = stride > 64 ? 64 : 0;  // the second of two lines
+    return {{row(s), row(s) + other, row(s + 1), row(s + 1) + other}, stride};
   }
 
   // The next rows, as many as let the takes cover the tile, `most` at most. Returns their number.

@@ -16,6 +16,9 @@ namespace ssc::SSC_ISA {
 template <class T>
 constexpr int kWord = 1;
 
+// Parts of an element: words of the next parts follow those of the first, in whole units.
+constexpr int kParts = 1;
+
 // A word in all lanes.
 template <class T>
 SSC_INLINE Vec<T> broadcast(const T* word) {
@@ -29,13 +32,13 @@ SSC_INLINE void multiply_add_words(Vec<T>& sum, Vec<T> a, Vec<T> b) {
 }
 
 // kLanes words of neighbouring elements of a row of H or W.
-template <class T, class S>
+template <class T, int /*kPart*/, class S>
 SSC_INLINE Vec<T> load_words(const S* p) {
   return load_as<T>(p);
 }
 
 // The same where only `count` elements, fewer than kLanes words, are left; the others are 0.
-template <class T, class S>
+template <class T, int /*kPart*/, class S>
 SSC_INLINE Vec<T> load_words_head(const S* p, int64_t count) {
   return load_head<T>(p, count);
 }

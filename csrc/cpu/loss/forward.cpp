@@ -18,7 +18,7 @@ template <class T, class RowHit>
 void stream_rows(const LossProblem& problem, const Samples& samples, const SamplePlan& plan,
                  RowHit&& row_hit, const RowResults<T>& results, Workspace& workspace, Isa isa,
                  const ParallelFor& parallel_for) {
-  const LossKernels<T>& kernels = loss_kernels<T>(isa, problem.input.dtype, problem.weight.dtype);
+  const LossKernels<T>& kernels = kernels_for<T>(isa, problem);
   const int64_t most = chunk_rows<T>(plan.rows, problem.dim);
   RowChunk<T> chunk = take_chunk(most, problem.dim, kernels, workspace);
   for (int64_t start = 0; start < plan.rows; start += most) {
@@ -60,7 +60,7 @@ void exact_loss_rows(const LossProblem& problem, const SamplePlan& rows,
 template <class T>
 void logits(const LossProblem& problem, int64_t begin, int64_t count, MatrixView out,
             Workspace& workspace, Isa isa, const ParallelFor& parallel_for) {
-  const LossKernels<T>& kernels = loss_kernels<T>(isa, problem.input.dtype, problem.weight.dtype);
+  const LossKernels<T>& kernels = kernels_for<T>(isa, problem);
   const int64_t most = chunk_rows<T>(problem.batch, problem.dim);
   const Samples classes = class_range(problem, begin, count);
   SamplePlan plan;

@@ -25,6 +25,7 @@ struct LossProblem {
   Vector target_log_expected_count;  // [batch]
   int64_t batch, dim, classes;
   double inv_temperature;
+  Products products;  // of float32 numbers in the matmuls; the targets' own stay float32
   // Not null: the loss of the negatives alone, softmax's log(1 + Σ_s exp(z_is − r_i)) against
   // logits r that are given, or Σ_s softplus(z_is). target and its counts are not looked at.
   const NegativesForm* negatives;

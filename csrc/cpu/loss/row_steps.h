@@ -29,6 +29,11 @@ inline double element(const Vector& v, int64_t i) {
   return 0;
 }
 
+template <class T>
+const LossKernels<T>& kernels_for(Isa isa, const LossProblem& problem) {
+  return loss_kernels<T>(isa, problem.input.dtype, problem.weight.dtype, problem.products);
+}
+
 // The correction of the logit of row `row`'s target.
 inline double target_correction(const LossProblem& problem, int64_t row) {
   return correction_of(element(problem.target_log_expected_count, row));

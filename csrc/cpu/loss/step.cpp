@@ -96,12 +96,10 @@ class GradientPass {
   // The kernels of tiles take 32 rows at least: where E of so many would be too large, for the number
   // of samples, those of pairs serve, which can do with two.
   static const LossKernels<T>& kernels_for(Isa isa, const LossProblem& problem, int64_t samples) {
-    const auto of = [&](Isa set) -> const LossKernels<T>& {
-      return loss_kernels<T>(set, problem.input.dtype, problem.weight.dtype);
-    };
-    const LossKernels<T>& kernels = of(isa);
+    const LossKernels<T>& kernels = ssc::kernels_for<T>(isa, problem);
     const int64_t least = kernels.unit * count_panels(kernels, samples) * row_bytes(kernels);
-    return isa == Isa::amx_bf16 && least > kChunkBytes ? of(Isa::avx512_bf16) : kernels;
+    const bool too_large = isa == Isa::amx_bf16 && least > kChunkBytes;
+    return too_large ? ssc::kernels_for<T>(Isa::avx512_bf16, problem) : kernels;
   }
 
   void allocate_chunk() {

@@ -17,10 +17,14 @@
 // Symbols: B rows, D width, S samples (here distinct ones), R rows of one chunk.
 // The rows of a chunk are partitioned into blocks of at most `tile_rows` rows, of whole units but for
 // the last.
+//
+// Where float32 is multiplied as two parts of bf16, the words of the second follow those of the
+// first, unit by unit, and a word holds one element on average.
 #pragma once
 
 #include <cstdint>
 
+#include "csrc/core/products.h"
 #include "csrc/cpu/base/dtype.h"
 #include "csrc/cpu/base/isa.h"
 
@@ -180,11 +184,12 @@ struct LossKernels {
 };
 
 // The instruction set whose kernels serve H and W of these types: avx512_bf16 and amx_bf16 are
-// avx512 for all but bf16 with bf16.
-Isa kernels_isa(Isa isa, DType input, DType weight);
+// avx512 for all but bf16, and float32 where its products may be so rounded (tf32: by amx_bf16 alone).
+Isa kernels_isa(Isa isa, DType input, DType weight, Products products);
 
 // For H and W of these types.
 template <class T>
-const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight);
+const LossKernels<T>& loss_kernels(Isa isa, DType input, DType weight,
+                                   Products products = Products::ieee);
 
 }  // namespace ssc

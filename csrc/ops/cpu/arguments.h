@@ -49,7 +49,7 @@ inline Vector optional_vector(const std::optional<Tensor>& t, int64_t size, cons
 // The operands of every loss operator, as the problem that they pose.
 struct Operands {
   Operands(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-           double inv_temperature)
+           double inv_temperature, int64_t products)
       : dtype(is_double(input) ? ScalarType::Double : ScalarType::Float) {
     problem.input = matrix(input, "input");
     problem.weight = matrix(weight, "weight");
@@ -57,6 +57,7 @@ struct Operands {
     problem.dim = input.size(1);
     problem.classes = weight.size(0);
     problem.inv_temperature = inv_temperature;
+    problem.products = products_of(products);
     STD_TORCH_CHECK(weight.size(1) == problem.dim, "weight must be [C, D=", problem.dim, "], got [",
                     problem.classes, ", ", weight.size(1), "]");
     problem.bias = optional_vector(bias, problem.classes, "bias", bias_holder);

@@ -10,8 +10,8 @@ namespace {
 std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor& weight,
                                                const std::optional<Tensor>& bias,
                                                const Tensor& target, double inv_temperature,
-                                               int64_t ignore_index, bool /*tf32*/) {
-  Operands a(input, weight, bias, inv_temperature);
+                                               int64_t ignore_index, int64_t products) {
+  Operands a(input, weight, bias, inv_temperature, products);
   a.set_target(target);
   Workspace workspace;
   const SamplePlan plan =
@@ -27,8 +27,8 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cpu(const Tensor& input, const Tensor
 }
 
 Tensor logits_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                  int64_t begin, int64_t end, double inv_temperature, bool /*tf32*/) {
-  const Operands a(input, weight, bias, inv_temperature);
+                  int64_t begin, int64_t end, double inv_temperature, int64_t products) {
+  const Operands a(input, weight, bias, inv_temperature, products);
   STD_TORCH_CHECK(0 <= begin && begin <= end && end <= a.problem.classes, "classes [", begin, ", ",
                   end, ") are not within [0, C=", a.problem.classes, ")");
   const Tensor out = empty_cpu({a.problem.batch, end - begin}, a.dtype);

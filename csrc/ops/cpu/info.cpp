@@ -17,7 +17,8 @@ std::string by_dtype() {
                                                        {"float64", DType::f64}};
   std::string lines;
   for (const auto& [name, dtype] : kDTypes) {
-    lines += std::string(name) + ' ' + isa_name(kernels_isa(active_isa(), dtype, dtype)) + '\n';
+    lines += std::string(name) + ' ' +
+             isa_name(kernels_isa(active_isa(), dtype, dtype, Products::ieee)) + '\n';
   }
   return lines;
 }

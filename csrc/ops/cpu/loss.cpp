@@ -13,8 +13,9 @@ struct Sampled : Operands {
   Sampled(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
           const Tensor& target_tensor, const Tensor& ids_tensor,
           const std::optional<Tensor>& log_count, const std::optional<Tensor>& target_log_count,
-          double inv_temperature, bool remove_accidental_hits, int64_t ignore_index)
-      : Operands(input, weight, bias, inv_temperature),
+          double inv_temperature, bool remove_accidental_hits, int64_t ignore_index,
+          int64_t products)
+      : Operands(input, weight, bias, inv_temperature, products),
         ids(contiguous_vector(ids_tensor, ids_tensor.numel(), "ids")) {
     set_target(target_tensor);
     const int64_t samples = ids.size(0);
@@ -42,9 +43,9 @@ RowResultTensors loss_rows_cpu(const Tensor& input, const Tensor& weight,
                                const Tensor& ids, const std::optional<Tensor>& log_count,
                                const std::optional<Tensor>& target_log_count,
                                double inv_temperature, bool remove_accidental_hits,
-                               int64_t ignore_index, bool /*tf32*/) {
+                               int64_t ignore_index, int64_t products) {
   Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-            remove_accidental_hits, ignore_index);
+            remove_accidental_hits, ignore_index, products);
   const RowTensors rows(a.problem.batch, a.plan.rows, a.dtype);
   with_accumulator(a.dtype, [&]<class T>(T) {
     loss_rows<T>(a.problem, a.plan, rows.results<T>(), a.workspace, active_isa(a.problem.batch),
@@ -102,9 +103,9 @@ LossAndGrads loss_and_grads_cpu(const Tensor& input, const Tensor& weight,
                                 const std::optional<Tensor>& target_log_count,
                                 double inv_temperature, bool remove_accidental_hits,
                                 int64_t ignore_index, const std::optional<Tensor>& row_scale,
-                                bool mean, bool sparse_grad, bool /*tf32*/) {
+                                bool mean, bool sparse_grad, int64_t products) {
   Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-            remove_accidental_hits, ignore_index);
+            remove_accidental_hits, ignore_index, products);
   const GradientTensors grads(a.problem, gradient_dtypes(input, weight, bias), a.plan, sparse_grad);
   return run_sweep(a, row_scale, mean, grads);
 }
@@ -115,9 +116,9 @@ LossAndGrads loss_and_wide_grads_cpu(const Tensor& input, const Tensor& weight,
                                      const std::optional<Tensor>& target_log_count,
                                      double inv_temperature, bool remove_accidental_hits,
                                      int64_t ignore_index, const std::optional<Tensor>& row_scale,
-                                     bool mean) {
+                                     bool mean, int64_t products) {
   Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-            remove_accidental_hits, ignore_index);
+            remove_accidental_hits, ignore_index, products);
   const GradientTensors grads(a.problem, wide_dtypes(a.dtype, bias), a.plan, true);
   return run_sweep(a, row_scale, mean, grads);
 }

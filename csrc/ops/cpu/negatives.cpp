@@ -94,8 +94,8 @@ LossAndPeak negatives_rows(const Tensor& input, const Tensor& weight, const Opti
                            const OptionalTensor& probability_bits, int64_t num_drawable,
                            int64_t num_samples, int64_t method, const OptionalTensor& tries,
                            const OptionalTensor& exclude, bool corrected, double inv_temperature,
-                           double softcap, bool remove_hits, bool sigmoid, bool /*tf32*/) {
-  const Operands operands(input, weight, bias, inv_temperature);
+                           double softcap, bool remove_hits, bool sigmoid, int64_t products) {
+  const Operands operands(input, weight, bias, inv_temperature, products);
   const Rows rows(target_logit, hits, counted, operands);
   const Source source = {
       ids,          log_count,   key,    {kind, num_classes, table, probability_bits},
@@ -115,8 +115,8 @@ Grads negatives_grads(const Tensor& input, const Tensor& weight, const OptionalT
                       int64_t num_drawable, int64_t num_samples, int64_t method,
                       const OptionalTensor& tries, const OptionalTensor& exclude, bool corrected,
                       double inv_temperature, double softcap, bool remove_hits, bool sigmoid,
-                      const Tensor& row_scale, bool sparse_grad, bool /*tf32*/) {
-  const Operands operands(input, weight, bias, inv_temperature);
+                      const Tensor& row_scale, bool sparse_grad, int64_t products) {
+  const Operands operands(input, weight, bias, inv_temperature, products);
   const Rows rows(target_logit, hits, counted, operands);
   const Source source = {
       ids,          log_count,   key,    {kind, num_classes, table, probability_bits},
@@ -137,8 +137,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> negatives_loss_and_gr
     const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
     const Tensor& target_logit, const Tensor& hits, const OptionalTensor& counted,
     const Tensor& ids, const OptionalTensor& log_count, double inv_temperature, double softcap,
-    bool remove_hits, bool sigmoid, const Tensor& row_scale, const Tensor& target) {
-  const Operands operands(input, weight, bias, inv_temperature);
+    bool remove_hits, bool sigmoid, const Tensor& row_scale, const Tensor& target,
+    int64_t products) {
+  const Operands operands(input, weight, bias, inv_temperature, products);
   const Rows rows(target_logit, hits, counted, operands);
   Shared shared(operands, rows, ids, log_count, {softcap, remove_hits, sigmoid}, target);
   const GradientTensors grads(shared.problem, wide_dtypes(operands.dtype, bias), shared.plan, true);

@@ -10,7 +10,7 @@ namespace {
 
 struct Targets {
   Targets(const Tensor& input, const Tensor& weight, const Tensor& targets)
-      : operands(input, weight, std::nullopt, 1), target(torch::stable::contiguous(targets)) {
+      : operands(input, weight, std::nullopt, 1, 0), target(torch::stable::contiguous(targets)) {
     const LossProblem& p = operands.problem;
     STD_TORCH_CHECK(target.dim() == 2 && target.size(0) == p.batch, "target must be [B, T]");
     problem = {p.input, p.weight, check_targets(target, p.classes), p.batch, target.size(1),

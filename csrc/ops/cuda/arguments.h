@@ -41,7 +41,7 @@ const T* data(const std::optional<Tensor>& t) {
 // The operands of every operator of losses and logits, and the device that they are on.
 struct Operands {
   Operands(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-           double inv_temperature, bool tf32)
+           double inv_temperature, int64_t products)
       : device(input),
         input(check_matrix(input, "input")),
         weight(check_matrix(weight, "weight")),
@@ -49,7 +49,7 @@ struct Operands {
         dim(input.size(1)),
         classes(weight.size(0)),
         inv_temperature(inv_temperature),
-        tf32(tf32),
+        tf32(products_of(products) == Products::tf32),
         dtype(input.scalar_type()),
         row_dtype(is_double(input) ? ScalarType::Double : ScalarType::Float) {
     STD_TORCH_CHECK(weight.size(1) == dim, "weight must be [C, D=", dim, "], got [", classes, ", ",

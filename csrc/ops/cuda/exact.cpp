@@ -11,8 +11,8 @@ namespace {
 std::tuple<Tensor, Tensor> exact_loss_rows_cuda(const Tensor& input, const Tensor& weight,
                                                 const std::optional<Tensor>& bias,
                                                 const Tensor& target, double inv_temperature,
-                                                int64_t ignore_index, bool tf32) {
-  const Operands p(input, weight, bias, inv_temperature, tf32);
+                                                int64_t ignore_index, int64_t products) {
+  const Operands p(input, weight, bias, inv_temperature, products);
   const Tensor targets = p.class_ids(target, p.batch, "target");
   const auto row = [&] { return p.device.empty({p.batch}, p.row_dtype); };
   const Tensor loss = row(), lse = row(), target_logit = row(), error = row();
@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensor> exact_loss_rows_cuda(const Tensor& input, const Tenso
 }
 
 Tensor logits_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                   int64_t begin, int64_t end, double inv_temperature, bool tf32) {
-  const Operands p(input, weight, bias, inv_temperature, tf32);
+                   int64_t begin, int64_t end, double inv_temperature, int64_t products) {
+  const Operands p(input, weight, bias, inv_temperature, products);
   STD_TORCH_CHECK(0 <= begin && begin <= end && end <= p.classes, "classes [", begin, ", ", end,
                   ") are not within [0, C=", p.classes, ")");
   const Tensor out = p.device.empty({p.batch, end - begin}, p.row_dtype);

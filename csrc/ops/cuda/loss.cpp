@@ -16,8 +16,8 @@ struct Sampled : Operands {
   Sampled(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
           const Tensor& target, const Tensor& ids, const std::optional<Tensor>& log_count,
           const std::optional<Tensor>& target_log_count, double inv_temperature,
-          bool remove_accidental_hits, int64_t ignore_index, bool tf32)
-      : Operands(input, weight, bias, inv_temperature, tf32),
+          bool remove_accidental_hits, int64_t ignore_index, int64_t products)
+      : Operands(input, weight, bias, inv_temperature, products),
         target(class_ids(target, batch, "target")),
         ids(class_ids(ids, ids.numel(), "ids")),
         log_count(counts(log_count, ids.numel(), "log_expected_count")),
@@ -52,9 +52,9 @@ RowResultTensors loss_rows_cuda(const Tensor& input, const Tensor& weight,
                                 const Tensor& ids, const std::optional<Tensor>& log_count,
                                 const std::optional<Tensor>& target_log_count,
                                 double inv_temperature, bool remove_accidental_hits,
-                                int64_t ignore_index, bool tf32) {
+                                int64_t ignore_index, int64_t products) {
   const Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-                  remove_accidental_hits, ignore_index, tf32);
+                  remove_accidental_hits, ignore_index, products);
   const auto row = [&] { return a.device.empty({a.batch}, a.row_dtype); };
   const RowResultTensors rows = {row(), row(), row(), row()};
   const auto& [loss, lse, target_logit, error] = rows;
@@ -80,9 +80,9 @@ LossAndGrads loss_and_grads_cuda(const Tensor& input, const Tensor& weight,
                                  const std::optional<Tensor>& target_log_count,
                                  double inv_temperature, bool remove_accidental_hits,
                                  int64_t ignore_index, const std::optional<Tensor>& row_scale,
-                                 bool mean, bool sparse_grad, bool tf32) {
+                                 bool mean, bool sparse_grad, int64_t products) {
   const Sampled a(input, weight, bias, target, ids, log_count, target_log_count, inv_temperature,
-                  remove_accidental_hits, ignore_index, tf32);
+                  remove_accidental_hits, ignore_index, products);
   const OnDevice& device = a.device;
   const cudaStream_t stream = device.stream();
   const Tensor scale = row_scale.has_value() ? a.row_numbers(*row_scale, "row_scale")

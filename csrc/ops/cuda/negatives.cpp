@@ -97,8 +97,8 @@ LossAndPeak negatives_rows(const Tensor& input, const Tensor& weight, const Opti
                            const OptionalTensor& probability_bits, int64_t num_drawable,
                            int64_t num_samples, int64_t method, const OptionalTensor& tries,
                            const OptionalTensor& exclude, bool corrected, double inv_temperature,
-                           double softcap, bool remove_hits, bool sigmoid, bool tf32) {
-  const Operands operands(input, weight, bias, inv_temperature, tf32);
+                           double softcap, bool remove_hits, bool sigmoid, int64_t products) {
+  const Operands operands(input, weight, bias, inv_temperature, products);
   const Rows rows(target_logit, hits, counted, operands);
   const Source source = {
       ids,          log_count,   key,    {kind, num_classes, table, probability_bits},
@@ -117,8 +117,8 @@ Grads negatives_grads(const Tensor& input, const Tensor& weight, const OptionalT
                       int64_t num_drawable, int64_t num_samples, int64_t method,
                       const OptionalTensor& tries, const OptionalTensor& exclude, bool corrected,
                       double inv_temperature, double softcap, bool remove_hits, bool sigmoid,
-                      const Tensor& row_scale, bool sparse_grad, bool tf32) {
-  const Operands operands(input, weight, bias, inv_temperature, tf32);
+                      const Tensor& row_scale, bool sparse_grad, int64_t products) {
+  const Operands operands(input, weight, bias, inv_temperature, products);
   const Rows rows(target_logit, hits, counted, operands);
   const Source source = {
       ids,          log_count,   key,    {kind, num_classes, table, probability_bits},
