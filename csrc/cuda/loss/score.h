@@ -33,7 +33,7 @@ template <class T>
 __host__ __device__ RowSource<T, Rows::all> input_rows(const LossProblem<T>& p) {
   return {p.input, p.input_stride, p.batch, p.dim};
 }
-// Of the samples before `end`.
+// The samples before `end`.
 template <class T>
 __host__ __device__ RowSource<T, Rows::chosen> weight_rows(const LossProblem<T>& p, int64_t end) {
   return {p.weight, p.weight_stride, end, p.dim, p.ids, p.classes};

@@ -46,7 +46,7 @@ struct RowSource {
   int64_t matrix_rows = 0;          // chosen: labels outside [0, matrix_rows) are not followed
   int64_t ignored = 0;              // counted
 
-  // Of a row that is there, r < rows. Loaded some time before it is asked for, so that nothing waits.
+  // Row r < rows has it. Loaded some time before it is asked for, so that nothing waits.
   __device__ __forceinline__ int64_t label(int64_t r) const {
     if constexpr (kRows == Rows::all) return 0;
     return kRows == Rows::chosen && labels == nullptr ? r : labels[r];
@@ -63,7 +63,7 @@ struct RowSource {
     }
   }
 
-  // Of a row that holds something.
+  // A row that holds something.
   __device__ __forceinline__ const T* row(int64_t r, int64_t label) const {
     return data + (kRows == Rows::chosen ? label : r) * stride;
   }
