@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(kElementThreads)
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (const A other : largest) most = other > most ? other : most;
-  // Nothing to scale where all k are 0; an infinite one comes through by itself.
-  const bool usable = most > A(0) && most - most == A(0);
-  *kappa = usable ? power_below(most) : A(1);
+  // Nothing to scale where all k are 0 or subnormal; an infinite one comes through by itself.
+  const A power = power_below(most);
+  *kappa = power > A(0) && most - most == A(0) ? power : A(1);
 }
 
 template <class T>
