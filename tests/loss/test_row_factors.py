@@ -165,3 +165,17 @@ def test_factors_below_the_normal_numbers(backend: str, name: str) -> None:
         torch.testing.assert_close(
             ours.double(), tiny * one.double(), rtol=0, atol=0.02 * tiny * largest
         )
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e3])
+@pytest.mark.parametrize("name", ["softmax", "nce"])
+def test_float16_at_any_temperature(backend: str, name: str, temperature: float) -> None:
+    """1 / temperature is a factor of every gradient, by which what is rounded must not overflow."""
+    p = make_option_problem(B, D, C, S, None, temperature=temperature, bias=False, **OPTIONS[name])
+    with torch.no_grad():
+        p.weight.mul_(temperature)  # logits of about 1
+    p = p.to(torch.float16)
+    double = p.to(torch.float64)
+    got = torch.autograd.grad(p.loss(reduction="sum"), p.input)[0].double()
+    want = torch.autograd.grad(option_truth(double)[0].sum(), double.input)[0]
+    assert float((got - want).norm() / want.norm()) < 2e-3
