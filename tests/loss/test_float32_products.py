@@ -177,6 +177,23 @@ def test_other_dtypes_do_not_ask(native: str, dtype: torch.dtype) -> None:
         assert same(computed(problem), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_cosines_are_products_of_float32(isa: str, reduction: str, dtype: torch.dtype) -> None:
+    """Unit rows of 16-bit parameters are float32, so that they do ask."""
+    problem = make_problem(31, 40, 90, 33, dtype=dtype, bias=False)
+    problem.options = {"cosine": True, "temperature": 0.2, "reduction": reduction}
+    with fp32_precision("highest"):
+        expected = computed(problem)
+    with fp32_precision("medium"):
+        ours = computed(problem)
+    assert same(ours, expected) == (dtype == torch.float64 or not rounds(isa))
+    losses = (ours[0] - expected[0]).double().abs()
+    logit = PRODUCT / 0.2
+    rounding = torch.finfo(dtype).eps * float(expected[0].abs().max())
+    assert float(losses.max()) <= 2 * logit * (1 if reduction == "none" else 31) + rounding
+
+
 @pytest.mark.parametrize("setting", ["none", "ieee"])
 def test_without_a_setting_nothing_is_rounded(isa: str, setting: str) -> None:
     problem = make_problem(31, 40, 90, 33)

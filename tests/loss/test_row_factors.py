@@ -147,3 +147,35 @@ def test_the_head_has_all_of_it(either: str) -> None:
     torch.testing.assert_close(got, plain)
     assert head.bias is not None
     assert not torch.allclose(got, F.cross_entropy(z, target))
+
+
+@pytest.mark.parametrize("name", ["softmax", "softcap", "nce"])
+def test_factors_below_the_normal_numbers(backend: str, name: str) -> None:
+    """Such a factor, of a loss that hardly counts any more, makes gradients small, not NaN.
+
+    Subnormal numbers have few digits: the bound is 2 % of the largest.
+    """
+    p = make_option_problem(B, D, C, S, None, **OPTIONS[name]).to(torch.float32)
+    loss = p.loss(reduction="none")
+    tiny = 1e-40
+    got = torch.autograd.grad(loss, p.leaves, torch.full_like(loss, tiny), retain_graph=True)
+    want = torch.autograd.grad(loss, p.leaves, torch.ones_like(loss))
+    for ours, one in zip(got, want, strict=True):
+        largest = float(one.abs().max())
+        torch.testing.assert_close(
+            ours.double(), tiny * one.double(), rtol=0, atol=0.02 * tiny * largest
+        )
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e3])
+@pytest.mark.parametrize("name", ["softmax", "nce"])
+def test_float16_at_any_temperature(backend: str, name: str, temperature: float) -> None:
+    """1 / temperature is a factor of every gradient, by which what is rounded must not overflow."""
+    p = make_option_problem(B, D, C, S, None, temperature=temperature, bias=False, **OPTIONS[name])
+    with torch.no_grad():
+        p.weight.mul_(temperature)  # logits of about 1
+    p = p.to(torch.float16)
+    double = p.to(torch.float64)
+    got = torch.autograd.grad(p.loss(reduction="sum"), p.input)[0].double()
+    want = torch.autograd.grad(option_truth(double)[0].sum(), double.input)[0]
+    assert float((got - want).norm() / want.norm()) < 2e-3

@@ -42,7 +42,7 @@ __device__ __forceinline__ unsigned to_storage_pair(float first, float second) {
   return word;
 }
 
-// The largest power of two that is not above x, x positive and normal.
+// The largest power of two that is not above x, x finite and not negative; 0 if x is subnormal.
 __device__ __forceinline__ float power_below(float x) {
   return __int_as_float(__float_as_int(x) & 0x7f800000);
 }

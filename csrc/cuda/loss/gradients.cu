@@ -10,13 +10,13 @@ namespace {
 // One block: B numbers are few.
 template <class A>
 __global__ void __launch_bounds__(kElementThreads)
-    scale_of_rows_kernel(const A* row_scale, const int64_t* target, int64_t ignore_index,
-                         int64_t rows, A* kappa) {
+    scale_of_rows_kernel(const A* row_scale, A inv_temperature, const int64_t* target,
+                         int64_t ignore_index, int64_t rows, A* kappa) {
   __shared__ A largest[kElementThreads / 32];
   A most = 0;
   for (int64_t i = threadIdx.x; i < rows; i += kElementThreads) {
     if (target[i] == ignore_index) continue;
-    const A k = row_scale[i] < A(0) ? -row_scale[i] : row_scale[i];
+    const A k = (row_scale[i] < A(0) ? -row_scale[i] : row_scale[i]) * inv_temperature;
     most = k > most ? k : most;
   }
 #pragma unroll
@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(kElementThreads)
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (const A other : largest) most = other > most ? other : most;
-  // Nothing to scale where all k are 0; an infinite one comes through by itself.
-  const bool usable = most > A(0) && most - most == A(0);
-  *kappa = usable ? power_below(most) : A(1);
+  // Nothing to scale where all k are 0 or subnormal; an infinite one comes through by itself.
+  const A power = power_below(most);
+  *kappa = power > A(0) && most - most == A(0) ? power : A(1);
 }
 
 template <class T>
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kElementThreads)
   const RowPlace place = row_place();
   if (place.row >= p.batch) return;
   const bool counts = p.target[place.row] != p.ignore_index;
-  const A k = counts ? c.row_scale[place.row] / *c.kappa * p.inv_temperature : A(0);
+  const A k = counts ? c.row_scale[place.row] * p.inv_temperature / *c.kappa : A(0);
   const A lse = c.lse[place.row];
   if (place.column == 0) {
     c.target_coefficient[place.row] = counts ? k * row_expm1(-c.loss[place.row]) : A(0);
@@ -175,7 +175,8 @@ cudaError_t scale_of_rows(const LossProblem<T>& problem,
                           const typename LossProblem<T>::Accumulator* row_scale,
                           typename LossProblem<T>::Accumulator* kappa, cudaStream_t stream) {
   return launch(scale_of_rows_kernel<typename LossProblem<T>::Accumulator>, 1, kElementThreads, 0,
-                stream, row_scale, problem.target, problem.ignore_index, problem.batch, kappa);
+                stream, row_scale, problem.inv_temperature, problem.target, problem.ignore_index,
+                problem.batch, kappa);
 }
 
 template <class T>

@@ -1,9 +1,9 @@
 // Gradients of Σ_i k_i loss_i, with k_i = row_scale_i, from the logits that `score` left behind:
 //
-//   scale_of_rows   κ, the power of two below max |k_i|: products are taken of k_i / κ, so that
-//                   neither bfloat16 nor float16 loses small k, and κ comes back at the end,
-//                   exactly
-//   probabilities   P_is = (k_i / κ) exp(z_is − lse_i) / τ and c_i = (k_i / κ) (p_it − 1) / τ
+//   scale_of_rows   κ, the power of two below max |k_i / τ|: products are taken of k_i / τ / κ, so
+//                   that neither bfloat16 nor float16 loses small ones or overflows, and κ comes
+//                   back at the end, exactly
+//   probabilities   P_is = (k_i / τ / κ) exp(z_is − lse_i) and c_i = (k_i / τ / κ) (p_it − 1)
 //   input_products  P Ws, split over the samples       input_grad   dH_i = κ (Σ splits + c_i W_t)
 //   weight_products (+)= P^T H      bias_products (+)= P^T 1
 //   class_grads     per class, in the order of a sorted list: dW_c = κ (Σ samples + Σ c_i h_i)

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kElementThreads)
   const RowPlace place = row_place();
   if (place.row >= p.batch) return;
   const bool counts = p.target[place.row] != p.ignore_index;
-  const A k = counts ? c.row_scale[place.row] / *c.kappa * p.inv_temperature : A(0);
+  const A k = counts ? c.row_scale[place.row] * p.inv_temperature / *c.kappa : A(0);
   const A lse = c.lse[place.row];
   write_probabilities(c, place, counts, [&](A z, int64_t s) {
     if (z == -static_cast<A>(__builtin_inf())) return A(0);  // left out; NaN is not
