@@ -173,6 +173,18 @@ def test_without_a_build_the_reference_serves(sources: Path, tmp_path: Path) -> 
     assert "reference: not built" in run(python, "-c", STEP, cwd=tmp_path)
 
 
+def test_a_wheel_has_no_module_that_the_sources_lack(sources: Path, tmp_path: Path) -> None:
+    left = sources / "build" / "lib" / PACKAGE / "removed.py"  # by an earlier build
+    left.parent.mkdir(parents=True)
+    left.write_text("")
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-index", "--no-build-isolation", "--no-deps")
+    run(*pip, sources, cwd=tmp_path, env={"SSC_SKIP_BUILD": "1"})
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert f"{PACKAGE}/modules.py" in names
+    assert f"{PACKAGE}/removed.py" not in names
+
+
 def test_a_wheel_with_cuda_kernels_has_a_version_of_its_own(sources: Path) -> None:
     toolkit(sources / "toolkit")
     settings = make_wheel.build_settings(sources / "toolkit" / "bin" / "nvcc")
