@@ -68,7 +68,10 @@ def run(*command: object, **settings: str) -> None:
 
 def nvcc_release(nvcc: Path) -> str:
     """Such as "130" for CUDA 13.0."""
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    try:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    except OSError as error:
+        raise SystemExit(f"{nvcc} does not run ({error.strerror}): name one of a toolkit") from None
     release = re.search(r"release (\d+)\.(\d+)", said)
     if release is None:
         raise SystemExit(f"{nvcc} does not say its version")
@@ -93,7 +96,7 @@ def build_settings(nvcc: Path | None) -> Mapping[str, str]:
 
 
 def make_wheel(plain: Path | None, output: Path, nvcc: Path | None = None) -> Path:
-    """The wheel in `output`.
+    """The wheel in `output`, in place of those that were there.
 
     Args:
         plain: a wheel that setup.py has made; None makes it.
@@ -105,11 +108,16 @@ def make_wheel(plain: Path | None, output: Path, nvcc: Path | None = None) -> Pa
         pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
         run(*pip, "-w", folder, ".", **build_settings(nvcc))
         (plain,) = folder.glob("*.whl")
+        # Python in this checkout would read its version, "+cu130", there.
+        shutil.rmtree(ROOT / "sampled_softmax_cuda.egg-info", ignore_errors=True)
     excluded = [word for name in TORCH_LIBRARIES for word in ("--exclude", name)]
     audit = (sys.executable, "-m", "auditwheel", "repair", "--only-plat", "--plat", PLATFORM)
     run(*audit, *excluded, "-w", output, plain)
     name = plain.name.rsplit("-", 1)[0]
     (wheel,) = output.glob(f"{name}-*{PLATFORM}*.whl")
+    for earlier in output.glob("sampled_softmax_cuda-*.whl"):
+        if not (earlier.samefile(wheel) or earlier.samefile(plain)):
+            earlier.unlink()
     return wheel
 
 
