@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from make_wheel import ROOT, nvcc_release, run, too_new
+from make_wheel import ROOT, nvcc_release, path_here, run, too_new
 
 PACKAGE = "sampled_softmax_cuda"
 NAME = "sampled-softmax-cuda"
@@ -208,9 +208,9 @@ def make_kernel(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "dist" / "hf-kernel")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "hf-kernel")
-    parser.add_argument("--nvcc", type=Path, help="with the CUDA kernels, by this compiler")
+    parser.add_argument("--output", type=path_here, default=ROOT / "dist" / "hf-kernel")
+    parser.add_argument("--folder", type=path_here, default=ROOT / "build" / "hf-kernel")
+    parser.add_argument("--nvcc", type=path_here, help="with the CUDA kernels, by this compiler")
     options, more = parser.parse_known_args()
     print(make_kernel(options.output, options.folder, options.nvcc, more))
 

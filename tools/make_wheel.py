@@ -55,6 +55,11 @@ def too_new(library: Path) -> list[str]:
     )
 
 
+def path_here(path: str) -> Path:
+    """A path as the caller's folder has it, since commands run in the root."""
+    return Path(path).absolute()
+
+
 def run(*command: object, **settings: str) -> None:
     """A command that must succeed."""
     print("+", *(f"{name}={value}" for name, value in settings.items()), *command, flush=True)
@@ -123,9 +128,9 @@ def make_wheel(plain: Path | None, output: Path, nvcc: Path | None = None) -> Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plain", type=Path, help="a wheel of setup.py; else it is built")
-    parser.add_argument("--nvcc", type=Path, help="with the CUDA kernels, by this compiler")
-    parser.add_argument("--output", type=Path, default=ROOT / "dist")
+    parser.add_argument("--plain", type=path_here, help="a wheel of setup.py; else it is built")
+    parser.add_argument("--nvcc", type=path_here, help="with the CUDA kernels, by this compiler")
+    parser.add_argument("--output", type=path_here, default=ROOT / "dist")
     options = parser.parse_args()
     wheel = make_wheel(options.plain, options.output, options.nvcc)
     print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB")

@@ -70,6 +70,11 @@ def test_an_nvcc_that_is_not_there_ends_in_one_line(tmp_path: Path) -> None:
         make_wheel.nvcc_release(tmp_path / "nvcc")
 
 
+def test_paths_are_those_of_the_callers_folder(tmp_path: Path) -> None:
+    done = run(sys.executable, ROOT / "tools/make_wheel.py", "--plain", "a.whl", cwd=tmp_path)
+    assert f"cannot access {tmp_path}/a.whl" in done.stderr
+
+
 def test_the_matrix_asks_for_a_wheel_before_it_installs_anything(tmp_path: Path) -> None:
     done = run(sys.executable, "tools/torch_matrix.py", tmp_path / "*.whl")
     assert done.returncode == 2
