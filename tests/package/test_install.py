@@ -97,6 +97,7 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"CMakeLists.txt", "LICENSE", "cmake/sources.cmake", "csrc/ops/schema.cpp"}
+    needed |= {"mkdocs.yml", "tools/occupancy.cpp", "benchmarks/results/bench_loss.png"}
     assert needed | {f"{PACKAGE}/py.typed", "tests/package/test_install.py"} <= names
     listed = re.findall(r"^\s+((?:csrc|tests)/\S+\.cpp)$",
                         (ROOT / "cmake/sources.cmake").read_text(), re.MULTILINE)  # fmt: skip
