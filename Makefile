@@ -75,15 +75,15 @@ TORCH_FOLDER := import importlib.util as u; print(u.find_spec('torch').submodule
 # or these alone, over the plain kernels.
 simt simt-ops: $(BIN)/.complete
 	cmake -S . -B build/simt -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_SIMT=ON -DSSC_WERROR=ON \
-	    -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE="$(abspath $(BIN)/python)" \
 	    -DSSC_TORCH_DIR="$$($(BIN)/python -c "$(TORCH_FOLDER)")"
 	cmake --build build/simt --parallel $(JOBS) --target ssc_$(subst -,_,$@)
 
 # The CUDA library, linked as in an installation but kept out of the package: one architecture, for
 # time's sake. Without nvcc there is none, and its tests are skipped.
 CUDA_ARCHITECTURES ?= 90-real
-NVCC := $(firstword $(wildcard $(addsuffix /bin/nvcc,$(CUDA_HOME) /usr/local/cuda)) \
-                    $(shell command -v nvcc))
+NVCC := $(firstword $(wildcard $(or $(CUDA_HOME),/usr/local/cuda)/bin/nvcc) \
+                    $(if $(CUDA_HOME),,$(shell command -v nvcc)))
 cuda: $(BIN)/.complete
 ifeq ($(NVCC),)
 	@echo "make cuda: no nvcc in CUDA_HOME, in /usr/local/cuda or on PATH: nothing to build"
@@ -108,7 +108,7 @@ ptx-check: build
 	    { echo "make ptx-check: no nvcc in CUDA_HOME, /usr/local/cuda or PATH" >&2; exit 1; }
 	cmake -S . -B build/ptx -G Ninja -DSSC_BUILD_LIBRARY=OFF -DSSC_BUILD_PTX=ON -DSSC_WERROR=ON \
 	    -DCMAKE_CUDA_COMPILER=$(NVCC) -DCMAKE_CXX_COMPILER=g++ \
-	    -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -DPython_EXECUTABLE="$(abspath $(BIN)/python)" \
 	    -DSSC_PTX_EXECUTOR=$(abspath $(EXECUTOR)) \
 	    -DSSC_PTX_ARCHITECTURES="$(subst $(empty) $(empty),;,$(strip $(PTX_ARCHITECTURES)))" \
 	    -DSSC_TORCH_DIR="$$($(BIN)/python -c "$(TORCH_FOLDER)")"
@@ -149,8 +149,10 @@ gpu-check:
 	$(PYTHON) tools/gpu_check.py
 
 # CUDA=1: with the CUDA kernels, for all architectures or those of TORCH_CUDA_ARCH_LIST.
-WHEELS := dist/$(if $(CUDA),cuda,cpu)
-WITH_NVCC = $(if $(CUDA),--nvcc $(or $(NVCC),$(error CUDA=1 needs nvcc: set CUDA_HOME)))
+WITH_CUDA := $(filter-out 0,$(CUDA))
+WHEELS := dist/$(if $(WITH_CUDA),cuda,cpu)
+NO_NVCC = CUDA=1 needs nvcc, which is not in $(or $(CUDA_HOME),/usr/local/cuda or on PATH): set CUDA_HOME
+WITH_NVCC = $(if $(WITH_CUDA),--nvcc $(or $(NVCC),$(error $(NO_NVCC))))
 wheel: $(BIN)/.complete
 	MAX_JOBS=$(JOBS) $(BIN)/python tools/make_wheel.py --output $(WHEELS) $(WITH_NVCC)
 
@@ -161,7 +163,7 @@ torch-matrix: wheel
 # The CPU's kernels are those of `make build`.
 hf-kernel: build
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/python tools/hf_kernel.py $(WITH_NVCC) \
-	    -DSSC_CPU_LIBRARY=$(abspath build/dev/libssc_cpu.a)
+	    -DSSC_CPU_LIBRARY="$(CURDIR)/build/dev/libssc_cpu.a"
 
 clean:
 	rm -rf build dist *.egg-info sampled_softmax_cuda/*.so

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
@@ -174,6 +175,14 @@ def choose_device(torch: Path) -> dict[str, str]:
     }
 
 
+class FreshCopy(build_py):
+    """Leaves no module in a wheel that an earlier build copied and the sources lack by now."""
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib, PACKAGE), ignore_errors=True)
+        super().run()
+
+
 class CMakeBuild(build_ext):
     """Builds every target of CMakeLists.txt into the package's folder."""
 
@@ -233,11 +242,12 @@ class LocalVersion(egg_info):
         super().finalize_options()
 
 
+COMMANDS = {"build_py": FreshCopy, "egg_info": LocalVersion}
 if flag("SSC_SKIP_BUILD"):
-    setup()
+    setup(cmdclass=COMMANDS)
 else:
     setup(
         ext_modules=[Extension(f"{PACKAGE}._C", sources=[], py_limited_api=True)],
-        cmdclass={"build_ext": CMakeBuild, "egg_info": LocalVersion},
+        cmdclass={**COMMANDS, "build_ext": CMakeBuild},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

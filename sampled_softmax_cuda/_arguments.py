@@ -22,7 +22,10 @@ def describe(value: object) -> str:
         return f"a Tensor {list(value.shape)} of {value.dtype}"
     if _is_array(value):
         return f"ndarray {list(value.shape)} of {value.dtype}"  # type: ignore[attr-defined]
-    return type(value).__name__
+    name, package = type(value).__name__, type(value).__module__.partition(".")[0]
+    if "sampled_softmax_cuda" in package and package != __name__.partition(".")[0]:
+        return f"the {name} of another build, {package}: both must come from one"
+    return name
 
 
 def _is_array(value: object) -> bool:

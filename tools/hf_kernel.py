@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from make_wheel import ROOT, nvcc_release, run, too_new
+from make_wheel import ROOT, nvcc_release, path_here, run, too_new
 
 PACKAGE = "sampled_softmax_cuda"
 NAME = "sampled-softmax-cuda"
@@ -86,8 +86,10 @@ def compile_libraries(
     assert spec is not None and spec.origin is not None
     torch = Path(spec.origin).parent
     settings = [f"-DSSC_NAMESPACE={identifier}", f"-DSSC_TORCH_DIR={torch}", *more]
+    # Said either way: CMake remembers the build before this one.
+    settings.append(f"-DSSC_WITH_CUDA={'OFF' if nvcc is None else 'ON'}")
     if nvcc is not None:
-        settings += ["-DSSC_WITH_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+        settings.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
         settings.append("-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared")
     run("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *settings)
     run("cmake", "--build", folder)
@@ -169,7 +171,7 @@ def make_kernel(
     """Build, and write the repository.
 
     Args:
-        output: the repository's folder, replaced if it is there.
+        output: the repository's folder, replaced if it has a kernel.
         folder: the build's, kept so that the next build compiles only what differs.
         nvcc: makes it with CUDA kernels.
         more: arguments of CMake.
@@ -177,15 +179,17 @@ def make_kernel(
     Returns:
         the variant's folder.
     """
+    if output.exists() and not (output / "build.toml").is_file() and any(output.iterdir()):
+        raise SystemExit(f"hf_kernel: {output} has something else than a kernel: name a new folder")
     version = found(r'^version = "(.+)"', "pyproject.toml")[1]
     target = int(found(r"SSC_TORCH_TARGET (0x\w+)", "cmake/torch.cmake")[1], 16)
     major, minor = target >> 56, target >> 48 & 255
     backend = "cpu" if nvcc is None else "cuda"
     identifier = f"_{PACKAGE}_{backend}_{digest_of(source_files())}"
+    device = "cpu" if nvcc is None else f"cu{nvcc_release(nvcc)}"
     libraries = compile_libraries(folder, identifier, nvcc, more)
-    device, names, architectures = "cpu", ["_C.abi3.so"], []
+    names, architectures = ["_C.abi3.so"], []
     if nvcc is not None:
-        device = f"cu{nvcc_release(nvcc)}"
         names.append("_C_cuda.so")
         architectures = (folder / "cuda_architectures.txt").read_text().split()
     shutil.rmtree(output, ignore_errors=True)
@@ -204,9 +208,9 @@ def make_kernel(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "dist" / "hf-kernel")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "hf-kernel")
-    parser.add_argument("--nvcc", type=Path, help="with the CUDA kernels, by this compiler")
+    parser.add_argument("--output", type=path_here, default=ROOT / "dist" / "hf-kernel")
+    parser.add_argument("--folder", type=path_here, default=ROOT / "build" / "hf-kernel")
+    parser.add_argument("--nvcc", type=path_here, help="with the CUDA kernels, by this compiler")
     options, more = parser.parse_known_args()
     print(make_kernel(options.output, options.folder, options.nvcc, more))
 

@@ -55,6 +55,11 @@ def too_new(library: Path) -> list[str]:
     )
 
 
+def path_here(path: str) -> Path:
+    """A path as the caller's folder has it, since commands run in the root."""
+    return Path(path).absolute()
+
+
 def run(*command: object, **settings: str) -> None:
     """A command that must succeed."""
     print("+", *(f"{name}={value}" for name, value in settings.items()), *command, flush=True)
@@ -68,7 +73,10 @@ def run(*command: object, **settings: str) -> None:
 
 def nvcc_release(nvcc: Path) -> str:
     """Such as "130" for CUDA 13.0."""
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    try:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    except OSError as error:
+        raise SystemExit(f"{nvcc} does not run ({error.strerror}): name one of a toolkit") from None
     release = re.search(r"release (\d+)\.(\d+)", said)
     if release is None:
         raise SystemExit(f"{nvcc} does not say its version")
@@ -93,7 +101,7 @@ def build_settings(nvcc: Path | None) -> Mapping[str, str]:
 
 
 def make_wheel(plain: Path | None, output: Path, nvcc: Path | None = None) -> Path:
-    """The wheel in `output`.
+    """The wheel in `output`, in place of those that were there.
 
     Args:
         plain: a wheel that setup.py has made; None makes it.
@@ -105,19 +113,24 @@ def make_wheel(plain: Path | None, output: Path, nvcc: Path | None = None) -> Pa
         pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
         run(*pip, "-w", folder, ".", **build_settings(nvcc))
         (plain,) = folder.glob("*.whl")
+        # Python in this checkout would read its version, "+cu130", there.
+        shutil.rmtree(ROOT / "sampled_softmax_cuda.egg-info", ignore_errors=True)
     excluded = [word for name in TORCH_LIBRARIES for word in ("--exclude", name)]
     audit = (sys.executable, "-m", "auditwheel", "repair", "--only-plat", "--plat", PLATFORM)
     run(*audit, *excluded, "-w", output, plain)
     name = plain.name.rsplit("-", 1)[0]
     (wheel,) = output.glob(f"{name}-*{PLATFORM}*.whl")
+    for earlier in output.glob("sampled_softmax_cuda-*.whl"):
+        if not (earlier.samefile(wheel) or earlier.samefile(plain)):
+            earlier.unlink()
     return wheel
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plain", type=Path, help="a wheel of setup.py; else it is built")
-    parser.add_argument("--nvcc", type=Path, help="with the CUDA kernels, by this compiler")
-    parser.add_argument("--output", type=Path, default=ROOT / "dist")
+    parser.add_argument("--plain", type=path_here, help="a wheel of setup.py; else it is built")
+    parser.add_argument("--nvcc", type=path_here, help="with the CUDA kernels, by this compiler")
+    parser.add_argument("--output", type=path_here, default=ROOT / "dist")
     options = parser.parse_args()
     wheel = make_wheel(options.plain, options.output, options.nvcc)
     print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB")

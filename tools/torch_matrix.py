@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("torch", nargs="*", default=VERSIONS)
     parser.add_argument("--jobs", default="2")
     options = parser.parse_args()
+    if not options.wheel.is_file():
+        parser.error(f"no wheel {options.wheel}: `make wheel` makes it in dist/cpu")
     FOLDER.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(FOLDER / "tests", ignore_errors=True)
     shutil.copytree(ROOT / "tests", FOLDER / "tests", ignore=shutil.ignore_patterns("__pycache__"))

@@ -34,7 +34,13 @@ def _load_library() -> tuple[bool, str]:
             f"not built: {LIBRARY.name} is missing beside the package; install with a C++ compiler"
             " and without SSC_SKIP_BUILD=1 (the slower PyTorch reference serves meanwhile)"
         )
-    return _load_file(LIBRARY)
+    loaded, reason = _load_file(LIBRARY)
+    if loaded and not torch._C._dispatch_has_kernel(operator_name("cpu_isa")):
+        return False, (
+            f"{LIBRARY.name} has no operators in the namespace {NAMESPACE!r} of _build.py: build it"
+            f" with CMake's -DSSC_NAMESPACE={NAMESPACE}"
+        )
+    return loaded, reason
 
 
 def _load_file(library: Path) -> tuple[bool, str]:

@@ -167,6 +167,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         TypeError,
         r"objective must be one of .* got the class NCE: pass NCE\(\)",
     ),
+    "objective of another build": (
+        {"objective": type("NCE", (), {"__module__": "_sampled_softmax_cuda_cpu_0.objectives"})()},
+        TypeError,
+        r"an Objective, got the NCE of another build, _sampled_softmax_cuda_cpu_0: both must come",
+    ),
     "objective number": ({"objective": 3}, TypeError, r"objective must be one of .* got int"),
     "softcap zero": ({"softcap": 0.0}, ValueError, r"softcap must be positive, or None"),
     "softcap negative": (

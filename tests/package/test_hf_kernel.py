@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hf_kernel
 import pytest
+import torch
 
 from helpers import ROOT
 from sampled_softmax_cuda.ops import library
@@ -27,12 +28,13 @@ COMPILED = ROOT / "build" / "dev" / "libssc_cpu.a"
 
 # The installed package and two kernels train the same, each by operators of its own.
 TRAIN = """
-import importlib.util, sys
+import functools, importlib.util, sys
 from pathlib import Path
 import kernels, torch
 import sampled_softmax_cuda as installed
 
-modules = [installed, *(kernels.get_local_kernel(Path(folder)) for folder in sys.argv[2:])]
+load = functools.partial(kernels.get_local_kernel, backend="cpu")  # under a CUDA torch too
+modules = [installed, *(load(Path(folder)) for folder in sys.argv[2:])]
 namespaces = [module._build.NAMESPACE for module in modules]
 assert len(set(namespaces)) == len(modules), namespaces
 
@@ -117,6 +119,19 @@ def test_metadata_and_build_toml_are_what_kernels_reads(repositories: list[Path]
     assert metadata.digest is not None
     files = rust.Digest.hash_variant(rust.DigestAlgorithm.SHA256, variant)
     metadata.digest.validate(files)  # raises if a file is missing, unknown or another
+
+
+@pytest.mark.parametrize(
+    ("cuda", "backend", "taken"), [(None, None, True), ("13.0", "cpu", True), ("13.0", None, False)]
+)
+def test_a_cuda_torch_takes_the_cpus_variant_by_name_alone(
+    cuda: str | None, backend: str | None, taken: bool,
+    repositories: list[Path], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    variants = kernels.variants.get_variants_local(repositories[0] / "build")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    chosen, _ = kernels.variants.resolve_variant(variants, backend)
+    assert (chosen is not None) == taken
 
 
 def test_sources_are_in_the_repository(repositories: list[Path]) -> None:

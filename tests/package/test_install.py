@@ -97,6 +97,7 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"CMakeLists.txt", "LICENSE", "cmake/sources.cmake", "csrc/ops/schema.cpp"}
+    needed |= {"mkdocs.yml", "tools/occupancy.cpp", "benchmarks/results/bench_loss.png"}
     assert needed | {f"{PACKAGE}/py.typed", "tests/package/test_install.py"} <= names
     listed = re.findall(r"^\s+((?:csrc|tests)/\S+\.cpp)$",
                         (ROOT / "cmake/sources.cmake").read_text(), re.MULTILINE)  # fmt: skip
@@ -171,6 +172,18 @@ def test_without_a_build_the_reference_serves(sources: Path, tmp_path: Path) -> 
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
     run(python, "-m", "pip", "install", "--no-index", wheel, cwd=tmp_path)
     assert "reference: not built" in run(python, "-c", STEP, cwd=tmp_path)
+
+
+def test_a_wheel_has_no_module_that_the_sources_lack(sources: Path, tmp_path: Path) -> None:
+    left = sources / "build" / "lib" / PACKAGE / "removed.py"  # by an earlier build
+    left.parent.mkdir(parents=True)
+    left.write_text("")
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-index", "--no-build-isolation", "--no-deps")
+    run(*pip, sources, cwd=tmp_path, env={"SSC_SKIP_BUILD": "1"})
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert f"{PACKAGE}/modules.py" in names
+    assert f"{PACKAGE}/removed.py" not in names
 
 
 def test_a_wheel_with_cuda_kernels_has_a_version_of_its_own(sources: Path) -> None:
