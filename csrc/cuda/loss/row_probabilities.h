@@ -24,14 +24,9 @@ __device__ __forceinline__ void write_probabilities(const GradChunk<T>& c, const
     Columns<A> x = {};
     if (counts && s < samples.count) {
       x = read_columns<A>(logits, s, samples);
+      const int64_t left = samples.count - s;
 #pragma unroll
-      for (int k = 0; k < kColumns; ++k) x.at[k] = of_logit(x.at[k], s + k);
-      if (s >= samples.whole) {
-#pragma unroll
-        for (int k = 0; k < kColumns; ++k) {
-          if (s + k >= samples.count) x.at[k] = A(0);
-        }
-      }
+      for (int k = 0; k < kColumns; ++k) x.at[k] = k < left ? of_logit(x.at[k], s + k) : A(0);
     }
     if constexpr (std::is_same_v<T, float>) {
       if (c.path == MatmulPath::tensor_cores) {
