@@ -115,7 +115,7 @@ def by_width(at_512: float, at_128: float) -> Count:
 HALF = {
     "target_logits": (Count(13.4), Count(13.2)),
     "score": (by_width(7.71, 20.60), by_width(5.41, 9.94)),
-    "probabilities": (Count(21.3), Count(12.6)),
+    "probabilities": (Count(21.3), Count(13.9)),
     "input_products": (Count(5.69), Count(4.88)),
     "input_grad": (Count(28.0), Count(15.0)),
     "weight_products": (Count(7.41), Count(5.21)),
@@ -123,7 +123,7 @@ HALF = {
 }
 SINGLE = {  # the others are those of float32
     "target_logits": (Count(5.7), Count(5.4)),
-    "probabilities": (Count(15.5), Count(9.3)),
+    "probabilities": (Count(15.5), Count(11.4)),
     "input_grad": (Count(19.8), Count(9.8)),
     "class_grads": (Count(35.8), Count(11.9)),
 }
@@ -132,6 +132,7 @@ COUNTS = {
     "float16": HALF,
     "tf32": SINGLE
     | {
+        "probabilities": (Count(15.5), Count(12.4)),
         "score": (by_width(8.56, 15.01), by_width(7.66, 9.92)),
         "input_products": (Count(9.12), Count(6.57)),
         "weight_products": (Count(10.74), Count(7.13)),

@@ -7,8 +7,7 @@
 
 namespace ssc::cuda {
 
-// Row r of a tile has kWords words of 32 columns, of which a thread's columns lie in the
-// kThreadWords from first_word() on.
+// Row r of a tile has kWords words of 32 columns; the columns of a warp lie in kThreadWords of them.
 template <class Tile>
 struct RowBits {
   static constexpr int kWords = Tile::kN / 32, kThreadWords = kWords / Tile::kWarpsPerRow;
