@@ -1,15 +1,16 @@
 """Is the instruction set that is chosen by default ever slower than another one of the machine?
 
-Every operator with every dtype is timed in turn with the automatic choice and with each set that
-this CPU runs, named by SSC_CPU_ISA. `ratio` is a set's time over that of the automatic choice in
-the same repetition: below 1 it would have been the better one. One thread is timed by the CPU time
-that it takes, several by the clock on the wall. Before the table stand the rates of
-multiply-adds in registers (roof.py), from which csrc/cpu/base/isa.cpp derives the choice for
-bfloat16:
+Every operator with every dtype, float32 also with products of lower precision, is timed in turn
+with the automatic choice and with each set that this CPU runs, named by SSC_CPU_ISA. `ratio` is a
+set's time over that of the automatic choice in the same repetition: below 1 it would have been the
+better one. One thread is timed by the CPU time that it takes, several by the clock on the wall.
+Before the table stand the rates of multiply-adds in registers (roof.py), from which
+csrc/cpu/base/isa.cpp derives the choice for bfloat16:
 tiles serve where amx_bf16 is there, else pairs if avx512_bf16's is above avx512's.
 
     python benchmarks/bench_isa.py
     python benchmarks/bench_isa.py --dtype bfloat16,float32 --only step,exact
+    python benchmarks/bench_isa.py --dtype float32 --precision medium,high
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import arguments
 import torch
 from harness import (
     Case,
@@ -33,6 +35,7 @@ from harness import (
     write_csv,
 )
 from peers import Problem, make_problem
+from precision import PRECISIONS, in_precision
 from roof import ARITHMETIC, load_roof
 
 import sampled_softmax_cuda as ssc
@@ -45,11 +48,11 @@ AUTOMATIC = "automatic"
 Run = Callable[[], object]
 
 
-def loss_step(problem: Problem, rows: int, **arguments: Any) -> Run:
+def loss_step(problem: Problem, rows: int, **options: Any) -> Run:
     """A training step of the first rows, with shared samples unless `per_row` says how many."""
     input = problem.input.detach()[:rows].clone().requires_grad_()
-    target = arguments.pop("target", problem.target)[:rows]
-    count = arguments.pop("per_row", 0)
+    target = options.pop("target", problem.target)[:rows]
+    count = options.pop("per_row", 0)
     sampler = ssc.LogUniformSampler(problem.num_classes)
 
     def step() -> None:
@@ -64,7 +67,7 @@ def loss_step(problem: Problem, rows: int, **arguments: Any) -> Run:
             samples,
             bias=problem.bias,
             sparse_grad=True,
-            **arguments,
+            **options,
         ).backward()
         problem.drop_gradients()
         input.grad = None
@@ -161,14 +164,18 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--shape", metavar="B,D,S", default="512,256,4096")
     options.add_argument("--classes", type=int, default=100_000, help="C")
-    options.add_argument("--dtype", metavar="A,B", default=",".join(DTYPES))
+    options.add_argument("--dtype", metavar="A,B", type=arguments.names(DTYPES), default=DTYPES)
+    options.add_argument(
+        "--precision",
+        metavar="A,B",
+        type=arguments.names(PRECISIONS),
+        default=("highest", "medium"),
+        help="of float32 products, as for torch.set_float32_matmul_precision",
+    )
     options.add_argument("--only", metavar="A,B", help="operators whose names begin so")
     args = options.parse_args()
     shape = [8, 16, 64] if args.quick else [int(part) for part in args.shape.split(",")]
     classes = 1000 if args.quick else args.classes
-    names = args.dtype.split(",")
-    if unknown := set(names) - set(DTYPES):
-        options.error(f"--dtype takes {', '.join(DTYPES)}, got {', '.join(sorted(unknown))}")
     wanted = tuple(args.only.split(",")) if args.only else ("",)
     repetitions = args.repetitions or (2 if args.quick else 9)
     torch.set_num_threads(args.threads)
@@ -178,18 +185,21 @@ def main() -> None:
     print_rows(f"automatic: {reason}", rows, ("case", "gflops"))
     config: Row = dict(zip(("batch", "width", "samples"), shape, strict=True))
     config |= {"classes": classes}
-    for name in names:
+    drawn = False
+    for name in args.dtype:
         problem = make_problem(*shape, classes, getattr(torch, name), "log_uniform")
-        runs = [*operators(problem), *(draws(problem) if name == names[0] else ())]
-        for operator, run in runs:
-            if not operator.startswith(wanted):
-                continue
-            cases = cases_of(run, isas, args.threads)
-            group = rows_from(
-                measure(cases, repetitions), {**config, "dtype": name, "operator": operator}
-            )
-            print_rows(f"{operator}, {name}", group, TABLE)
-            rows += group
+        for precision in args.precision if name == "float32" else ("highest",):
+            columns = {**config, "dtype": name, "precision": precision}
+            runs = [*operators(problem), *(() if drawn else draws(problem))]
+            drawn = True
+            for operator, run in runs:
+                if not operator.startswith(wanted):
+                    continue
+                cases = cases_of(in_precision(precision, run), isas, args.threads)
+                group = rows_from(measure(cases, repetitions), {**columns, "operator": operator})
+                title = name if precision == "highest" else f"{name} in {precision} precision"
+                print_rows(f"{operator}, {title}", group, TABLE)
+                rows += group
     constants = environment()
     write_csv(args.output / "bench_isa.csv", [{**row, **constants} for row in rows])
 

@@ -48,6 +48,7 @@ from peers import (
     onednn_step,
     tensorflow_step,
 )
+from precision import PRECISIONS, in_precision
 from roof import Roof, load_roof
 
 import sampled_softmax_cuda as ssc
@@ -57,8 +58,6 @@ TABLE += ("share_p90", "share_nominal", "roof", "roof_gops", "failure")
 
 
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
-# Values of torch.set_float32_matmul_precision, and what they set for the CPU.
-PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,8 @@ def our_step(problem: Problem, replacement: bool, precision: str = "highest") ->
     """The step through the public functions, with row-sparse gradients and float32 products of a
     precision."""
     sampler = _sampler(problem)
-    matmul = torch.backends.mkldnn.matmul
 
     def step() -> None:
-        before, matmul.fp32_precision = matmul.fp32_precision, PRECISIONS[precision]
         samples = sampler.sample(problem.target, problem.num_samples, replacement=replacement)
         ssc.sampled_softmax_loss(
             problem.input,
@@ -122,10 +119,9 @@ def our_step(problem: Problem, replacement: bool, precision: str = "highest") ->
             bias=problem.bias,
             sparse_grad=True,
         ).backward()
-        matmul.fp32_precision = before
         problem.drop_gradients()
 
-    return step
+    return in_precision(precision, step)
 
 
 def our_step_in(dtype: torch.dtype, problem: Problem) -> Any:

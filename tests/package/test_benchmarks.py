@@ -292,6 +292,18 @@ def test_bench_isa_compares_every_set_with_the_automatic_choice(tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_bench_isa_times_float32_in_each_precision(tmp_path: Path) -> None:
+    options = ("--dtype", "float32,float64", "--precision", "high,medium", "--repetitions", "1")
+    shown, rows = run_script("bench_isa", *options, "--only", "exact", output=tmp_path)
+    check_rows(rows)
+    timed = [(row["dtype"], row["precision"]) for row in rows if row["operator"] == "exact"]
+    assert dict.fromkeys(timed) == dict.fromkeys(
+        [("float32", "high"), ("float32", "medium"), ("float64", "highest")]
+    )
+    assert "exact, float32 in medium precision" in shown
+
+
+@pytest.mark.slow
 def test_bench_gpu_runs_all_its_parts_on_the_cpu(tmp_path: Path) -> None:
     out, rows = run_script("bench_gpu", "--device", "cpu", output=tmp_path)
     check_rows(rows)
