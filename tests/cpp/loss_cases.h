@@ -53,6 +53,13 @@ struct Kind {
 constexpr Kind kRounded = {DType::f32, Products::bf16};
 constexpr Kind kInParts = {DType::f32, Products::tf32};
 
+// The same problem with parameters of that kind.
+inline Options of_kind(const Kind& kind, Options options) {
+  options.input = options.weight = kind.dtype;
+  options.products = kind.products;
+  return options;
+}
+
 // (1, 1, 1): the smallest; the others are one more or less than multiples of every vector, panel
 // and tile; (3, 4097) has rows so long that the samples need several tiles.
 inline std::vector<Options> shapes_and_dtypes() {
@@ -62,15 +69,10 @@ inline std::vector<Options> shapes_and_dtypes() {
                                     {53, 123, 507, 97}, {3, 4097, 300, 200}};
   std::vector<Options> cases;
   for (const auto& [batch, dim, classes, samples] : kShapes) {
-    for (const auto& [dtype, products] : {Kind{DType::f32}, Kind{DType::f64}, Kind{DType::bf16},
-                                          Kind{DType::f16}, kRounded, kInParts}) {
-      cases.push_back({.batch = batch,
-                       .dim = dim,
-                       .classes = classes,
-                       .samples = samples,
-                       .input = dtype,
-                       .weight = dtype,
-                       .products = products});
+    for (const Kind& kind : {Kind{DType::f32}, Kind{DType::f64}, Kind{DType::bf16},
+                             Kind{DType::f16}, kRounded, kInParts}) {
+      cases.push_back(
+          of_kind(kind, {.batch = batch, .dim = dim, .classes = classes, .samples = samples}));
     }
   }
   return cases;
@@ -96,22 +98,19 @@ inline std::vector<Options> mixed_dtypes() {
 
 inline std::vector<Options> all_options() {
   std::vector<Options> cases;
-  for (const auto& [dtype, products] : {Kind{DType::f32}, Kind{DType::bf16}, kRounded, kInParts}) {
+  for (const Kind& kind : {Kind{DType::f32}, Kind{DType::bf16}, kRounded, kInParts}) {
     for (int bits = 0; bits < 16; ++bits) {
-      cases.push_back({.batch = 12,
-                       .dim = 19,
-                       .classes = 30,
-                       .samples = 25,
-                       .input = dtype,
-                       .weight = dtype,
-                       .products = products,
-                       .bias = (bits & 1) != 0,
-                       .log_counts = (bits & 2) != 0,
-                       .remove_hits = (bits & 4) != 0,
-                       .ignore_some = (bits & 8) != 0,
-                       .padding = bits % 4,
-                       .inv_temperature = 0.25 * (1 + bits),
-                       .seed = static_cast<uint64_t>(bits)});
+      cases.push_back(of_kind(kind, {.batch = 12,
+                                     .dim = 19,
+                                     .classes = 30,
+                                     .samples = 25,
+                                     .bias = (bits & 1) != 0,
+                                     .log_counts = (bits & 2) != 0,
+                                     .remove_hits = (bits & 4) != 0,
+                                     .ignore_some = (bits & 8) != 0,
+                                     .padding = bits % 4,
+                                     .inv_temperature = 0.25 * (1 + bits),
+                                     .seed = static_cast<uint64_t>(bits)}));
     }
   }
   return cases;
@@ -126,16 +125,10 @@ inline std::vector<Options> all_duplicates() {
 inline std::vector<Options> distant_logits() {
   std::vector<Options> cases;
   for (const double spread : {200., 2000., 2e5}) {
-    for (const auto& [dtype, products] :
+    for (const Kind& kind :
          {Kind{DType::f32}, Kind{DType::f64}, Kind{DType::bf16}, kRounded, kInParts}) {
-      cases.push_back({.batch = 20,
-                       .dim = 5,
-                       .classes = 300,
-                       .samples = 150,
-                       .input = dtype,
-                       .weight = dtype,
-                       .products = products,
-                       .spread = spread});
+      cases.push_back(
+          of_kind(kind, {.batch = 20, .dim = 5, .classes = 300, .samples = 150, .spread = spread}));
     }
   }
   return cases;

@@ -161,19 +161,13 @@ TEST(a_logit_loses_at_most_its_share_of_the_norms) {
 }
 
 TEST(logits_of_a_range_of_classes) {
-  for (const auto& [dtype, products] : {Kind{DType::f32}, Kind{DType::f64}, Kind{DType::bf16},
-                                        Kind{DType::f16}, kRounded, kInParts}) {
-    const Options options{.batch = 21,
-                          .dim = 37,
-                          .classes = 150,
-                          .samples = 1,
-                          .input = dtype,
-                          .weight = dtype,
-                          .products = products,
-                          .inv_temperature = 2};
+  for (const Kind& kind : {Kind{DType::f32}, Kind{DType::f64}, Kind{DType::bf16}, Kind{DType::f16},
+                           kRounded, kInParts}) {
+    const Options options =
+        of_kind(kind, {.batch = 21, .dim = 37, .classes = 150, .samples = 1, .inv_temperature = 2});
     const Note note(options.text());
     const RandomProblem random(options);
-    const bool wide = dtype == DType::f64;
+    const bool wide = kind.dtype == DType::f64;
     for (const auto& [begin, count] : {std::pair{0, 150}, {3, 1}, {31, 77}, {149, 1}, {10, 0}}) {
       Matrix out(options.batch, count, count + 5, wide ? DType::f64 : DType::f32);
       Workspace workspace;
