@@ -24,6 +24,7 @@ from .losses.rows import (
     compute_dtype,
     reduce_rows,
     result_dtype,
+    weight_of_rows,
 )
 from .objectives import SOFTMAX
 from .ops.exact import chunk_logits, loss_rows
@@ -160,7 +161,7 @@ def exact_cross_entropy(
     if class_weight is not None:
         _checks.check_class_weight(fn, class_weight, weight)
         of_class = weight_of_targets(class_weight, rows)
-        row_weight = of_class if row_weight is None else row_weight * of_class
+        row_weight = weight_of_rows(row_weight, of_class, input)
     options = Options(
         SOFTMAX,
         temperature=given.temperature,

@@ -15,7 +15,7 @@ from .._torchscript import check_not_traced
 from ..objectives import GBCE, Softmax
 from ..options import REDUCTIONS, Options, checked_options, refuse
 from ..samples import KeyedSamples, Samples
-from .rows import SampledSoftmaxDetails, reduce_rows, result_dtype
+from .rows import SampledSoftmaxDetails, reduce_rows, result_dtype, weight_of_rows
 
 
 class Problem(NamedTuple):
@@ -122,8 +122,8 @@ def make_problem(
         samples, exclude = _without_class(samples, exclude, idx, input)
     row_weight = None if sample_weight is None else sample_weight.reshape(-1)
     if class_weight is not None:
-        of_class = _weight_of_rows(fn, class_weight, target, input, options)
-        row_weight = of_class if row_weight is None else row_weight * of_class
+        of_class = _class_weight_of_rows(fn, class_weight, target, input, options)
+        row_weight = weight_of_rows(row_weight, of_class, input)
     return Problem(
         input,
         weight,
@@ -214,7 +214,7 @@ def _without_class(
     return samples, column if exclude is None else torch.cat((exclude, column), dim=-1)
 
 
-def _weight_of_rows(
+def _class_weight_of_rows(
     fn: str, class_weight: Tensor, target: Tensor, input: Tensor, o: Options
 ) -> Tensor:
     """The weight [B] of each row's class; some number for rows that do not count."""
