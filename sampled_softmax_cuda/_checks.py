@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._arguments import as_float, as_int, check_int64, describe, fail_tensor
-from ._parallel import refuse_dtensor
+from ._arguments import as_float, as_int, check_int64, check_plain, describe, fail_tensor
 from ._rules import has_values, host_rules
 from ._transforms import unwrapped
 from .samples import KeyedSamples, Samples
@@ -43,7 +42,7 @@ def check_float(fn: str, name: str, value: Any) -> None:
     """TypeError unless `value` is a tensor of a floating dtype that the kernels take."""
     if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
         _fail_float(fn, name, value)
-    refuse_dtensor(fn, name, value)
+    check_plain(fn, name, value)
 
 
 def check_positive_int(fn: str, name: str, value: Any) -> int:
