@@ -154,6 +154,7 @@ def exact_cross_entropy(
     if exclude is not None:
         _checks.check_exclude(fn, exclude, input)
         exclude = exclude.reshape(rows.shape[0], exclude.shape[-1])
+    return_details = as_bool(fn, "return_details", return_details)
     row_weight = None
     if sample_weight is not None:
         _checks.check_sample_weight(fn, sample_weight, input)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._arguments import as_bool
 from .._parallel import check_sparse_grad
 from .._sparse_checks import sparse_grad_fits
 from .._torchscript import check_not_traced
@@ -111,7 +112,10 @@ def make_problem(
         _checks.check_sample_weight(fn, sample_weight, input)
     if class_weight is not None:
         _checks.check_class_weight(fn, class_weight, weight)
-    sparse_grad = sparse_grad and sparse_grad_fits(fn, input, weight, bias)
+    return_details = as_bool(fn, "return_details", return_details)
+    sparse_grad = as_bool(fn, "sparse_grad", sparse_grad) and sparse_grad_fits(
+        fn, input, weight, bias
+    )
     if sparse_grad:
         check_sparse_grad(fn, weight, bias)
     if exclude is not None or not samples.shared or target.dim() == input.dim():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
+from helpers.problem import make_problem
 from sampled_softmax_cuda import _checks, _rules, exact
 
 B, D, C, S = 32, 768, 1000, 16
@@ -409,3 +410,9 @@ def test_layouts(name: str) -> None:
     message = rf"loss: {name} must be a dense tensor, got .*sparse_coo: pass {name}.to_dense\(\)"
     with pytest.raises(TypeError, match=message):
         ssc.sampled_softmax_loss(samples=samples, **given)
+
+
+@pytest.mark.parametrize("name", ["sparse_grad", "return_details", "remove_accidental_hits"])
+def test_a_word_is_no_bool(name: str) -> None:
+    with pytest.raises(TypeError, match=f"loss: {name} must be a bool, got str"):
+        make_problem(3, 4, 9, 5).loss(**{name: "no"})
