@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from . import _checks
 from ._arguments import as_bool, check_int64
 from ._gathered import gathered
+from ._torchscript import check_not_traced
 from .losses.gather import followed_ids
 from .losses.problem import weight_of_targets
 from .losses.rows import (
@@ -75,6 +76,7 @@ def _checked_operands(
     cosine: bool,
     padding_idx: int | None,
 ) -> _Operands:
+    check_not_traced(fn)
     _checks.check_parameters(fn, input, weight, bias)
     if padding_idx is not None:
         padding_idx = _checks.check_padding_idx(fn, padding_idx, weight.shape[0])
