@@ -141,11 +141,11 @@ def _check_pair(fn: str, name: str, parameter: Tensor, input: Tensor) -> None:
     check_device(fn, name, parameter, input)
 
 
-def check_device(fn: str, name: str, tensor: Tensor, input: Tensor) -> None:
-    """ValueError unless `tensor` is on the device of `input`."""
-    if tensor.device != input.device:
+def check_device(fn: str, name: str, tensor: Tensor, other: Tensor, its: str = "input") -> None:
+    """ValueError unless `tensor` is on the device of `other`, whose name is `its`."""
+    if tensor.device != other.device:
         raise ValueError(
-            f"{fn}: {name} must be on the device of input, {input.device}, got {tensor.device}"
+            f"{fn}: {name} must be on the device of {its}, {other.device}, got {tensor.device}"
         )
 
 
@@ -286,7 +286,7 @@ def check_class_weight(fn: str, class_weight: Any, weight: Tensor) -> None:
             f"{fn}: class_weight must be [C={weight.shape[0]}] to match weight"
             f" {list(weight.shape)}, got {list(class_weight.shape)}"
         )
-    check_device(fn, "class_weight", class_weight, weight)
+    check_device(fn, "class_weight", class_weight, weight, "weight")
 
 
 def may_read(values: Tensor) -> bool:
