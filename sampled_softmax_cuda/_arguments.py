@@ -102,4 +102,14 @@ def check_int64(fn: str, name: str, value: Any) -> None:
     if value.dtype != torch.int64:
         advice = "" if value.dtype == torch.bool or value.is_complex() else f": pass {name}.long()"
         raise TypeError(f"{fn}: {name} must be int64, got {value.dtype}{advice}")
+    check_plain(fn, name, value)
+
+
+def check_plain(fn: str, name: str, value: Tensor) -> None:
+    """TypeError for a tensor whose elements do not lie in one memory by strides."""
+    if value.layout is not torch.strided:
+        raise TypeError(
+            f"{fn}: {name} must be a dense tensor, got one of {value.layout}: pass"
+            f" {name}.to_dense()"
+        )
     refuse_dtensor(fn, name, value)

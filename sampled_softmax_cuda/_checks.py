@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._arguments import as_float, as_int, check_int64, describe, fail_tensor
-from ._parallel import refuse_dtensor
+from ._arguments import as_float, as_int, check_int64, check_plain, describe, fail_tensor
 from ._rules import has_values, host_rules
 from ._transforms import unwrapped
 from .samples import KeyedSamples, Samples
@@ -43,7 +42,7 @@ def check_float(fn: str, name: str, value: Any) -> None:
     """TypeError unless `value` is a tensor of a floating dtype that the kernels take."""
     if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
         _fail_float(fn, name, value)
-    refuse_dtensor(fn, name, value)
+    check_plain(fn, name, value)
 
 
 def check_positive_int(fn: str, name: str, value: Any) -> int:
@@ -142,11 +141,11 @@ def _check_pair(fn: str, name: str, parameter: Tensor, input: Tensor) -> None:
     check_device(fn, name, parameter, input)
 
 
-def check_device(fn: str, name: str, tensor: Tensor, input: Tensor) -> None:
-    """ValueError unless `tensor` is on the device of `input`."""
-    if tensor.device != input.device:
+def check_device(fn: str, name: str, tensor: Tensor, other: Tensor, its: str = "input") -> None:
+    """ValueError unless `tensor` is on the device of `other`, whose name is `its`."""
+    if tensor.device != other.device:
         raise ValueError(
-            f"{fn}: {name} must be on the device of input, {input.device}, got {tensor.device}"
+            f"{fn}: {name} must be on the device of {its}, {other.device}, got {tensor.device}"
         )
 
 
@@ -287,7 +286,7 @@ def check_class_weight(fn: str, class_weight: Any, weight: Tensor) -> None:
             f"{fn}: class_weight must be [C={weight.shape[0]}] to match weight"
             f" {list(weight.shape)}, got {list(class_weight.shape)}"
         )
-    check_device(fn, "class_weight", class_weight, weight)
+    check_device(fn, "class_weight", class_weight, weight, "weight")
 
 
 def may_read(values: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from . import _checks
 from ._arguments import as_bool, check_int64
 from ._gathered import gathered
+from ._torchscript import check_not_traced
 from .losses.gather import followed_ids
 from .losses.problem import weight_of_targets
 from .losses.rows import (
@@ -24,6 +25,7 @@ from .losses.rows import (
     compute_dtype,
     reduce_rows,
     result_dtype,
+    weight_of_rows,
 )
 from .objectives import SOFTMAX
 from .ops.exact import chunk_logits, loss_rows
@@ -74,6 +76,7 @@ def _checked_operands(
     cosine: bool,
     padding_idx: int | None,
 ) -> _Operands:
+    check_not_traced(fn)
     _checks.check_parameters(fn, input, weight, bias)
     if padding_idx is not None:
         padding_idx = _checks.check_padding_idx(fn, padding_idx, weight.shape[0])
@@ -153,6 +156,7 @@ def exact_cross_entropy(
     if exclude is not None:
         _checks.check_exclude(fn, exclude, input)
         exclude = exclude.reshape(rows.shape[0], exclude.shape[-1])
+    return_details = as_bool(fn, "return_details", return_details)
     row_weight = None
     if sample_weight is not None:
         _checks.check_sample_weight(fn, sample_weight, input)
@@ -160,7 +164,7 @@ def exact_cross_entropy(
     if class_weight is not None:
         _checks.check_class_weight(fn, class_weight, weight)
         of_class = weight_of_targets(class_weight, rows)
-        row_weight = of_class if row_weight is None else row_weight * of_class
+        row_weight = weight_of_rows(row_weight, of_class, input)
     options = Options(
         SOFTMAX,
         temperature=given.temperature,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._parallel import active_ddp
-from ..losses.rows import compute_dtype
+from ..losses.rows import compute_dtype, weight_of_rows
 from ..objectives import GBCE
 from ..options import Options, refuse
 from ..samplers.pooled import in_backward_pass
@@ -333,7 +333,7 @@ def row_factor(call: Call, batch: Batch, class_weight: Tensor | None) -> Tensor 
     """
     layout, weight = call.layout, batch.sample_weight
     if class_weight is not None:
-        weight = class_weight if weight is None else weight * class_weight
+        weight = weight_of_rows(weight, class_weight, batch.input)
     if call.asked.reduction != "mean":
         return weight
     dtype = compute_dtype(batch.input)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._arguments import as_bool
 from .._parallel import check_sparse_grad
 from .._sparse_checks import sparse_grad_fits
 from .._torchscript import check_not_traced
 from ..objectives import GBCE, Softmax
 from ..options import REDUCTIONS, Options, checked_options, refuse
 from ..samples import KeyedSamples, Samples
-from .rows import SampledSoftmaxDetails, reduce_rows, result_dtype
+from .rows import SampledSoftmaxDetails, reduce_rows, result_dtype, weight_of_rows
 
 
 class Problem(NamedTuple):
@@ -111,7 +112,10 @@ def make_problem(
         _checks.check_sample_weight(fn, sample_weight, input)
     if class_weight is not None:
         _checks.check_class_weight(fn, class_weight, weight)
-    sparse_grad = sparse_grad and sparse_grad_fits(fn, input, weight, bias)
+    return_details = as_bool(fn, "return_details", return_details)
+    sparse_grad = as_bool(fn, "sparse_grad", sparse_grad) and sparse_grad_fits(
+        fn, input, weight, bias
+    )
     if sparse_grad:
         check_sparse_grad(fn, weight, bias)
     if exclude is not None or not samples.shared or target.dim() == input.dim():
@@ -122,8 +126,8 @@ def make_problem(
         samples, exclude = _without_class(samples, exclude, idx, input)
     row_weight = None if sample_weight is None else sample_weight.reshape(-1)
     if class_weight is not None:
-        of_class = _weight_of_rows(fn, class_weight, target, input, options)
-        row_weight = of_class if row_weight is None else row_weight * of_class
+        of_class = _class_weight_of_rows(fn, class_weight, target, input, options)
+        row_weight = weight_of_rows(row_weight, of_class, input)
     return Problem(
         input,
         weight,
@@ -214,7 +218,7 @@ def _without_class(
     return samples, column if exclude is None else torch.cat((exclude, column), dim=-1)
 
 
-def _weight_of_rows(
+def _class_weight_of_rows(
     fn: str, class_weight: Tensor, target: Tensor, input: Tensor, o: Options
 ) -> Tensor:
     """The weight [B] of each row's class; some number for rows that do not count."""

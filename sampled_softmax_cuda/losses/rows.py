@@ -107,6 +107,19 @@ def reweighted(loss: Tensor) -> Tensor:
     return loss + (value - loss).detach()
 
 
+def weight_of_rows(sample_weight: Tensor | None, of_class: Tensor, input: Tensor) -> Tensor:
+    """The factors [B] of rows, from their weights and those of their classes, both [B].
+
+    The product is taken in the dtype of sums at least: float16 ends at 65504, and 16 bits would
+    round it once more.
+    """
+    if sample_weight is None:
+        return of_class
+    return (
+        sample_weight.to(torch.promote_types(sample_weight.dtype, compute_dtype(input))) * of_class
+    )
+
+
 def row_scale(
     counted: Tensor, row_weight: Tensor | None, reduction: str, dtype: torch.dtype
 ) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .._arguments import as_int, check_int64, describe
+from .._arguments import as_bool, as_int, check_int64, describe
 from .._rules import host_rules
 from .._torchscript import NotScriptable
 from ..options import Inclusion
@@ -273,6 +273,7 @@ class Sampler(NotScriptable, Stateful, ABC):
     def _check_num_samples(
         self, method: str, num_samples: Any, replacement: bool, inclusion: str
     ) -> int:
+        as_bool(f"{self._name}.{method}", "replacement", replacement)
         count = num_samples
         if type(count) is not int or count < 1:
             count = as_int(f"{self._name}.{method}", "num_samples", num_samples, least=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .._arguments import as_bool
 from ..ops import sample as ops
 from ..options import Inclusion
 from ..proposals import Method, Proposal
@@ -71,7 +72,7 @@ class KeyedSampler(Sampler):
         generator: torch.Generator | None = None,
     ) -> Samples:
         """As `Sampler.sample`."""
-        if per_row:
+        if as_bool(f"{self._name}.sample", "per_row", per_row):
             how = DrawOptions(num_samples, replacement, inclusion)
             return self._draw_rows("sample", target, how, exclude, num_true, generator, True)[1]
         if exclude is not None or num_true is not None:

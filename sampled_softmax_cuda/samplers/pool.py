@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arguments import as_int
+from .._arguments import as_bool, as_int
 from .._checks import check_padding_idx
 from ..ops import sample as ops
 from ..options import Inclusion
@@ -125,6 +125,7 @@ class PoolSampler(PooledSampler):
     def _check_num_samples(
         self, method: str, num_samples: Any, replacement: bool, inclusion: str
     ) -> int:
+        as_bool(f"{self._name}.{method}", "replacement", replacement)
         # Any number is enough: it is the most that is taken from the pool.
         return super()._check_num_samples(method, num_samples, True, inclusion)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed
 
-from .._arguments import as_float, as_int
+from .._arguments import as_bool, as_float, as_int
 from .._checks import check_padding_idx
 from ..proposals import Proposal
 from ..samples import KeyedSamples, Samples
@@ -100,7 +100,7 @@ class StreamingSampler(KeyedSampler, Learner):
             num_classes = check_num_classes(name, num_classes, ANY_CLASSES)
         self.num_classes = ANY_CLASSES if num_classes is None else num_classes
         self.mode = mode
-        self.update_on_sample = update_on_sample
+        self.update_on_sample = as_bool(name, "update_on_sample", update_on_sample)
         self.ignore_index = check_ignore_index(name, ignore_index)
         if padding_idx is not None:
             self.padding_idx = check_padding_idx(name, padding_idx, self.num_classes)

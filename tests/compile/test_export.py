@@ -36,6 +36,15 @@ class TestTorchScript:
         head = ssc.SampledSoftmaxLoss(D, C, S)
         with pytest.raises(RuntimeError, match=r"can't be compiled by torch.jit.*torch.export"):
             torch.jit.trace(head, (h, t), check_trace=False)
+        head.requires_grad_(False).eval()
+        for function, arguments in (
+            (head, (h, t)),
+            (lambda x: head.logits(x), (h,)),
+            (lambda x: head.topk(x, 2).indices, (h,)),
+            (lambda x: head.log_prob(x, t), (h,)),
+        ):
+            with pytest.raises(RuntimeError, match=r"can't be compiled by torch.jit.*torch.export"):
+                torch.jit.trace(function, arguments, check_trace=False)
 
 
 EXPORTED: dict[str, Callable[[], Any]] = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sampled_softmax_cuda as ssc
+from helpers.problem import make_problem
 from sampled_softmax_cuda import _checks, _rules, exact
 
 B, D, C, S = 32, 768, 1000, 16
@@ -398,3 +399,20 @@ def test_exact(either: str) -> None:
         exact.topk(h, w, 0)
     with pytest.raises(ValueError, match=r"logits: weight must be \[C, D=5\]"):
         exact.logits(torch.randn(2, 5), w)
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "target", "bias", "sample_weight"])
+def test_layouts(name: str) -> None:
+    given = {"input": torch.ones(3, 4), "weight": torch.ones(9, 4), "target": torch.arange(3)}
+    given |= {"bias": torch.ones(9), "sample_weight": torch.ones(3)}
+    given[name] = given[name].to_sparse()
+    samples = ssc.Samples(torch.arange(5))
+    message = rf"loss: {name} must be a dense tensor, got .*sparse_coo: pass {name}.to_dense\(\)"
+    with pytest.raises(TypeError, match=message):
+        ssc.sampled_softmax_loss(samples=samples, **given)
+
+
+@pytest.mark.parametrize("name", ["sparse_grad", "return_details", "remove_accidental_hits"])
+def test_a_word_is_no_bool(name: str) -> None:
+    with pytest.raises(TypeError, match=f"loss: {name} must be a bool, got str"):
+        make_problem(3, 4, 9, 5).loss(**{name: "no"})

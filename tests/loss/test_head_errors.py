@@ -42,6 +42,11 @@ import sampled_softmax_cuda as ssc
         ({"reduction": "avg"}, ValueError, "reduction must be one of"),
         ({"ignore_index": 1.5}, TypeError, "ignore_index must be an int"),
         ({"dtype": torch.int32}, TypeError, "dtype must be float32"),
+        (
+            {"class_weight": torch.ones(50), "device": "meta"},
+            ValueError,
+            "class_weight must be on the device of weight, meta, got cpu",
+        ),
     ],
     ids=str,
 )

@@ -227,6 +227,29 @@ def test_empty_batch(backend: str) -> None:
         assert p.weight.grad is not None and not p.weight.grad.any()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_empty_batch_of_wide_rows(backend: str, dtype: torch.dtype, reduction: str) -> None:
+    """The kernels write the zeros of gradients, whole vectors of them."""
+    leaves = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((0, 70), (40, 70))]
+    target = torch.zeros(0, dtype=torch.int64)
+    shared = ssc.Samples(torch.arange(33) % 20)
+    own = ssc.Samples(torch.zeros(0, 33, dtype=torch.int64))
+    for samples, options in (
+        (shared, {}),
+        (shared, {"softcap": 5.0}),
+        (shared, {"cosine": True}),
+        (own, {}),
+    ):
+        loss = ssc.sampled_softmax_loss(*leaves, target, samples, reduction=reduction, **options)
+        assert not any(grad.any() for grad in torch.autograd.grad(loss.sum(), leaves))
+    exact = ssc.exact_cross_entropy(*leaves, target, reduction=reduction)
+    assert not any(grad.any() for grad in torch.autograd.grad(exact.sum(), leaves))
+    assert ssc.topk(*leaves, 3).indices.shape == (0, 3)
+
+
 # --- what autograd asks of a loss that has its gradients already ----------------------------------
 
 REDUCED: dict[str, dict[str, Any]] = {

@@ -45,6 +45,27 @@ def test_class_weight_is_that_of_cross_entropy(device: str, reduction: str) -> N
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_product_of_weights_is_not_rounded(device: str, dtype: torch.dtype) -> None:
+    """300 * 300 is infinite in float16; in bfloat16 it is 90112."""
+    h, weight, target, _ = problem()
+    large = torch.full((B,), 300.0, dtype=dtype)
+    of_class = torch.full((C,), 300.0, dtype=dtype)
+    factors = {"sample_weight": large, "class_weight": of_class, "reduction": "sum"}
+    every = ssc.Samples(torch.arange(C))
+    for got, plain in (
+        (
+            ssc.sampled_softmax_loss(h, weight, target, every, **factors),
+            ssc.sampled_softmax_loss(h, weight, target, every, reduction="sum"),
+        ),
+        (
+            ssc.exact_cross_entropy(h, weight, target, **factors),
+            ssc.exact_cross_entropy(h, weight, target, reduction="sum"),
+        ),
+    ):
+        torch.testing.assert_close(got, 90_000 * plain)
+
+
 @pytest.mark.parametrize("name", ["softmax", "nce", "softcap", "arcface", "gbce", "reweighted"])
 def test_class_weight_multiplies_sample_weight(device: str, name: str) -> None:
     h, weight, target, class_weight = problem()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -325,3 +326,21 @@ def test_bad_numbers_of_classes() -> None:
         ssc.WeightedSampler(torch.ones(3)).update(torch.ones(4))
     with pytest.raises(ValueError, match="power must be a finite number, got nan"):
         ssc.WeightedSampler(torch.ones(3), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (
+            lambda no: ssc.UniformSampler(9).sample(torch.arange(3), 4, replacement=no),
+            "replacement",
+        ),
+        (lambda no: ssc.UniformSampler(9).sample(torch.arange(3), 4, per_row=no), "per_row"),
+        (lambda no: ssc.InBatchSampler().sample(torch.arange(3), 4, replacement=no), "replacement"),
+        (lambda no: ssc.StreamingSampler(9, update_on_sample=no), "update_on_sample"),
+    ],
+)
+def test_a_word_is_no_bool(make: Callable[[Any], object], option: str) -> None:
+    """A word would be true, whatever it says."""
+    with pytest.raises(TypeError, match=f"{option} must be a bool, got str"):
+        make("no")

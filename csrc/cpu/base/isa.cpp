@@ -163,9 +163,6 @@ IsaChoice isa_choice() {
                            ": expected scalar, avx2, avx512, avx512_bf16 or amx_bf16");
 }
 
-Isa active_isa(int64_t rows) {
-  const IsaChoice choice = isa_choice();
-  return rows <= choice.pair_rows ? Isa::avx512_bf16 : choice.isa;
-}
+Isa active_isa(int64_t rows) { return isa_for(isa_choice(), rows); }
 
 }  // namespace ssc

@@ -29,7 +29,8 @@ struct Processor {
 
 struct IsaChoice {
   Isa isa;
-  // Calls with at most so many rows take avx512_bf16 instead, for products of bf16 with bf16.
+  // Calls with at most so many rows take avx512_bf16 instead, for products of bf16 with bf16; 0 for
+  // none at all, not even one without rows.
   int64_t pair_rows;
   const char* reason;  // for people
 };
@@ -49,7 +50,13 @@ bool isa_emulated(Isa isa);
 // the variable names an instruction set that is unknown or not available here.
 IsaChoice isa_choice();
 
-// Its instruction set for a call with so many rows of H, or with many.
+// The instruction set of a choice for a call with so many rows of H. One without rows runs kernels
+// too: they write the gradients' zeros.
+constexpr Isa isa_for(const IsaChoice& choice, int64_t rows) {
+  return choice.pair_rows > 0 && rows <= choice.pair_rows ? Isa::avx512_bf16 : choice.isa;
+}
+
+// That of isa_choice() for a call with so many rows, or with many.
 Isa active_isa(int64_t rows = INT64_MAX);
 
 }  // namespace ssc

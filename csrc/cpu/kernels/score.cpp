@@ -31,6 +31,8 @@ struct Softmax {
           if (l == hit && chunk->hits.removed) z[i][0][l] = kNever;
           if (l + L == hit && chunk->hits.removed) z[i][1][l] = kNever;
         }
+        // A kept hit may be far above its target, whose log count differs.
+        if (!chunk->hits.removed) top = maximum<T>(top, maximum<T>(z[i][0], z[i][1]));
       }
       const Vec<T> most = maximum<T>(single0, single1);
       T* peak = chunk->sums.peak + (at.row + i) * L;

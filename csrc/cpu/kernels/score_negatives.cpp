@@ -8,10 +8,11 @@
 namespace ssc::SSC_ISA {
 namespace {
 
-// Takes the row's hits in this panel out of `single` and, if they are removed, out of z.
+// Takes the row's hits in this panel out of `single` and, if they are removed, out of z. Those that
+// are kept count for `top`: a margin may leave the target far below its own class as a sample.
 template <class T>
 SSC_INLINE void take_out_hits(const TilePlace<T>& at, int64_t row, Vec<T> (&z)[2],
-                              Vec<T> (&single)[2]) {
+                              Vec<T> (&single)[2], Vec<T>& top) {
   constexpr T kNever = -std::numeric_limits<T>::infinity();
   constexpr int P = kPanel<T>, L = kLanes<T>;
   const RowChunk<T>& chunk = *at.chunk;
@@ -21,7 +22,11 @@ SSC_INLINE void take_out_hits(const TilePlace<T>& at, int64_t row, Vec<T> (&z)[2
       for (int l = 0; l < L; ++l) {
         if (l + half * L != hit) continue;
         single[half][l] = kNever;
-        if (chunk.hits.removed) z[half][l] = kNever;
+        if (chunk.hits.removed) {
+          z[half][l] = kNever;
+        } else {
+          top = maximum<T>(top, z[half]);
+        }
       }
     }
     int64_t& next = chunk.hits.next[row];
@@ -60,7 +65,7 @@ struct Negatives {
         single[half] = z[i][half];
         if (!kSigmoid) single[half] -= load(tile.log_copies + first + half * L);
       }
-      take_out_hits<T>(at, at.row + i, z[i], single);
+      take_out_hits<T>(at, at.row + i, z[i], single, top);
       const Vec<T> most = maximum<T>(single[0], single[1]);
       T* peak = chunk->sums.peak + (at.row + i) * L;
       store<T>(peak, maximum<T>(load(peak), most));
