@@ -59,6 +59,7 @@ class Adagrad(RowOptimizer):
         seed: int = 0,
         error_if_nonfinite: bool = True,
         capturable: bool = False,
+        **of_torch: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -73,7 +74,7 @@ class Adagrad(RowOptimizer):
             "error_if_nonfinite": error_if_nonfinite,
             "capturable": capturable,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, of_torch)
 
     def _initialize(self, name: str, value: Tensor, group: dict[str, Any]) -> None:
         if name == self.second_name and group["initial_accumulator_value"] != 0:

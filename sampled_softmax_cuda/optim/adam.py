@@ -32,6 +32,7 @@ class _AdamBase(RowOptimizer):
         seed: int = 0,
         error_if_nonfinite: bool = True,
         capturable: bool = False,
+        **of_torch: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -46,12 +47,10 @@ class _AdamBase(RowOptimizer):
             "error_if_nonfinite": error_if_nonfinite,
             "capturable": capturable,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, of_torch)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        if group.get("amsgrad"):
-            raise ValueError(f"{self._name}: amsgrad=True is not available")
         if group["skipped"] != "replay":
             return
         if group["eps"] == 0:

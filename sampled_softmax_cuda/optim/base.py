@@ -14,7 +14,7 @@ from .._rules import may_look
 from ..ops.optim import gradient_faults, row_update
 from ..updates import RowUpdate, Rule, UpdateOptions
 from .gradients import RowGradient, check_parameter, row_gradient
-from .groups import ParameterName, check_group
+from .groups import ParameterName, check_group, check_options_of_torch
 from .history import History, check_horizon
 from .hooks import StepsInBackward
 from .loading import completed_groups, fitted_state, numbered
@@ -46,7 +46,8 @@ class RowOptimizer(StepsInBackward, torch.optim.Optimizer):
     first_name: str | None = None
     second_name: str | None = None
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Any, defaults: dict[str, Any], of_torch: dict[str, Any]) -> None:
+        check_options_of_torch(self._name, of_torch)
         self._histories: dict[Tensor, History] = {}
         self._hooks = []
         self._checked: dict[int, list[Any]] = {}  # options of groups, by their addresses

@@ -15,6 +15,13 @@ _SKIPPED = ("decay", "freeze", "replay")
 _ROUNDING = ("nearest", "stochastic", "kahan")
 
 
+# Options of torch's optimizers that are not here, and why.
+_REFUSED = {
+    "amsgrad": "a maximum over the steps that a row skipped is not known; leave it out",
+    "differentiable": "a step has no gradient; use torch.optim",
+}
+
+
 class ParameterName(NamedTuple):
     """How messages name a parameter; put together only if there is one."""
 
@@ -29,8 +36,21 @@ class ParameterName(NamedTuple):
         return f"param_groups[{number}]['params'][{self.position}]"
 
 
+def check_options_of_torch(fn: str, options: dict[str, Any]) -> None:
+    """An error for options of torch's optimizers that would change a step, and for unknown ones."""
+    for name, value in options.items():
+        if name in ("foreach", "fused"):
+            if value is not None:
+                as_bool(fn, name, value)
+        elif name not in _REFUSED:
+            raise TypeError(f"{fn}: there is no option {name!r}")
+        elif value:
+            raise ValueError(f"{fn}: {name}=True is not available: {_REFUSED[name]}")
+
+
 def check_group(fn: str, group: dict[str, Any]) -> None:
     """The options of a group as Python numbers; ValueError or TypeError if they don't fit."""
+    check_options_of_torch(fn, {name: group[name] for name in _REFUSED if name in group})
     for key in ("lr", "weight_decay", "eps", "lr_decay", "initial_accumulator_value"):
         if key not in group or (key == "lr" and isinstance(group[key], Tensor)):
             continue

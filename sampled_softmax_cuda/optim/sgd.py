@@ -39,6 +39,7 @@ class SGD(RowOptimizer):
             changed; on a GPU nothing waits for its values. Default True.
         capturable: kept for parity with torch: a step can always be captured, with lr a tensor
             if it is to change.
+        foreach, fused: accepted, and nothing changes: every step is fused.
 
     Raises:
         ValueError, TypeError: options that don't fit, with their name and value.
@@ -70,6 +71,7 @@ class SGD(RowOptimizer):
         seed: int = 0,
         error_if_nonfinite: bool = True,
         capturable: bool = False,
+        **of_torch: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -85,7 +87,7 @@ class SGD(RowOptimizer):
             "error_if_nonfinite": error_if_nonfinite,
             "capturable": capturable,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, of_torch)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

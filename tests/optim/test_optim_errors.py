@@ -272,3 +272,19 @@ def test_bad_ids_to_settle(either: str, ids: Any, message: str) -> None:
 def test_a_wrong_optimizer_in_the_backward_pass(optimizer: Any) -> None:
     with pytest.raises(TypeError, match=r"a class of sampled_softmax_cuda\.optim"):
         ssc.optim.in_backward([parameter(SHAPE)], optimizer, lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [ssc.optim.SGD, ssc.optim.RowWiseAdagrad, ssc.optim.AdamW])
+def test_options_of_torch_are_taken_or_refused_by_name(kind: Any) -> None:
+    p = [parameter(SHAPE)]
+    optimizer = kind(p, foreach=None, fused=True, amsgrad=False, differentiable=False)
+    assert not {"foreach", "fused", "amsgrad", "differentiable"} & set(optimizer.defaults)
+    for option in ("amsgrad", "differentiable"):
+        with pytest.raises(ValueError, match=f"{option}=True is not available: "):
+            kind(p, **{option: True})
+    with pytest.raises(TypeError, match=f"{kind.__name__}: there is no option 'lrr'"):
+        kind(p, lrr=0.1)
+    with pytest.raises(TypeError, match="fused must be a bool"):
+        kind(p, fused="yes")
+    with pytest.raises(ValueError, match="amsgrad=True is not available"):
+        kind([{"params": p, "amsgrad": True}])
