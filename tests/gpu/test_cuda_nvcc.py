@@ -87,15 +87,19 @@ WIDE = [
     ("sample/race", r"arrival_times_kernel", {"STG?.E.128": 2}),
     (
         "update/row_update",
-        r"row_update_kernel<true, float, float",
+        r"row_update_kernel<true, \w+, float, float",
         {"STG?.E.128": 3, "LDG.E.128": 4},
     ),
     (
         "update/row_update",
-        r"row_update_kernel<true, bfloat16, bfloat16",
+        r"row_update_kernel<true, \w+, bfloat16, bfloat16",
         {"STG?.E.64": 3, "LDG.E.64": 4},
     ),
-    ("update/row_update", r"row_update_kernel<true, double", {"STG?.E.128": 6, "LDG.E.128": 8}),
+    (
+        "update/row_update",
+        r"row_update_kernel<true, \w+, double",
+        {"STG?.E.128": 6, "LDG.E.128": 8},
+    ),
 ]
 
 

@@ -19,6 +19,21 @@ SSC_HD constexpr RowColumns row_columns(int64_t count, bool aligned) {
   return {count, aligned ? count & -kColumns : 0};
 }
 
+// Blocks of kElementThreads with all the warps that a multiprocessor holds, for launch bounds:
+// there are registers for each of them. In double, whose numbers take two, there are some blocks fewer.
+#if !defined(__CUDA_ARCH__)
+constexpr int kMostResident = 1;
+#elif __CUDA_ARCH__ < 800
+constexpr int kMostResident = 4;
+#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000 || __CUDA_ARCH__ == 1030
+constexpr int kMostResident = 8;
+#else
+constexpr int kMostResident = 6;
+#endif
+template <class A>
+constexpr int kFullBlocks =
+    sizeof(A) == 8 ? (kMostResident < 5 ? kMostResident : 5) : kMostResident;
+
 struct RowGrid {
   dim3 blocks, threads;
 };

@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kElementThreads)
 constexpr int kColumnThreads = 32, kBiasLanes = 16, kBiasColumns = kBiasLanes * kColumns;
 
 template <class T>
-__global__ void __launch_bounds__(kBiasLanes* kColumnThreads)
+__global__ void __launch_bounds__(kBiasLanes* kColumnThreads,
+                                  kFullBlocks<typename GradChunk<T>::A> / 2)
     bias_products_kernel(const __grid_constant__ GradChunk<T> c, typename GradChunk<T>::A* sums,
                          bool accumulate) {
   using A = typename GradChunk<T>::A;
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(kBiasLanes* kColumnThreads)
   const RowColumns columns = row_columns(c.problem.samples, true);
   Columns<A> sum = {};
   const auto add_rows = [&](auto read) {
-#pragma unroll 4
+#pragma unroll(sizeof(T) == 2 ? 4 : 2)  // 32 bytes under way
     for (int64_t row = y; row < c.problem.batch; row += kColumnThreads) {
       add_scaled(sum, A(1), read(c.probabilities + row * c.stride + column));
     }
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kBiasLanes* kColumnThreads)
 // Threads of a row of the grid have an entry of the sorted list. Only the first entry of a class
 // works.
 template <class T>
-__global__ void __launch_bounds__(kElementThreads)
+__global__ void __launch_bounds__(kElementThreads, kFullBlocks<typename ClassGrads<T>::A>)
     class_grads_kernel(const __grid_constant__ LossProblem<T> p,
                        const __grid_constant__ ClassGrads<T> g,
                        const __grid_constant__ RowColumns columns) {
@@ -136,20 +137,26 @@ __global__ void __launch_bounds__(kElementThreads)
   const RowPlace place = row_place();
   const int64_t first = place.row;
   if (first >= g.entries) return;
-  const int64_t id = g.classes[first];
+  const int64_t* const classes = g.classes + first;
+  const int64_t* const order = g.order + first;
+  const int64_t id = *classes;
   const bool inside = static_cast<uint64_t>(id) < static_cast<uint64_t>(p.classes);
-  const bool leads = inside && (first == 0 || g.classes[first - 1] != id);
+  const bool leads = inside && (first == 0 || classes[-1] != id);
   if (!leads && !g.sparse) return;
   const bool targets_count = id != p.ignore_index;
   const int64_t out = g.sparse ? first : id;
   const A kappa = *g.kappa;
   if (g.sparse && place.column == 0) g.grad_classes[first] = inside ? id : 0;
-  int64_t last = leads ? first + 1 : first;  // of the class's entries
-  while (leads && last < g.entries && g.classes[last] == id) ++last;
+  int count = 0;  // of the class's entries
+  if (leads) {
+    const int64_t most = g.entries - first;
+    do ++count;
+    while (count < most && classes[count] == id);
+  }
   for (int64_t d = place.column; d < p.dim; d += column_step()) {
     Columns<A> sum = {};
-    for (int64_t j = first; j < last; ++j) {
-      const int64_t entry = g.order[j], row = entry - p.samples;
+    for (int j = 0; j < count; ++j) {
+      const int64_t entry = order[j], row = entry - p.samples;
       if (row < 0) {
         add_scaled(sum, A(1), read_columns<A>(g.sample_rows + entry * p.dim, d, columns));
       } else if (targets_count) {
@@ -161,8 +168,8 @@ __global__ void __launch_bounds__(kElementThreads)
   }
   if (g.grad_bias == nullptr || place.column != 0) return;
   A sum = 0;
-  for (int64_t j = first; j < last; ++j) {
-    const int64_t entry = g.order[j], row = entry - p.samples;
+  for (int j = 0; j < count; ++j) {
+    const int64_t entry = order[j], row = entry - p.samples;
     sum += row < 0 ? g.sample_sums[entry] : g.target_coefficient[row];
   }
   g.grad_bias[out] = to_storage<T>(kappa * sum);

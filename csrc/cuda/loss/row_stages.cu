@@ -7,40 +7,38 @@
 namespace ssc::cuda {
 namespace {
 
-constexpr int kWarpsPerBlock = 8;
+constexpr int kRowThreads = 256;
 
 template <class T>
 __device__ __forceinline__ bool valid_class(const LossProblem<T>& problem, int64_t id) {
   return static_cast<uint64_t>(id) < static_cast<uint64_t>(problem.classes);
 }
 
-// A warp per row: 2 D sizeof(T) bytes are read for each.
+// Threads of x, a power of two up to a warp, share a row: 2 D sizeof(T) bytes are read for each.
 template <class T>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock)
+__global__ void __launch_bounds__(kRowThreads)
     target_logits_kernel(const __grid_constant__ LossProblem<T> p,
                          typename LossProblem<T>::Accumulator* target_logit,
                          const __grid_constant__ RowColumns columns) {
   using A = typename LossProblem<T>::Accumulator;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t row =
-      static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + static_cast<int>(threadIdx.x) / 32;
-  if (row >= p.batch) return;  // whole warps
-  const int64_t target = p.target[row];
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int64_t target = row < p.batch ? p.target[row] : p.ignore_index;
   const bool counts = target != p.ignore_index;
   const bool valid = counts && valid_class(p, target);
   A sum = 0;
   if (valid) {
     const T* h = p.input + row * p.input_stride;
     const T* w = p.weight + target * p.weight_stride;
-    for (int64_t d = lane * kColumns; d < p.dim; d += 32 * kColumns) {
+    for (int64_t d = threadIdx.x * kColumns; d < p.dim; d += blockDim.x * kColumns) {
       const Columns<A> x = read_columns<A>(h, d, columns), y = read_columns<A>(w, d, columns);
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) sum += x.at[k] * y.at[k];
     }
   }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-  if (lane != 0) return;
+  for (unsigned offset = blockDim.x / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(~0u, sum, static_cast<int>(offset));
+  }
+  if (threadIdx.x != 0 || row >= p.batch) return;
   A logit = 0;
   if (valid) {
     if (p.bias != nullptr) sum += to_accumulator(p.bias[target]);
@@ -88,9 +86,13 @@ cudaError_t target_logits(const LossProblem<T>& problem,
   if (problem.batch == 0) return cudaSuccess;
   const bool aligned = has_aligned_columns(problem.input, problem.input_stride) &&
                        has_aligned_columns(problem.weight, problem.weight_stride);
-  return launch(target_logits_kernel<T>,
-                static_cast<unsigned>(ceil_div(problem.batch, kWarpsPerBlock)), 32 * kWarpsPerBlock,
-                0, stream, problem, results.target_logit, row_columns(problem.dim, aligned));
+  // Two accesses each, or more where a warp isn't enough: a sum over lanes costs as much as they.
+  unsigned share = 32;
+  while (share > 1 && share * kColumns >= problem.dim) share /= 2;
+  const unsigned rows = kRowThreads / share;
+  return launch(target_logits_kernel<T>, static_cast<unsigned>(ceil_div(problem.batch, rows)),
+                dim3(share, rows), 0, stream, problem, results.target_logit,
+                row_columns(problem.dim, aligned));
 }
 
 template <class T>

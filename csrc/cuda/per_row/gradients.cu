@@ -15,7 +15,8 @@ namespace {
 
 constexpr int kThreads = 32 * kGatherWarps;
 
-// c = k p dz/dx with x = (h · W + b) / τ, from z = softcap · tanh(x / softcap) − log n.
+// c = k p dz/dx with x = (h · W + b) / τ, from z = softcap · tanh(x / softcap) − log n. Threads of
+// x share a row, so that short rows leave none of a block idle.
 template <class T>
 __global__ void __launch_bounds__(kElementThreads)
     row_coefficients_kernel(const __grid_constant__ PerRowProblem<T> p,
@@ -24,11 +25,13 @@ __global__ void __launch_bounds__(kElementThreads)
                             typename PerRowProblem<T>::Accumulator* logits, int64_t* classes,
                             int64_t* entries) {
   using A = typename PerRowProblem<T>::Accumulator;
-  const int64_t row = blockIdx.x;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  if (row >= p.batch) return;
   const bool counted = p.counted == nullptr || p.counted[row];
   const A k = counted ? row_scale[row] * p.inv_temperature : A(0);
-  for (int64_t s = static_cast<int64_t>(blockIdx.y) * kElementThreads + threadIdx.x; s < p.samples;
-       s += static_cast<int64_t>(gridDim.y) * kElementThreads) {
+#pragma unroll 1  // a number of turns to unroll would take a division of 64 bits
+  for (int64_t s = blockIdx.y * blockDim.x + threadIdx.x; s < p.samples;
+       s += gridDim.y * blockDim.x) {
     const int64_t at = row * p.samples + s;
     const A z = logits[at];
     const int64_t id = p.ids[at];
@@ -176,8 +179,12 @@ cudaError_t row_coefficients(const PerRowProblem<T>& problem,
                              typename PerRowProblem<T>::Accumulator* logits, int64_t* classes,
                              int64_t* entries, cudaStream_t stream) {
   if (problem.batch == 0 || problem.samples == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(problem.batch), row_blocks(problem.samples));
-  return launch(row_coefficients_kernel<T>, grid, kElementThreads, 0, stream, problem, lse,
+  unsigned share = 1;
+  while (share < kElementThreads && share < problem.samples) share *= 2;
+  const unsigned rows = kElementThreads / share;
+  const dim3 grid(static_cast<unsigned>(ceil_div(problem.batch, rows)),
+                  row_blocks(problem.samples));
+  return launch(row_coefficients_kernel<T>, grid, dim3(share, rows), 0, stream, problem, lse,
                 row_scale, logits, classes, entries);
 }
 

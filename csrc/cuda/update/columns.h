@@ -12,58 +12,56 @@ namespace ssc::cuda {
 static_assert(32 * kColumns == kSumWidth);
 
 // Columns [c, c + 4) of a row that has `length`; zeros beyond. wide: `row` is aligned to them, and
-// none or all of them are there.
+// all of them are there.
 template <bool kWide, class T, class X>
-__device__ __forceinline__ Columns<T> read_columns(const X* row, int64_t c, int64_t length) {
-  if constexpr (!kWide) return read_part<T>(row + c, length - c);
-  if (c < length) return read_whole<T>(row + c);
-  return {};
+__device__ __forceinline__ Columns<T> read_columns(const X* row, int c, int length) {
+  if constexpr (kWide) return read_whole<T>(row + c);
+  return read_part<T>(row + c, length - c);
 }
 
 template <bool kWide, class X>
-__device__ __forceinline__ void write_columns(const Columns<X>& x, X* row, int64_t c,
-                                              int64_t length) {
-  if constexpr (!kWide) {
-    write_part(x, row + c, length - c);
-  } else if (c < length) {
+__device__ __forceinline__ void write_columns(const Columns<X>& x, X* row, int c, int length) {
+  if constexpr (kWide) {
     write_whole(x, row + c);
+  } else {
+    write_part(x, row + c, length - c);
   }
 }
 
 // --- rounding to 16 bits --------------------------------------------------------------------------
 
-__device__ __forceinline__ unsigned round_with(float x, unsigned random, __nv_bfloat16) {
-  return round_to_bf16(__float_as_uint(x), random);
-}
-__device__ __forceinline__ unsigned round_with(float x, unsigned random, __half) {
-  return round_to_fp16(__float_as_uint(x), random);
+// NaN if one of the columns is, and perhaps where some are infinite or very large.
+__device__ __forceinline__ float with_any_nan(float sum, const Columns<float>& x) {
+  return fmaf(x.at[0], x.at[1], fmaf(x.at[2], x.at[3], sum));
 }
 
-__device__ __forceinline__ bool all_finite(const Columns<float>& x) {
-  float zero = 0;
+// NaN becomes the one of round_to_bf16, of which random bits change nothing: they don't reach the
+// upper half. Nor do they reach that of infinity.
+__device__ __forceinline__ void keep_nan(Columns<float>& x) {
 #pragma unroll
-  for (const float each : x.at) zero += each * 0.0f;
-  return zero == 0.0f;
+  for (float& each : x.at) {
+    if (each != each) each = __uint_as_float((__float_as_uint(each) | 0x400000u) & 0xffff0000u);
+  }
 }
 
-// The bits of two bf16, as they lie in memory, of which round_to_bf16 is the upper half of a sum.
-__device__ __forceinline__ unsigned round_finite(float x, float y, unsigned random) {
-  const unsigned first = __float_as_uint(x) + (random & 0xffffu);
-  const unsigned second = __float_as_uint(y) + (random >> 16);
-  return first >> 16 | (second & 0xffff0000u);
+// The bits of two bf16, as they lie in memory: round_to_bf16 is the upper half of a sum.
+__device__ __forceinline__ unsigned round_pair(float x, float y, unsigned random) {
+  return __byte_perm(__float_as_uint(x) + (random & 0xffffu), __float_as_uint(y) + (random >> 16),
+                     0x7632);
 }
 
-// random: 16 bits for each column.
+// random: 16 bits for each column. For bf16 after keep_nan.
 template <class X>
-__device__ __forceinline__ Columns<X> rounded(const Columns<float>& x, uint64_t random) {
-  const auto low = static_cast<unsigned>(random), high = static_cast<unsigned>(random >> 32);
+__device__ __forceinline__ Columns<X> rounded(const Columns<float>& x, uint2 random) {
   uint2 words;
-  if (std::is_same_v<X, __nv_bfloat16> && all_finite(x)) {
-    words.x = round_finite(x.at[0], x.at[1], low);
-    words.y = round_finite(x.at[2], x.at[3], high);
+  if constexpr (std::is_same_v<X, __nv_bfloat16>) {
+    words = {round_pair(x.at[0], x.at[1], random.x), round_pair(x.at[2], x.at[3], random.y)};
   } else {
-    words.x = round_with(x.at[0], low & 0xffffu, X{}) | round_with(x.at[1], low >> 16, X{}) << 16;
-    words.y = round_with(x.at[2], high & 0xffffu, X{}) | round_with(x.at[3], high >> 16, X{}) << 16;
+    const auto of = [&](int k, unsigned bits) {
+      return round_to_fp16(__float_as_uint(x.at[k]), bits);
+    };
+    words.x = of(0, random.x & 0xffffu) | of(1, random.x >> 16) << 16;
+    words.y = of(2, random.y & 0xffffu) | of(3, random.y >> 16) << 16;
   }
   Columns<X> to;
   memcpy(static_cast<void*>(to.at), &words, sizeof(words));

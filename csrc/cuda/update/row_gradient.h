@@ -12,7 +12,22 @@ struct RowGradient {
   const int64_t *ids, *order;
   int64_t dim, count, row, from;
   const uint32_t* used;
-  bool alone;  // `from` is the only one
+  bool alone;      // `from` is the only one
+  const P* first;  // its gradient
+
+  __device__ __forceinline__ RowGradient(const P* values, const int64_t* ids, const int64_t* order,
+                                         int64_t dim, int64_t count, int64_t row, int64_t from,
+                                         const uint32_t* used, bool alone)
+      : values(values),
+        ids(ids),
+        order(order),
+        dim(dim),
+        count(count),
+        row(row),
+        from(from),
+        used(used),
+        alone(alone),
+        first(values == nullptr ? nullptr : source(from)) {}
 
   __device__ __forceinline__ const P* source(int64_t n) const {
     return values + (order == nullptr ? n : order[n]) * dim;
@@ -40,8 +55,8 @@ struct RowGradient {
 
   // Columns of their sum. For whole warps.
   template <bool kWide, class T>
-  __device__ __forceinline__ Columns<T> sum(int64_t c, int64_t length) const {
-    Columns<T> g = read_columns<kWide, T>(source(from), c, length);
+  __device__ __forceinline__ Columns<T> sum(int c, int length) const {
+    Columns<T> g = read_columns<kWide, T>(first, c, length);
     if (alone) return g;
     int64_t last = from;
     bool zeros = false;  // some were left out

@@ -1,7 +1,10 @@
 // The tasks and debts of the positions of an update, a lane each: a debt takes some hundred
-// operations in double, which a warp per row would do 32 times. 56 bytes of a position are written
-// and as many of the history read; of gradients only those of repeats are looked at. A GPU's sparse
-// gradients have rows of zeros with id 0 in the place of a class's repeats, thousands perhaps.
+// operations in double, which a warp per row would do 32 times. Of a position 25 bytes are written,
+// or 49 in double, and 56 of the history read; of gradients only those of repeats are looked at. A
+// GPU's sparse gradients have rows of zeros with id 0 in the place of a class's repeats, thousands
+// perhaps.
+#include <type_traits>
+
 #include "csrc/cuda/device/grid.h"
 #include "csrc/cuda/update/update.h"
 
@@ -19,9 +22,10 @@ __device__ __forceinline__ bool is_zero(const Bits* row, int64_t dim) {
 }
 
 template <class Bits>
-__global__ void __launch_bounds__(kElementThreads)
+__global__ void __launch_bounds__(kElementThreads, 4)
     plan_rows_kernel(const __grid_constant__ PlannedRows update, const StepNumbers* numbers,
                      const __grid_constant__ RowPlan plan) {
+  using T = std::conditional_t<sizeof(Bits) == 8, double, float>;  // of the update's arithmetic
   if (numbers->stopped) return;
   const bool steps = update.values != nullptr;
   const int64_t now = numbers->step.step;
@@ -42,8 +46,11 @@ __global__ void __launch_bounds__(kElementThreads)
       const int64_t paid = atomicExch(update.last_step + row, static_cast<int32_t>(now));
       if (paid < due) {
         task = RowTask::pay;
-        plan.debts[at] = row_debts<ScalarLane>(numbers->options, update.history, due,
-                                               paid_steps(update.history, paid, due));
+        const Debt d = row_debts<ScalarLane>(numbers->options, update.history, due,
+                                             paid_steps(update.history, paid, due));
+        static_cast<Debts<T>*>(plan.debts)[at] = {
+            static_cast<T>(d.keep),  static_cast<T>(d.beta1),     static_cast<T>(d.beta2),
+            static_cast<T>(d.moves), static_cast<T>(d.eps_share), static_cast<T>(d.mixed)};
       } else if (!steps) {
         task = RowTask::none;
       }

@@ -5,6 +5,7 @@
 #include "csrc/cuda/device/grid.h"
 #include "csrc/cuda/update/arithmetic.h"
 #include "csrc/cuda/update/columns.h"
+#include "csrc/cuda/update/random_bits.h"
 #include "csrc/cuda/update/row_gradient.h"
 #include "csrc/cuda/update/update.h"
 
@@ -13,7 +14,9 @@ namespace {
 
 using A = Arithmetic;
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+// Of a row: those of the next turn are an int too.
+constexpr int64_t kMostColumns = (int64_t{1} << 31) - 2 * kSumWidth;
 
 // The second moment of a row-wise rule: its root before and after.
 template <class T>
@@ -25,8 +28,8 @@ struct Roots {
 template <class T>
 struct RowStep {
   UpdateRule rule;
-  bool pays, steps, momentum;
-  Debts<T> debt;
+  bool steps, momentum;
+  const Debts<T>* debt;  // null: the row doesn't pay; read anew each turn, as registers are few
   Roots<T> roots;
 };
 
@@ -34,18 +37,19 @@ struct RowStep {
 template <class T>
 __device__ __forceinline__ void pay_columns(const RowStep<T>& row, Columns<T>& p, Columns<T>& m,
                                             Columns<T>& v) {
+  const Debts<T> debt = *row.debt;
   if (row.rule == UpdateRule::sgd) {
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) pay_sgd<A, T>(row.debt, p.at[k], m.at[k]);
+    for (int k = 0; k < kColumns; ++k) pay_sgd<A, T>(debt, p.at[k], m.at[k]);
     return;
   }
-  const bool takes_root = !is_row_wise(row.rule) && row.debt.moves != T(0);
+  const bool takes_root = !is_row_wise(row.rule) && debt.moves != T(0);
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) {
     T x = is_row_wise(row.rule) ? row.roots.old : v.at[k];
     if (takes_root) x = A::root(x);
-    pay_adam<A, T>(row.debt, x, p.at[k], m.at[k]);
-    v.at[k] = A::mul(v.at[k], static_cast<T>(row.debt.beta2));
+    pay_adam<A, T>(debt, x, p.at[k], m.at[k]);
+    v.at[k] = A::mul(v.at[k], debt.beta2);
   }
 }
 
@@ -86,13 +90,34 @@ __device__ __forceinline__ void step_columns(const ElementScalars<T>& s, const R
   }
 }
 
-template <bool kWide, class P, class S>
+// Where a row begins in matrices with the parameter's stride and in those with its width.
+struct RowBegin {
+  int64_t param, state;
+};
+
+// The columns of a lane. Lanes beyond the end of a wide row compute with its last columns, and
+// write nothing.
+struct Turn {
+  int own, length;
+  int c;  // to be read
+
+  template <bool kWide>
+  __device__ __forceinline__ static Turn at(int own, int length) {
+    return {own, length, kWide && own > length - kColumns ? length - kColumns : own};
+  }
+};
+
+// kAdam: the rule is Adam, the one with two moments of each element. What it never asks and never
+// holds leaves its kernel the registers that it needs.
+template <bool kWide, bool kAdam, class P, class S>
 class RowKernel {
  public:
   using T = typename AccumulatorOf<P>::Type;
 
-  __device__ __forceinline__ RowKernel(const RowUpdate<P, S>& update, const StepNumbers* numbers)
+  __device__ __forceinline__ RowKernel(const RowUpdate<P, S>& update, const StepNumbers* numbers,
+                                       const RoundKeys& keys)
       : u_(update),
+        keys_(keys),
         scalars_(element_scalars<T>(numbers->options, numbers->step)),
         now_(numbers->step.step),
         lane_(static_cast<int>(threadIdx.x) % 32) {}
@@ -102,109 +127,77 @@ class RowKernel {
     const RowTask task = plan.tasks == nullptr ? RowTask::step : plan.tasks[at];
     if (task == RowTask::none) return;
     const int64_t row = u_.ids == nullptr ? n : u_.ids[n];
-    const int64_t left = u_.total - row * u_.dim, length = left < u_.dim ? left : u_.dim;
+    const int64_t left = u_.total - row * u_.dim;
+    const auto length = static_cast<int>(left < u_.dim ? left : u_.dim);
     const bool alone = plan.used == nullptr || n + 1 >= u_.count || u_.ids[n + 1] != row;
-    const RowGradient<P> gradient = {u_.values, u_.ids, u_.order,  u_.dim, u_.count,
-                                     row,       n,      plan.used, alone};
-    RowStep<T> step = {u_.rule, task == RowTask::pay, u_.values != nullptr, u_.first != nullptr, {},
-                       {}};
-    if (step.pays) {
-      const Debt& d = plan.debts[at];
-      step.debt = {static_cast<T>(d.keep),  static_cast<T>(d.beta1),     static_cast<T>(d.beta2),
-                   static_cast<T>(d.moves), static_cast<T>(d.eps_share), static_cast<T>(d.mixed)};
+    const RowGradient<P> gradient(u_.values, u_.ids, u_.order, u_.dim, u_.count, row, n, plan.used,
+                                  alone);
+    RowStep<T> step = {u_.rule, u_.values != nullptr, u_.first != nullptr, nullptr, {}};
+    if (kAdam) step.rule = UpdateRule::adam;
+    if (task == RowTask::pay) step.debt = static_cast<const Debts<T>*>(plan.debts) + at;
+    const RowBegin begin = {row * u_.stride, row * u_.dim};
+    if (!kAdam && u_.row_second != nullptr) {
+      step.roots = update_row_second(gradient, step, begin, row, length);
     }
-    if (u_.row_second != nullptr) step.roots = update_row_second(gradient, step, row, length);
-    for (int64_t c = lane_ * kColumns; c - lane_ * kColumns < length; c += kSumWidth) {
-      update_columns(gradient, step, row, length, c);
-    }
+    update_row(gradient, step, begin, row, length);
   }
 
  private:
-  __device__ __forceinline__ Columns<T> read_param(int64_t row, int64_t length, int64_t c) const {
-    Columns<T> p = read_columns<kWide, T>(u_.param + row * u_.stride, c, length);
+  __device__ __forceinline__ Columns<T> read_param(const RowBegin& begin, const Turn& at) const {
+    Columns<T> p = read_columns<kWide, T>(u_.param + begin.param, at.c, at.length);
     if (u_.compensation != nullptr) {
-      const Columns<T> rest = read_columns<kWide, T>(u_.compensation + row * u_.dim, c, length);
+      const auto rest = read_columns<kWide, T>(u_.compensation + begin.state, at.c, at.length);
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) p.at[k] += rest.at[k];
     }
     return p;
   }
 
-  // Random bits are drawn for two arrays at a time; where there are three, the last two late, since
-  // registers are few.
-  __device__ __forceinline__ void write_arrays(const Columns<T>& p, const Columns<T>& m,
-                                               const Columns<T>& v, int64_t row, int64_t length,
-                                               int64_t c) const {
-    using enum RoundedArray;
-    const bool of_param = sizeof(P) == 2 && u_.rounding == Rounding::stochastic;
-    const bool of_first = sizeof(S) == 2 && u_.first != nullptr;
-    const bool of_second = sizeof(S) == 2 && u_.second != nullptr;
-    uint64_t random = 0, other = 0;
-    if (of_first && of_second) {
-      if (of_param) random = philox_draw(rounding_key(u_.seed, now_, row, param), c / kColumns);
-    } else if (of_param || of_first || of_second) {
-      draw_two(row, c, param, of_second ? second : first, random, other);
-    }
-    write_param(p, random, row, length, c);
-    random = other;
-    if (of_first && of_second) draw_two(row, c, first, second, random, other);
-    if (u_.first != nullptr) write_moment(m, u_.first, random, row, length, c);
-    if (u_.second != nullptr) write_moment(v, u_.second, other, row, length, c);
+  __device__ __forceinline__ bool has_first() const { return kAdam || u_.first != nullptr; }
+  __device__ __forceinline__ bool has_second() const { return kAdam || u_.second != nullptr; }
+  __device__ __forceinline__ bool rounds_param() const {
+    return sizeof(P) == 2 && u_.rounding == Rounding::stochastic;
   }
 
-  // Neighbouring lanes have draws of the same counter: each computes one array's, and they swap.
-  // For whole warps.
-  __device__ __forceinline__ void draw_two(int64_t row, int64_t c, RoundedArray a, RoundedArray b,
-                                           uint64_t& of_a, uint64_t& of_b) const {
-    const bool odd = lane_ % 2 != 0;
-    const int own = odd ? static_cast<int>(b) : static_cast<int>(a);
-    const PhiloxKey key = rounding_key(u_.seed, now_, row, static_cast<RoundedArray>(own));
-    const auto counter = key.offset + static_cast<uint64_t>(c / (2 * kColumns));
-    const PhiloxWords<uint64_t> w =
-        philox4x32_10<ScalarLane>(philox_counter<ScalarLane>(counter, key.subsequence), key.seed);
-    const uint64_t of_even = join_words<ScalarLane>(w.w0, w.w1);
-    const uint64_t of_odd = join_words<ScalarLane>(w.w2, w.w3);
-    const uint64_t swapped = __shfl_xor_sync(~0u, odd ? of_even : of_odd, 1);
-    of_a = odd ? swapped : of_even;
-    of_b = odd ? of_odd : swapped;
-  }
-
-  __device__ __forceinline__ void write_param(const Columns<T>& p, uint64_t random, int64_t row,
-                                              int64_t length, int64_t c) const {
-    P* const to = u_.param + row * u_.stride;
+  __device__ __forceinline__ void write_param(const Columns<T>& p, ColumnBits random,
+                                              const RowBegin& begin, const Turn& at) const {
+    if (kWide && at.c != at.own) return;
+    P* const to = u_.param + begin.param;
     if constexpr (sizeof(P) == 2) {
-      if (u_.rounding == Rounding::stochastic) {
-        write_columns<kWide>(rounded<P>(p, random), to, c, length);
+      if (rounds_param()) {
+        write_columns<kWide>(rounded<P>(p, random), to, at.c, at.length);
         return;
       }
     }
     const Columns<P> stored = rounded<P>(p);
-    write_columns<kWide>(stored, to, c, length);
+    write_columns<kWide>(stored, to, at.c, at.length);
     if (u_.compensation == nullptr) return;
     Columns<T> rest;
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) rest.at[k] = p.at[k] - to_accumulator(stored.at[k]);
-    write_columns<kWide>(rounded<P>(rest), u_.compensation + row * u_.dim, c, length);
+    write_columns<kWide>(rounded<P>(rest), u_.compensation + begin.state, at.c, at.length);
   }
 
-  __device__ __forceinline__ void write_moment(const Columns<T>& x, S* rows, uint64_t random,
-                                               int64_t row, int64_t length, int64_t c) const {
-    S* const to = rows + row * u_.dim;
+  __device__ __forceinline__ void write_moment(const Columns<T>& x, S* rows, ColumnBits random,
+                                               const RowBegin& begin, const Turn& at) const {
+    if (kWide && at.c != at.own) return;
+    S* const to = rows + begin.state;
     if constexpr (sizeof(S) == 2) {
-      write_columns<kWide>(rounded<S>(x, random), to, c, length);
+      write_columns<kWide>(rounded<S>(x, random), to, at.c, at.length);
     } else {
-      write_columns<kWide>(x, to, c, length);
+      write_columns<kWide>(x, to, at.c, at.length);
     }
   }
 
   __device__ __forceinline__ Roots<T> update_row_second(const RowGradient<P>& gradient,
-                                                        const RowStep<T>& step, int64_t row,
-                                                        int64_t length) const {
+                                                        const RowStep<T>& step,
+                                                        const RowBegin& begin, int64_t row,
+                                                        int length) const {
     T v = u_.row_second[row];
     Roots<T> roots = {A::root(v), T(0)};
-    if (step.pays) v = A::mul(v, static_cast<T>(step.debt.beta2));
+    if (step.debt != nullptr) v = A::mul(v, step.debt->beta2);
     if (step.steps) {
-      const T sum = sum_of_squares(gradient, row, length);
+      const T sum = sum_of_squares(gradient, begin, length);
       v = add_square<A>(scalars_, A::div(sum, static_cast<T>(length)), v, is_adam(step.rule));
       roots.now = A::root(v);
     }
@@ -213,13 +206,14 @@ class RowKernel {
     return roots;
   }
 
-  __device__ __forceinline__ T sum_of_squares(const RowGradient<P>& gradient, int64_t row,
-                                              int64_t length) const {
+  __device__ __forceinline__ T sum_of_squares(const RowGradient<P>& gradient, const RowBegin& begin,
+                                              int length) const {
     Columns<T> sums = {};
-    for (int64_t c = lane_ * kColumns; c - lane_ * kColumns < length; c += kSumWidth) {
-      const Columns<T> g = gradient.template sum<kWide, T>(c, length);
+    for (int c = lane_ * kColumns; c - lane_ * kColumns < length; c += kSumWidth) {
+      const Turn at = Turn::at<kWide>(c, length);
+      const Columns<T> g = gradient.template sum<kWide, T>(at.c, length);
       Columns<T> p = {};
-      if (scalars_.l2 != T(0)) p = read_param(row, length, c);
+      if (scalars_.l2 != T(0)) p = read_param(begin, at);
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
         const T full = full_gradient<A>(scalars_, g.at[k], p.at[k]);
@@ -229,32 +223,102 @@ class RowKernel {
     return sum_of_columns(sums);
   }
 
-  __device__ __forceinline__ void update_columns(const RowGradient<P>& gradient,
-                                                 const RowStep<T>& step, int64_t row,
-                                                 int64_t length, int64_t c) const {
-    Columns<T> g = {}, m = {}, v = {};
-    if (step.steps) g = gradient.template sum<kWide, T>(c, length);
-    Columns<T> p = read_param(row, length, c);
-    if (u_.first != nullptr) m = read_columns<kWide, T>(u_.first + row * u_.dim, c, length);
-    if (u_.second != nullptr) v = read_columns<kWide, T>(u_.second + row * u_.dim, c, length);
-    if (step.pays) pay_columns(step, p, m, v);
-    if (step.steps) step_columns(scalars_, step, g, p, m, v);
-    write_arrays(p, m, v, row, length, c);
+  struct Numbers {
+    Columns<T> p, m, v;
+  };
+
+  // Columns [c, c + 4) with their debts paid and the step taken.
+  __device__ __forceinline__ Numbers updated(const RowGradient<P>& gradient, const RowStep<T>& step,
+                                             const RowBegin& begin, const Turn& at) const {
+    Columns<T> g = {};
+    Numbers x = {};
+    if (step.steps) g = gradient.template sum<kWide, T>(at.c, at.length);
+    x.p = read_param(begin, at);
+    if (has_first()) x.m = read_columns<kWide, T>(u_.first + begin.state, at.c, at.length);
+    if (has_second()) x.v = read_columns<kWide, T>(u_.second + begin.state, at.c, at.length);
+    if (step.debt != nullptr) pay_columns(step, x.p, x.m, x.v);
+    if (step.steps) step_columns(scalars_, step, g, x.p, x.m, x.v);
+    return x;
   }
 
+  __device__ __forceinline__ void update_row(const RowGradient<P>& gradient, const RowStep<T>& step,
+                                             const RowBegin& begin, int64_t row, int length) const {
+    const RowDraws draws(keys_, now_, row);
+    KeptBits<kWide> kept = {};
+    const int own = lane_ * kColumns;
+    for (int c = own; c - own < length; c += kSumWidth) {
+      const Turn at = Turn::at<kWide>(c, length);
+      const Numbers x = updated(gradient, step, begin, at);
+      if (kWide) __syncwarp();  // lanes beyond the end have read what another one writes
+      if constexpr (kDraws) {
+        round(without_nan(x), draws, kept, begin, at);
+      } else {
+        write_param(x.p, {}, begin, at);
+        if (has_first()) write_moment(x.m, u_.first, {}, begin, at);
+        if (has_second()) write_moment(x.v, u_.second, {}, begin, at);
+      }
+    }
+  }
+
+  // The numbers with NaN as rounding wants them.
+  __device__ __forceinline__ static Numbers without_nan(Numbers x) {
+    float all = 0;
+    if constexpr (sizeof(P) == 2) all = with_any_nan(all, x.p);
+    if constexpr (sizeof(S) == 2) all = with_any_nan(with_any_nan(all, x.m), x.v);
+    if (all != all) {
+      if constexpr (sizeof(P) == 2) keep_nan(x.p);
+      if constexpr (sizeof(S) == 2) keep_nan(x.m), keep_nan(x.v);
+    }
+    return x;
+  }
+
+  // Each counter has the bits of two lanes, and each lane computes one for both: the even lane that
+  // of one array and the odd lane that of another, or where one array is left over, those of this
+  // turn and of the next.
+  __device__ __forceinline__ void round(const Numbers& x, const RowDraws& draws,
+                                        KeptBits<kWide>& kept, const RowBegin& begin,
+                                        const Turn& at) const {
+    using enum RoundedArray;
+    const bool of_moments = sizeof(S) == 2 && (has_first() || has_second());
+    const RoundedArray moment = kAdam || !has_second() ? first : second;
+    RoundedArray left = moment;
+    if (kAdam && of_moments) {
+      left = second;
+    } else if (rounds_param()) {
+      left = param;
+    }
+    TwoDraws two = {};
+    if (of_moments && (kAdam || rounds_param())) {
+      two = draws.draw(draws.place(rounds_param() ? param : second, at.own),
+                       draws.place(moment, at.own));
+    } else if (of_moments || rounds_param()) {
+      two.of_even = two.of_odd = kept.draw(draws, left, at.own);
+    }
+    write_param(x.p, two.of_even, begin, at);
+    if (has_first()) write_moment(x.m, u_.first, two.of_odd, begin, at);
+    if (!has_second()) return;
+    if (kAdam && of_moments) {
+      two.of_odd = rounds_param() ? kept.draw(draws, left, at.own) : two.of_even;
+    }
+    write_moment(x.v, u_.second, two.of_odd, begin, at);
+  }
+
+  static constexpr bool kDraws = sizeof(P) == 2 || sizeof(S) == 2;
+
   const RowUpdate<P, S>& u_;
+  const RoundKeys& keys_;
   ElementScalars<T> scalars_;
   int64_t now_;
   int lane_;
 };
 
-template <bool kWide, class P, class S>
+template <bool kWide, bool kAdam, class P, class S>
 __global__ void __launch_bounds__(kThreads, sizeof(P) == 8 ? 2 : 4)
     row_update_kernel(const __grid_constant__ RowUpdate<P, S> update, const StepNumbers* numbers,
-                      const __grid_constant__ RowPlan plan) {
+                      const __grid_constant__ RowPlan plan,
+                      const __grid_constant__ RoundKeys keys) {
   if (numbers->stopped) return;
-  const RowKernel<kWide, P, S> kernel(update, numbers);
-  constexpr int kWarps = kThreads / 32;
+  const RowKernel<kWide, kAdam, P, S> kernel(update, numbers, keys);
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; at < plan.count;
        at += static_cast<int64_t>(gridDim.x) * kWarps) {
     kernel.run(plan, at);
@@ -290,7 +354,7 @@ RowPlan plan_in(void* workspace, int64_t count, bool chosen, bool owes, bool ste
   auto* const tasks = bits + (chosen ? ceil_div(size, 32) * 4 : 0);
   RowPlan plan{};
   plan.count = size;
-  if (owes) plan.debts = reinterpret_cast<Debt*>(bytes);
+  if (owes) plan.debts = bytes;
   if (chosen && steps) plan.used = reinterpret_cast<uint32_t*>(bits);
   if (chosen || owes) plan.tasks = reinterpret_cast<RowTask*>(tasks);
   return plan;
@@ -308,19 +372,25 @@ template <class P, class S>
 cudaError_t update_rows(const RowUpdate<P, S>& u, const StepNumbers* numbers, void* workspace,
                         cudaStream_t stream) {
   if (u.count == 0 || u.dim == 0) return cudaSuccess;
+  if (u.dim > kMostColumns) return cudaErrorInvalidValue;
   const bool steps = u.values != nullptr, owes = u.last_step != nullptr;
   RowPlan plan = plan_in(workspace, u.count, u.ids != nullptr, owes, steps);
   const PlannedRows rows = {
       u.ids, u.order, u.values, u.rows, u.dim, static_cast<int>(sizeof(P)), u.last_step, u.history};
-  const auto kernel = is_wide(u) ? row_update_kernel<true, P, S> : row_update_kernel<false, P, S>;
+  const bool wide = is_wide(u);
+  const auto kernel =
+      u.rule == UpdateRule::adam
+          ? (wide ? row_update_kernel<true, true, P, S> : row_update_kernel<false, true, P, S>)
+      : wide ? row_update_kernel<true, false, P, S>
+             : row_update_kernel<false, false, P, S>;
   for (const int64_t most = plan.count; plan.begin < u.count; plan.begin += most) {
     plan.count = std::min(most, u.count - plan.begin);
     if (plan.tasks != nullptr) {
       const cudaError_t error = plan_rows(rows, numbers, plan, stream);
       if (error != cudaSuccess) return error;
     }
-    const cudaError_t error =
-        launch(kernel, element_blocks(plan.count * 32), kThreads, 0, stream, u, numbers, plan);
+    const cudaError_t error = launch(kernel, element_blocks(plan.count * 32), kThreads, 0, stream,
+                                     u, numbers, plan, round_keys(u.seed));
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -80,7 +80,7 @@ enum class RowTask : uint8_t { none, step, pay };  // pay: and then step, if the
 struct RowPlan {
   int64_t begin, count;
   RowTask* tasks;  // [count]
-  Debt* debts;     // [count], where the task is `pay`
+  void* debts;     // Debts<Accumulator>[count], where the task is `pay`; room for doubles
   uint32_t* used;  // bit n: 0 for a repeat of the position before whose gradient is +0 throughout
 };
 
