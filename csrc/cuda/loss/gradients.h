@@ -57,7 +57,7 @@ struct InputGrad {
 template <class T>
 cudaError_t input_products(const GradChunk<T>& chunk, const InputGrad<T>& out, cudaStream_t stream);
 
-// What is left of dH: nothing where there is one split.
+// The rest of dH: nothing where there is one split.
 template <class T>
 cudaError_t input_grad(const GradChunk<T>& chunk, const InputGrad<T>& out, cudaStream_t stream);
 
