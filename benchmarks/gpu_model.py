@@ -18,8 +18,10 @@ the operands, its traffic is not counted as memory traffic.
 Instructions are those of the PTX for 8.0 as an executor runs it (tests/ptx/README.md), for each
 mma or fused multiply-add of a matmul, and for each 128 bytes of the others' traffic. They were
 counted without bias at B=512 S=2048 (plain float32 at B=256 S=1024) and D=512, `score` at D=128 as
-well. The machine's own are fewer: PTX loads every parameter by one of its own. "us before" is the
-bound by the counts from before the epilogues and element-wise kernels were rewritten (26209ca).
+well; float32's matmuls, tf32 or not, at D=64 and D=128. The machine's own are fewer: PTX loads
+every parameter by one of its own. "us before" is the
+bound by the counts from before the epilogues and element-wise kernels were rewritten (26209ca),
+when input_grad was a kernel of its own for any number of splits.
 
 Rates: the makers' data sheets (dense, boost clock). Tensor cores are programmed through mma.sync,
 which on Hopper reaches 0.62 of the peak that needs wgmma (Luo et al., "Dissecting the NVIDIA Hopper
@@ -114,11 +116,11 @@ def by_width(at_512: float, at_128: float) -> Count:
 # By kernel and dtype: before, now.
 HALF = {
     "target_logits": (Count(13.4), Count(14.9)),
-    "score": (by_width(7.71, 20.60), by_width(5.41, 9.94)),
+    "score": (by_width(7.71, 20.60), by_width(3.98, 8.78)),
     "probabilities": (Count(21.3), Count(13.9)),
-    "input_products": (Count(5.69), Count(4.88)),
+    "input_products": (Count(5.69), Count(3.70)),
     "input_grad": (Count(28.0), Count(15.0)),
-    "weight_products": (Count(7.41), Count(5.21)),
+    "weight_products": (Count(7.41), Count(4.88)),
     "class_grads": (Count(50.1), Count(16.9)),
 }
 SINGLE = {  # the others are those of float32
@@ -133,15 +135,15 @@ COUNTS = {
     "tf32": SINGLE
     | {
         "probabilities": (Count(15.5), Count(12.4)),
-        "score": (by_width(8.56, 15.01), by_width(7.66, 9.92)),
-        "input_products": (Count(9.12), Count(6.57)),
-        "weight_products": (Count(10.74), Count(7.13)),
+        "score": (by_width(8.56, 15.01), by_width(6.16, 8.56)),
+        "input_products": (Count(9.12), Count(4.48)),
+        "weight_products": (Count(10.74), Count(5.54)),
     },
     "float32": SINGLE
     | {
-        "score": (by_width(1.593, 1.841), by_width(1.23, 1.29)),
-        "input_products": (Count(1.532), Count(1.30)),
-        "weight_products": (Count(1.343), Count(1.28)),
+        "score": (by_width(1.593, 1.841), by_width(1.23, 1.31)),
+        "input_products": (Count(1.532), Count(1.21)),
+        "weight_products": (Count(1.343), Count(1.27)),
     },
 }
 BEFORE, NOW = 0, 1
@@ -191,19 +193,42 @@ def matmul_flop(m: int, n: int, k: int, size: int) -> float:
     return 2.0 * tiles(m) * tiles(n) * TILE**2 * math.ceil(k / depth) * depth
 
 
-def step_work(batch: int, dim: int, samples: int, dtype: str, gpu: Gpu) -> Iterator[Work]:
+@dataclass(frozen=True)
+class Chunks:
+    """How csrc/cuda/loss/step.cu cuts a batch."""
+
+    rows: int
+    row_bytes: int
+    input_splits: int  # of the samples
+
+
+def chunks_of(batch: int, dim: int, samples: int, size: int, gpu: Gpu) -> Chunks:
+    def row_bytes(splits: int) -> int:
+        logits = samples * (4 if size == 4 else 4 + size)  # P takes the place of floats
+        return logits + (4 * dim * splits if splits > 1 else 0)
+
+    def rows(splits: int) -> int:
+        most = max(1, CHUNK_BYTES // row_bytes(splits))
+        return min(most // TILE * TILE if most > TILE else most, batch)
+
+    blocks = tiles(rows(1)) * tiles(dim)
+    splits = max(1, min(gpu.multiprocessors // blocks, tiles(samples, 8 * TILE)))
+    return Chunks(rows(splits), row_bytes(splits), splits)
+
+
+def step_work(
+    batch: int, dim: int, samples: int, dtype: str, gpu: Gpu, when: int = NOW
+) -> Iterator[Work]:
     """The kernels of a step without bias, in their order; sparse gradients of S + B rows."""
     size = SIZES[dtype]
-    in_place = size == 4  # P takes the place of the logits
-    row_bytes = samples * (4 if in_place else 4 + size) + 4 * dim
-    chunk = max(1, CHUNK_BYTES // row_bytes)
-    chunk = min(chunk // TILE * TILE if chunk > TILE else chunk, batch)
+    cut = chunks_of(batch, dim, samples, size, gpu)
+    chunk, splits = cut.rows, cut.input_splits
     chunks = math.ceil(batch / chunk)
     logits, exps = 4.0 * batch * samples, float(size * batch * samples)
     inputs, gathered = float(size * batch * dim), float(size * samples * dim)
     entries = samples + batch
     # A chunk's logits and P are written and read again: from L2 where they fit beside the operands.
-    held = row_bytes * chunk + gathered + inputs / chunks <= gpu.l2_bytes
+    held = cut.row_bytes * chunk + gathered + inputs / chunks <= gpu.l2_bytes
     spilled = 0.0 if held else 1.0
 
     def l2(traffic: Callable[[int], Traffic]) -> float:
@@ -221,15 +246,19 @@ def step_work(batch: int, dim: int, samples: int, dtype: str, gpu: Gpu) -> Itera
         2 * chunks,
     )
     yield Work("probabilities", 0.0, logits + exps, spilled * (logits + exps), chunks)
-    partial = 4.0 * batch * dim
+    # One split's products go out as dH, W of the targets added on the way.
+    merged = splits == 1 and when == NOW
+    partial = 4.0 * splits * batch * dim
     yield Work(
         "input_products",
         matmul_flop(batch, dim, samples, size),
-        l2(lambda rows: matmul_traffic(rows, dim, samples, size)),
-        spilled * (exps + gathered * chunks),
+        l2(lambda rows: matmul_traffic(rows, dim, samples, size, result_size=0))
+        + (2 * inputs if merged else partial),
+        spilled * (exps + gathered * chunks) + (2 * inputs if merged else spilled * partial),
         chunks,
     )
-    yield Work("input_grad", 0.0, partial + 2 * inputs, inputs + spilled * partial + inputs, chunks)
+    if not merged:
+        yield Work("input_grad", 0.0, partial + 2 * inputs, 2 * inputs + spilled * partial, chunks)
     sums = 4.0 * samples * dim  # stored by the first chunk; the others read them too
     yield Work(
         "weight_products",
@@ -261,7 +290,7 @@ def step_time(shape: tuple[int, int, int], dtype: str, gpu: Gpu, when: int = NOW
     """Seconds of all kernels and launches."""
     return sum(
         max(bounds(work, gpu, dtype, shape[1], when).values()) + work.launches * LAUNCH
-        for work in step_work(*shape, dtype, gpu)
+        for work in step_work(*shape, dtype, gpu, when)
     )
 
 
@@ -278,14 +307,19 @@ def print_sheet(gpu: Gpu, shape: tuple[int, int, int], dtype: str) -> None:
         f" {'arithmetic':>10s} {'L2':>9s} {'memory':>9s} {'issue':>9s}"
     )
     launches = 0
+    slower = {
+        work.kernel: max(bounds(work, gpu, dtype, dim, BEFORE).values())
+        for work in step_work(batch, dim, samples, dtype, gpu, BEFORE)
+    }
     for work in step_work(batch, dim, samples, dtype, gpu):
         limits = bounds(work, gpu, dtype, dim)
-        before = max(bounds(work, gpu, dtype, dim, BEFORE).values())
         by, seconds = max(limits.items(), key=lambda item: item[1])
         launches += work.launches
         parts = " ".join(f"{1e6 * limit:9.1f}" for limit in limits.values())
-        times = f"{1e6 * seconds:9.1f} {1e6 * before:9.1f}"
+        times = f"{1e6 * seconds:9.1f} {1e6 * slower.pop(work.kernel):9.1f}"
         print(f"  {work.kernel:16s} {times}  {by:10s}  {parts}")
+    for kernel, seconds in slower.items():
+        print(f"  {kernel:16s} {'-':>9s} {1e6 * seconds:9.1f}")
     whole, before = (step_time(shape, dtype, gpu, when) for when in (NOW, BEFORE))
     useful = 6.0 * batch * dim * samples
     print(

@@ -27,20 +27,29 @@ void land(Thread& thread, size_t count, const void* pc) {
   abort_launch();
 }
 
-}  // namespace
-
-void async_copy(void* shared, const void* global, int bytes) {
-  Thread& thread = *running.current;
-  const void* pc = __builtin_return_address(0);
+void issue(void* shared, const void* data, int bytes, const void* pc) {
   const auto mask = static_cast<uint64_t>(bytes) - 1;
   if ((reinterpret_cast<uint64_t>(shared) & mask) != 0) reject(pc, "destination", shared, bytes);
   PendingCopy copy{static_cast<std::byte*>(shared), {}, static_cast<uint8_t>(bytes)};
-  if ((reinterpret_cast<uint64_t>(global) & mask) != 0) reject(pc, "source", global, bytes);
-  checks_access(global, static_cast<uint32_t>(bytes), Access::read, pc);
-  std::memcpy(copy.data, global, static_cast<size_t>(bytes));
+  std::memcpy(copy.data, data, static_cast<size_t>(bytes));
   checks_copy_issued(shared, static_cast<uint32_t>(bytes), pc);
   std::memset(shared, kPoison, static_cast<size_t>(bytes));
-  thread.copies.push_back(copy);
+  running.current->copies.push_back(copy);
+}
+
+}  // namespace
+
+void async_copy(void* shared, const void* global, int bytes) {
+  const void* pc = __builtin_return_address(0);
+  const auto mask = static_cast<uint64_t>(bytes) - 1;
+  if ((reinterpret_cast<uint64_t>(global) & mask) != 0) reject(pc, "source", global, bytes);
+  checks_access(global, static_cast<uint32_t>(bytes), Access::read, pc);
+  issue(shared, global, bytes, pc);
+}
+
+void async_zeros(void* shared, int bytes) {
+  constexpr std::byte kZeros[16] = {};
+  issue(shared, kZeros, bytes, __builtin_return_address(0));
 }
 
 void async_commit() {

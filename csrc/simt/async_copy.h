@@ -7,6 +7,7 @@
 namespace ssc::simt {
 
 void async_copy(void* shared, const void* global, int bytes);
+void async_zeros(void* shared, int bytes);
 void async_commit();
 void async_wait(int pending);
 void async_wait_all();
@@ -19,6 +20,14 @@ template <int kBytes>
 __forceinline__ void cp_async(void* shared, const void* global) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
   simt::async_copy(shared, global, kBytes);
+}
+
+__forceinline__ void cp_async_or_zeros(void* shared, const void* global, bool there) {
+  if (there) {
+    simt::async_copy(shared, global, 16);
+  } else {
+    simt::async_zeros(shared, 16);
+  }
 }
 
 __forceinline__ void cp_async_commit() { simt::async_commit(); }

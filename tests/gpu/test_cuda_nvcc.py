@@ -43,19 +43,19 @@ BUDGETS = {
 }
 MATMULS = ("loss/score", "negatives/score", "loss/products")
 DOUBLE_ROWS = Budget(128, 16)  # of update/row_update
-HALF_PRODUCTS = {"MmaTile": Budget(128, 16), "FmaTile": Budget(232, 8)}  # the latter on 7.5
+HALF_PRODUCTS = {"MmaTile": Budget(128, 16), "FmaTile": Budget(240, 8)}  # the latter on 7.5
 
 
 # Instructions in the main loop for each that multiplies, at most; 16-bit types, tf32, plain float.
 LOOPS = {
-    ("loss/score", "MmaTile<bfloat16"): 4.0,
-    ("loss/score", "MmaTile<float"): 6.7,
+    ("loss/score", "MmaTile<bfloat16"): 3.0,
+    ("loss/score", "MmaTile<float"): 5.6,
     ("loss/score", "FmaTile<float"): 1.2,
-    ("negatives/score", "MmaTile<bfloat16"): 4.0,
-    ("negatives/score", "MmaTile<float"): 7.0,
+    ("negatives/score", "MmaTile<bfloat16"): 3.0,
+    ("negatives/score", "MmaTile<float"): 5.6,
     ("negatives/score", "FmaTile<float"): 1.2,
-    ("loss/products", "MmaTile<bfloat16"): 5.2,
-    ("loss/products", "MmaTile<float"): 6.9,
+    ("loss/products", "MmaTile<bfloat16"): 3.9,
+    ("loss/products", "MmaTile<float"): 5.2,
     ("loss/products", "FmaTile<float"): 1.2,
 }
 
@@ -66,9 +66,18 @@ LOOPS = {
 WIDE = [
     ("loss/score", r"MmaTile", {"STG?.E.64": 32}),
     ("negatives/score", r"MmaTile", {"STG?.E.64": 32}),
-    ("loss/products", r"MmaTile", {"STG?.E.64": 32, "LDG.E.64": 32}),
-    ("loss/products", r"FmaTile<(float|bfloat16|float16)", {"STG?.E.128": 16, "LDG.E.128": 16}),
-    ("loss/products", r"FmaTile<double", {"STG?.E.128": 8, "LDG.E.128": 8}),
+    ("loss/products", r"WeightProduct<MmaTile", {"STG?.E.64": 32, "LDG.E.64": 32}),
+    (
+        "loss/products",
+        r"WeightProduct<FmaTile<(float|bfloat16|float16)",
+        {"STG?.E.128": 16, "LDG.E.128": 16},
+    ),
+    ("loss/products", r"WeightProduct<FmaTile<double", {"STG?.E.128": 8, "LDG.E.128": 8}),
+    # Partial sums; then dH, of which the targets' rows of W are read.
+    ("loss/products", r"InputProduct<MmaTile<b?float16", {"STG?.E.64": 32 + 16, "LDG.E.64": 16}),
+    ("loss/products", r"InputProduct<MmaTile<float,", {"STG?.E.64": 32 + 32, "LDG.E.64": 32}),
+    ("loss/products", r"InputProduct<FmaTile<float,", {"STG?.E.128": 16 + 16, "LDG.E.128": 16}),
+    ("loss/products", r"InputProduct<FmaTile<double", {"STG?.E.128": 8 + 8, "LDG.E.128": 8}),
     ("loss/row_stages", r"target_logits_kernel<float>", {"LDG.E.128": 2}),
     ("loss/gradients", r"^probabilities_kernel<float>", {"STG?.E.128": 1, "LDG.E.128": 1}),
     ("loss/gradients", r"^input_grad_kernel<float>", {"STG?.E.128": 1, "LDG.E.128": 2}),

@@ -199,6 +199,7 @@ def loss_and_grads(
     path: Path | None = None,
     multiprocessors: int = 4,
     chunk_rows: int = -1,
+    input_splits: int = -1,
 ) -> Gradients:
     """Losses, and the gradients of sum(row_scale * loss); sparse ones are summed up here."""
     dtype = p.input.dtype
@@ -227,7 +228,7 @@ def loss_and_grads(
         *arguments,
         *(rows, row_scale, sorted_classes, order, sparse),
         *(grad_input, grad_weight, grad_bias if has_bias else None, grad_classes),
-        *(multiprocessors, chunk_rows, workspace),
+        *(multiprocessors, chunk_rows, input_splits, workspace),
     )
     if grad_classes is not None:
         dense = torch.zeros(classes, dim, dtype=torch.float64)

@@ -92,13 +92,16 @@ def test_global_traffic_is_what_the_model_says(
     counted: tuple[list[dict[str, Any]], torch.dtype, int],
 ) -> None:
     lines, dtype, side = counted
-    sizes = {"result_size": accumulator(dtype).itemsize, "side": side}
-    shapes = {
-        "score": [(BATCH, SAMPLES, DIM)],
-        "product": [(BATCH, DIM, SAMPLES), (SAMPLES, DIM, BATCH)],
+    size, wide = dtype.itemsize, accumulator(dtype).itemsize
+    shapes = {  # m, n, k, and bytes of a result: dH goes out as such
+        "score": [(BATCH, SAMPLES, DIM, wide)],
+        "product": [(BATCH, DIM, SAMPLES, size), (SAMPLES, DIM, BATCH, wide)],
     }
     for kernel, matmuls in shapes.items():
-        wanted = [matmul_traffic(*shape, dtype.itemsize, **sizes) for shape in matmuls]
+        wanted = [
+            matmul_traffic(*shape, size, result_size=result, side=side)
+            for *shape, result in matmuls
+        ]
         of_kernel = [line for line in lines if is_product(line) == (kernel == "product")]
         loads = sum(
             line["bytes"]

@@ -121,6 +121,41 @@ def test_splits_chunks_and_schedules_change_nothing(dtype: torch.dtype) -> None:
             assert relative_error(a, b) < GRAD_TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(("dim", "padding"), [(1, 0), (68, 0), (130, 2), (136, 0), (251, 5)])
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_the_input_gradient_of_one_split_is_that_of_partial_sums(
+    path: Path, dim: int, padding: int
+) -> None:
+    """Bit for bit: the second split's samples are masked, so that its sums are zeros. Tiles that
+    are whole and cut off each way, rows that are aligned and not; a row that is ignored, whose H
+    and k are NaN."""
+    require("plain")
+    bench, batch, samples = Bench("plain"), 150, 1040
+    p = make_problem(batch, dim, samples, 3000, path.dtype, row_padding=padding)
+    assert p.log_expected_count is not None
+    p.log_expected_count[512:] = torch.inf
+    p.input[1] = torch.nan
+    p.target[3] = 5
+    p.weight[5] = torch.nan  # of one row's target: no other has it
+    p.target[4] = 2**40  # no class: the row's loss is NaN, and its gradient not read from anywhere
+    p.ids[p.ids == 5] = 6
+    k = torch.rand(batch, generator=torch.Generator().manual_seed(1)).to(accumulator(path.dtype))
+    k[1] = torch.nan
+    multiprocessors = 2 * -(-batch // 128) * -(-dim // 128)
+    assert layout(bench, p, multiprocessors)[3] == 2
+    merged, apart = (
+        loss_and_grads(
+            bench, p, k, path=path, multiprocessors=multiprocessors, input_splits=splits
+        ).input
+        for splits in (1, 2)
+    )
+    assert torch.equal(merged.isnan(), apart.isnan())
+    assert torch.equal(merged.nan_to_num(7.0), apart.nan_to_num(7.0))
+    assert not merged[1].any()
+    assert merged[[3, 4]].isnan().all()
+    assert merged[[0, 2, *range(5, batch)]].isfinite().all()
+
+
 def test_the_gpu_and_the_caller_choose_the_path() -> None:
     """Products of float32 are rounded to tf32 where that is allowed and there; of 16-bit types,
     tensor cores add those of 16 at once, fused multiply-adds one by one."""

@@ -54,14 +54,17 @@ cudaError_t class_logits(SSC_PROBLEM_PARAMETERS, int64_t begin, int64_t end,
                 stream);
 }
 
-// chunk_rows < 0: what the layout says. The workspace is as large as `bytes` promises.
+// chunk_rows < 0, input_splits < 0: what the layout says. The workspace is as large as `bytes`
+// promises.
 template <class T>
 cudaError_t grads(SSC_PROBLEM_PARAMETERS, AccumulatorType<T>* results,
                   const AccumulatorType<T>* row_scale, const int64_t* sorted, const int64_t* order,
                   bool sparse, T* grad_input, T* grad_weight, T* grad_bias, int64_t* grad_classes,
-                  int multiprocessors, int64_t chunk_rows, void* workspace, cudaStream_t stream) {
+                  int multiprocessors, int64_t chunk_rows, int input_splits, void* workspace,
+                  cudaStream_t stream) {
   WorkspaceLayout layout = workspace_layout<T>(batch, dim, samples, multiprocessors);
   if (chunk_rows > 0) layout.chunk_rows = std::min(layout.chunk_rows, chunk_rows);
+  if (input_splits > 0) layout.input_splits = std::min(layout.input_splits, input_splits);
   const LossGradients<T> gradients = {row_scale, grad_input,      dim,         sorted,
                                       order,     samples + batch, sparse,      grad_weight,
                                       dim,       grad_bias,       grad_classes};

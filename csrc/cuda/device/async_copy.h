@@ -30,6 +30,18 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global) {
 #endif
 }
 
+// As cp_async of 16 bytes, or zeros where there is nothing to copy: `global` is not looked at then.
+__device__ __forceinline__ void cp_async_or_zeros(void* shared, const void* global, bool there) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
+               "r"(there ? 16 : 0)
+               : "memory");
+#else
+  *static_cast<int4*>(shared) = there ? *static_cast<const int4*>(global) : int4{};
+#endif
+}
+
 // Closes the group of this thread's copies since the last commit; a group may be empty.
 __device__ __forceinline__ void cp_async_commit() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800

@@ -90,14 +90,13 @@ cudaError_t grads_by_chunks(const LossProblem<T>& problem, const LossGradients<T
                           coefficient + first,
                           layout.logits_stride,
                           path};
-    T* const grad_input = gradients.input + first * gradients.input_stride;
+    const InputGrad<T> input = {partial, layout.input_splits,
+                                gradients.input + first * gradients.input_stride,
+                                gradients.input_stride};
     const bool accumulate = first > 0;
     loss_of(launches, first, chunk);
-    launches.then([&] { return input_products(chunk, partial, layout.input_splits, stream); })
-        .then([&] {
-          return input_grad(chunk, partial, layout.input_splits, grad_input, gradients.input_stride,
-                            stream);
-        })
+    launches.then([&] { return input_products(chunk, input, stream); })
+        .then([&] { return input_grad(chunk, input, stream); })
         .then([&] { return weight_products(chunk, sample_rows, accumulate, stream); });
     if (sample_sums != nullptr) {
       launches.then([&] { return bias_products(chunk, sample_sums, accumulate, stream); });

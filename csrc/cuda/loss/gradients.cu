@@ -51,12 +51,8 @@ __global__ void __launch_bounds__(kElementThreads)
 
 template <class T>
 struct InputGradArguments {
-  using A = typename GradChunk<T>::A;
   GradChunk<T> chunk;
-  const A* partial;
-  int splits;
-  T* grad;
-  int64_t grad_stride;
+  InputGrad<T> out;
   RowColumns columns;
 };
 
@@ -75,15 +71,15 @@ __global__ void __launch_bounds__(kElementThreads)
   const A coefficient = valid ? a.chunk.target_coefficient[row] : A(0);
   for (int64_t d = place.column; d < p.dim; d += column_step()) {
     Columns<A> sum = {};
-    const A* from = a.partial + row * p.dim;
-    for (int split = 0; counts && split < a.splits; ++split, from += p.batch * p.dim) {
+    const A* from = a.out.partial + row * p.dim;
+    for (int split = 0; counts && split < a.out.splits; ++split, from += p.batch * p.dim) {
       add_scaled(sum, A(1), read_columns<A>(from, d, a.columns));
     }
     if (valid) {
       const T* const of_target = p.weight + target * p.weight_stride;
       add_scaled(sum, coefficient, read_columns<A>(of_target, d, a.columns));
     }
-    write_columns(scaled(kappa, sum), a.grad + row * a.grad_stride, d, a.columns);
+    write_columns(scaled(kappa, sum), a.out.grad + row * a.out.grad_stride, d, a.columns);
   }
 }
 
@@ -194,16 +190,14 @@ cudaError_t probabilities(const GradChunk<T>& chunk, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A* partial,
-                       int splits, T* grad, int64_t grad_stride, cudaStream_t stream) {
+cudaError_t input_grad(const GradChunk<T>& chunk, const InputGrad<T>& out, cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
-  if (p.batch == 0 || p.dim == 0) return cudaSuccess;
-  const bool aligned = has_aligned_columns(partial, p.dim) &&
+  if (out.splits == 1 || p.batch == 0 || p.dim == 0) return cudaSuccess;
+  const bool aligned = has_aligned_columns(out.partial, p.dim) &&
                        has_aligned_columns(p.weight, p.weight_stride) &&
-                       has_aligned_columns(grad, grad_stride);
+                       has_aligned_columns(out.grad, out.grad_stride);
   const RowGrid grid = row_grid(p.batch, p.dim);
-  const InputGradArguments<T> arguments{chunk, partial,     splits,
-                                        grad,  grad_stride, row_columns(p.dim, aligned)};
+  const InputGradArguments<T> arguments{chunk, out, row_columns(p.dim, aligned)};
   return launch(input_grad_kernel<T>, grid.blocks, grid.threads, 0, stream, arguments);
 }
 
@@ -232,8 +226,7 @@ cudaError_t class_grads(const LossProblem<T>& problem, const ClassGrads<T>& grad
   template cudaError_t scale_of_rows(const LossProblem<T>&, const LossProblem<T>::Accumulator*,  \
                                      LossProblem<T>::Accumulator*, cudaStream_t);                \
   template cudaError_t probabilities(const GradChunk<T>&, cudaStream_t);                         \
-  template cudaError_t input_grad(const GradChunk<T>&, const GradChunk<T>::A*, int, T*, int64_t, \
-                                  cudaStream_t);                                                 \
+  template cudaError_t input_grad(const GradChunk<T>&, const InputGrad<T>&, cudaStream_t);       \
   template cudaError_t bias_products(const GradChunk<T>&, GradChunk<T>::A*, bool, cudaStream_t); \
   template cudaError_t class_grads(const LossProblem<T>&, const ClassGrads<T>&, cudaStream_t)
 SSC_FOR_TYPES(SSC_GRADS_INSTANCE);

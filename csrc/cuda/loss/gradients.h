@@ -4,7 +4,8 @@
 //                   that neither bfloat16 nor float16 loses small ones or overflows, and κ comes
 //                   back at the end, exactly
 //   probabilities   P_is = (k_i / τ / κ) exp(z_is − lse_i) and c_i = (k_i / τ / κ) (p_it − 1)
-//   input_products  P Ws, split over the samples       input_grad   dH_i = κ (Σ splits + c_i W_t)
+//   input_products  dH_i = κ (P Ws + c_i W_t); or, where the samples are split to fill the GPU,
+//   input_grad      after the splits' P Ws, their sums: dH_i = κ (Σ splits + c_i W_t)
 //   weight_products (+)= P^T H      bias_products (+)= P^T 1
 //   class_grads     per class, in the order of a sorted list: dW_c = κ (Σ samples + Σ c_i h_i)
 //                   and db_c
@@ -44,14 +45,21 @@ cudaError_t scale_of_rows(const LossProblem<T>& problem,
 template <class T>
 cudaError_t probabilities(const GradChunk<T>& chunk, cudaStream_t stream);
 
-// partial: [splits][rows][D].
+// Where a chunk's rows of dH go.
 template <class T>
-cudaError_t input_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* partial, int splits,
-                           cudaStream_t stream);
+struct InputGrad {
+  typename AccumulatorOf<T>::Type* partial;  // [splits][rows][D]; not used where there is one split
+  int splits;                                // of the samples
+  T* grad;                                   // [rows][grad_stride]
+  int64_t grad_stride;
+};
 
 template <class T>
-cudaError_t input_grad(const GradChunk<T>& chunk, const typename GradChunk<T>::A* partial,
-                       int splits, T* grad, int64_t grad_stride, cudaStream_t stream);
+cudaError_t input_products(const GradChunk<T>& chunk, const InputGrad<T>& out, cudaStream_t stream);
+
+// The rest of dH: nothing where there is one split.
+template <class T>
+cudaError_t input_grad(const GradChunk<T>& chunk, const InputGrad<T>& out, cudaStream_t stream);
 
 // rows: [S][D], stored or, if `accumulate`, added to.
 template <class T>

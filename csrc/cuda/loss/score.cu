@@ -61,21 +61,21 @@ struct LossScore {
     const LossProblem<T>& p = a.problem;
     const int tile = tile_number(first);
     shared.hits.clear_other(tile);
-    for (int j = static_cast<int>(threadIdx.x); j < Tile::kN; j += kTileThreads) {
-      const int64_t s = first + j;
-      if (s >= end) {
-        shared.adjust[j] = -static_cast<A>(__builtin_inf());
-        continue;
-      }
+    const int j = static_cast<int>(threadIdx.x);
+    if (j >= Tile::kN) return;
+    const int64_t s = first + j;
+    A adjust = -static_cast<A>(__builtin_inf());
+    if (s < end) {
       const int64_t id = p.ids == nullptr ? s : p.ids[s];
-      A adjust = static_cast<A>(__builtin_nan(""));
       if (static_cast<uint64_t>(id) < static_cast<uint64_t>(p.classes)) {
         shared.hits.look_up(tile, j, id);
         adjust = p.bias == nullptr ? A(0) : to_accumulator(p.bias[id]) * p.inv_temperature;
         if (p.log_expected_count != nullptr) adjust -= correction_of(p.log_expected_count[s]);
+      } else {
+        adjust = static_cast<A>(__builtin_nan(""));
       }
-      shared.adjust[j] = adjust;
     }
+    shared.adjust[j] = adjust;
   }
 
   __device__ __forceinline__ static void score_tile(const Arguments& a, int64_t first_row,

@@ -31,12 +31,12 @@ namespace ssc::cuda {
 
 template <class T>
 __host__ __device__ RowSource<T, Rows::all> input_rows(const LossProblem<T>& p) {
-  return {p.input, p.input_stride, p.batch, p.dim};
+  return {p.input, row_bytes<T>(p.input_stride), p.batch, p.dim};
 }
 // The samples before `end`.
 template <class T>
 __host__ __device__ RowSource<T, Rows::chosen> weight_rows(const LossProblem<T>& p, int64_t end) {
-  return {p.weight, p.weight_stride, end, p.dim, p.ids, p.classes};
+  return {p.weight, row_bytes<T>(p.weight_stride), end, p.dim, p.ids, p.classes};
 }
 
 template <class E, int kAlign>

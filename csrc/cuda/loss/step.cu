@@ -16,9 +16,12 @@ WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, in
   constexpr int64_t kBuffers = 10;
   const int64_t room =
       kChunkBudget - kBuffers * Buffers::kAlignment - most_score_parts(0, multiprocessors) * kPart;
+  // One split's sums of a row go out as its gradient.
+  const auto partial_bytes = [&](int splits) {
+    return splits > 1 ? splits * dim * kAccumulator : int64_t{0};
+  };
   const auto row_bytes = [&](int splits) {
-    return layout.logits_stride * matrix_bytes + splits * dim * kAccumulator + kPart +
-           row_bytes_beside;
+    return layout.logits_stride * matrix_bytes + partial_bytes(splits) + kPart + row_bytes_beside;
   };
   const auto rows_within = [&](int splits) {
     return rows_of_chunk(room, row_bytes(splits), batch);
@@ -42,7 +45,7 @@ WorkspaceLayout workspace_layout(int64_t batch, int64_t dim, int64_t samples, in
   layout.beside = take(layout.chunk_rows * row_bytes_beside);
   layout.kappa = take(kAccumulator);
   layout.target_coefficient = take(batch * kAccumulator);
-  layout.input_partial = take(layout.input_splits * layout.chunk_rows * dim * kAccumulator);
+  layout.input_partial = take(layout.chunk_rows * partial_bytes(layout.input_splits));
   layout.sample_rows = take(samples * dim * kAccumulator);
   layout.sample_sums = take(samples * kAccumulator);
   layout.bytes = buffers.bytes();

@@ -14,7 +14,7 @@ struct WorkspaceLayout {
   int64_t parts, flags, kappa;       // of `score`, a number's room for each flag; [1]
   int64_t beside;                    // [chunk_rows][row_bytes_beside]
   int64_t target_coefficient;        // [B]
-  int64_t input_partial;             // [input_splits][chunk_rows][D]
+  int64_t input_partial;             // [input_splits][chunk_rows][D], if these are more than one
   int64_t sample_rows, sample_sums;  // [S][D], [S]
   int64_t bytes;                     // in all
 };

@@ -30,12 +30,13 @@ class TargetHits {
   }
 
   // Before the samples of a tile are looked up. There are two sets of bits: those of the tile
-  // before, which all threads have left behind them, are cleared for the one after.
+  // before, which all threads have left behind them, are cleared for the one after. By the last
+  // threads, because the first look the samples up.
   __device__ __forceinline__ void clear_other(int tile) {
-    for (int i = static_cast<int>(threadIdx.x); i < Tile::kM; i += kTileThreads) {
+    const int row = static_cast<int>(threadIdx.x) - (kTileThreads - Tile::kM);
+    if (row < 0) return;
 #pragma unroll
-      for (uint32_t& word : tiles_[(tile + 1) % 2].word[i]) word = 0;
-    }
+    for (uint32_t& word : tiles_[(tile + 1) % 2].word[row]) word = 0;
   }
 
   __device__ __forceinline__ void look_up(int tile, int column, int64_t id) {

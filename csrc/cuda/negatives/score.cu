@@ -55,7 +55,10 @@ struct NegativeScore {
   __device__ __forceinline__ static void load_samples(const Arguments& a, int64_t first_row,
                                                       int64_t first, int64_t end, Shared& shared) {
     const LossProblem<T>& p = a.problem;
-    for (int j = static_cast<int>(threadIdx.x); j < Tile::kN; j += kTileThreads) {
+    // Half of the threads have a sample each, the others a row's bits.
+    static_assert(Tile::kN + Tile::kM <= kTileThreads);
+    const int j = static_cast<int>(threadIdx.x), i = j - (kTileThreads - Tile::kM);
+    if (j < Tile::kN) {
       const int64_t s = first + j;
       A bias = 0, log_count = static_cast<A>(__builtin_inf());
       if (s < end) {
@@ -70,11 +73,11 @@ struct NegativeScore {
       }
       shared.bias[j] = bias;
       shared.log_count[j] = log_count;
-    }
-    for (int i = static_cast<int>(threadIdx.x); i < Tile::kM * kWords; i += kTileThreads) {
-      const int64_t row = first_row + i / kWords;
-      shared.hits.word[i / kWords][i % kWords] =
-          row < p.batch ? a.bits[bit_word(row, p.batch, first + i % kWords * 32)] : 0u;
+    } else if (i >= 0) {
+      using Words = Elements<uint32_t, kWords>;
+      const int64_t row = first_row + i;
+      *reinterpret_cast<Words*>(shared.hits.word[i]) =
+          row < p.batch ? load_vector<Words>(a.bits + bit_word(row, p.batch, first)) : Words{};
     }
   }
 

@@ -40,17 +40,11 @@ enum class Rows {
 template <class T, Rows kRows>
 struct RowSource {
   const T* data;
-  int64_t stride;                   // elements from row to row
+  int64_t row_bytes;                // from row to row
   int64_t rows, width;              // of the operand
-  const int64_t* labels = nullptr;  // [rows]; null, if they are to be chosen: 0, 1, ...
+  const int64_t* labels = nullptr;  // [rows]; null, if they are to be chosen along k: 0, 1, ...
   int64_t matrix_rows = 0;          // chosen: labels outside [0, matrix_rows) are not followed
   int64_t ignored = 0;              // counted
-
-  // Row r < rows has it. Loaded some time before it is asked for, so that nothing waits.
-  __device__ __forceinline__ int64_t label(int64_t r) const {
-    if constexpr (kRows == Rows::all) return 0;
-    return kRows == Rows::chosen && labels == nullptr ? r : labels[r];
-  }
 
   // Whether a row with this label is read, not zeros.
   __device__ __forceinline__ bool holds(int64_t label) const {
@@ -63,11 +57,18 @@ struct RowSource {
     }
   }
 
-  // A row that holds something.
-  __device__ __forceinline__ const T* row(int64_t r, int64_t label) const {
-    return data + (kRows == Rows::chosen ? label : r) * stride;
+  // Row r of the matrix, or, of one that need not be there, what must not be read.
+  __device__ __forceinline__ const T* row(int64_t r) const { return rows_after(data, r); }
+  __device__ __forceinline__ const T* rows_after(const T* from, int64_t r) const {
+    const uint64_t bytes = static_cast<uint64_t>(r) * static_cast<uint64_t>(row_bytes);
+    return reinterpret_cast<const T*>(reinterpret_cast<uintptr_t>(from) + bytes);
   }
 };
+
+template <class T>
+__host__ __device__ constexpr int64_t row_bytes(int64_t stride) {
+  return stride * static_cast<int64_t>(sizeof(T));
+}
 
 template <class T, Order kOrder, int kExtent>
 struct SharedTile {
@@ -93,22 +94,24 @@ struct SharedTile {
 };
 
 // The first `valid` bytes of a chunk, and zeros in the place of the others; multiples of kAlign, as
-// all rows and widths of the matrix are. (cp.async can fill up with zeros itself, but that takes five
-// more of the machine's instructions than a predicate.)
+// all rows and widths of the matrix are.
 template <int kAlign>
 __device__ __forceinline__ void copy_chunk(void* shared, const void* global, int valid) {
-  using Piece =
-      std::conditional_t<kAlign == 2, uint16_t, std::conditional_t<kAlign == 4, int, int4>>;
+  if constexpr (kAlign == kChunkBytes) {
+    cp_async_or_zeros(shared, global, valid > 0);
+  } else {
+    using Piece = std::conditional_t<kAlign == 2, uint16_t, int>;
 #pragma unroll
-  for (int i = 0; i < kChunkBytes; i += kAlign) {
-    auto* const to = reinterpret_cast<Piece*>(static_cast<char*>(shared) + i);
-    const auto* const from = reinterpret_cast<const Piece*>(static_cast<const char*>(global) + i);
-    if (i >= valid) {
-      *to = Piece{};
-    } else if constexpr (kAlign >= 4) {
-      cp_async<kAlign>(to, from);
-    } else {  // cp.async has no such copy
-      *to = *from;
+    for (int i = 0; i < kChunkBytes; i += kAlign) {
+      auto* const to = reinterpret_cast<Piece*>(static_cast<char*>(shared) + i);
+      const auto* const from = reinterpret_cast<const Piece*>(static_cast<const char*>(global) + i);
+      if (i >= valid) {
+        *to = Piece{};
+      } else if constexpr (kAlign == 4) {
+        cp_async<kAlign>(to, from);
+      } else {  // cp.async has no such copy
+        *to = *from;
+      }
     }
   }
 }
@@ -117,9 +120,10 @@ __device__ __forceinline__ void copy_chunk(void* shared, const void* global, int
 // and their widths.
 template <class T, Rows kRowsA, Rows kRowsB, class F>
 cudaError_t with_alignment(const RowSource<T, kRowsA>& a, const RowSource<T, kRowsB>& b, F&& f) {
-  const uintptr_t places =
-      reinterpret_cast<uintptr_t>(a.data) | reinterpret_cast<uintptr_t>(b.data) |
-      static_cast<uintptr_t>(a.stride | b.stride | a.width | b.width) * sizeof(T);
+  const uintptr_t places = reinterpret_cast<uintptr_t>(a.data) |
+                           reinterpret_cast<uintptr_t>(b.data) |
+                           static_cast<uintptr_t>(a.row_bytes | b.row_bytes) |
+                           static_cast<uintptr_t>(a.width | b.width) * sizeof(T);
   if (places % 16 == 0) return f(std::integral_constant<int, 16>{});
   if constexpr (sizeof(T) == 2) {
     if (places % 4 != 0) return f(std::integral_constant<int, 2>{});
@@ -128,13 +132,14 @@ cudaError_t with_alignment(const RowSource<T, kRowsA>& a, const RowSource<T, kRo
 }
 
 // Copies the tiles of one operand, one step of k after the other. `begin` is the tile's first m or
-// n. All that can be known before is: a chunk costs a comparison with the step and an address.
+// n. All that can be known before is, so that along k a chunk costs a comparison with the step.
 template <class T, Rows kRows, Order kOrder, int kExtent, int kAlign>
 class OperandCopy {
  public:
   using Tile = SharedTile<T, kOrder, kExtent>;
   static constexpr int kPerThread = Tile::kRows * Tile::kRowChunks / kTileThreads;
   static_assert(kPerThread * kTileThreads == Tile::kRows * Tile::kRowChunks);
+  static constexpr bool kWholeChunks = kAlign == kChunkBytes;
 
   __device__ __forceinline__ OperandCopy(const RowSource<T, kRows>& source, int64_t begin)
       : source_(source), begin_(begin) {
@@ -144,49 +149,69 @@ class OperandCopy {
       if constexpr (kOrder == Order::along_extent) {
         steps_[i] = bytes_ > 0 ? steps_in(source.rows - tile_row(i)) : 0;
       } else {
-        const int64_t r = begin + tile_row(i);
-        const int64_t label = r < source.rows ? source.label(r) : 0;
-        const bool there = r < source.rows && source.holds(label);
-        from_[i] = (there ? source.row(r, label) : source.data) + chunk_column();
+        int64_t row = begin + tile_row(i);
+        bool there = row < source.rows;
+        if constexpr (kRows == Rows::chosen) {
+          if (there && source.labels != nullptr) row = label_at(source.labels + row);
+          there = there && source.holds(row);
+        }
+        from_[i] = (there ? source.row(row) : source.data) + chunk_column();
         steps_[i] = there ? steps_in(source.width - chunk_column()) : 0;
       }
     }
   }
 
-  // Before the first of consecutive steps.
+  // Before the first of consecutive steps; along k from step 0, to which move() leads back.
   __device__ __forceinline__ void start(int step) {
-    if constexpr (kOrder == Order::along_extent) {
-      from_[0] = source_.data + begin_ + chunk_column();
-      if constexpr (kRows != Rows::chosen) from_[0] += row_of(step, 0) * source_.stride;
-      load_labels(step);
+    if constexpr (kOrder == Order::along_k) {
+      move(step);
+    } else {
+      const int64_t first = kRows == Rows::chosen ? 0 : row_of(step, 0);
+      from_[0] = source_.row(first) + begin_ + chunk_column();
+    }
+    if constexpr (kLabels) {
+      labels_ = source_.labels + row_of(step, 0);
+      load_labels(step, 0);
     }
   }
 
-  __device__ __forceinline__ void copy(int step, T* shared) {
+  // Step here + ahead, `here` being where start() and move() have come to. Along k `ahead`, if it is
+  // a constant, becomes a part of the instruction.
+  __device__ __forceinline__ void copy(int here, int ahead, T* shared) {
+    const int step = here + ahead;
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       bool there = step < steps_[i];
       const T* from;
       int bytes = kChunkBytes;
       if constexpr (kOrder == Order::along_k) {
-        const int64_t begin = static_cast<int64_t>(step) * Tile::kDepth;
-        from = from_[i] + begin;
-        if constexpr (kAlign < kChunkBytes) bytes = bytes_from(begin + chunk_column());
+        from = from_[i] + ahead * Tile::kDepth;
+        if constexpr (kAlign < kChunkBytes) {
+          bytes = bytes_from(static_cast<int64_t>(step) * Tile::kDepth + chunk_column());
+        }
       } else {
-        if constexpr (kRows != Rows::all) there = there && source_.holds(label_[i]);
+        if constexpr (kLabels) there = there && source_.holds(label_[i]);
         if constexpr (kRows == Rows::chosen) {
-          from = from_[0] + (there ? label_[i] : 0) * source_.stride;
+          from = source_.rows_after(from_[0], label_[i]);
         } else {
-          from = from_[0] + i * kRowStep * source_.stride;
+          from = source_.rows_after(from_[0], i * kRowStep);
         }
         if constexpr (kAlign < kChunkBytes) bytes = bytes_;
       }
       copy_chunk<kAlign>(shared + place(i), from, there ? bytes : 0);
     }
-    if constexpr (kOrder == Order::along_extent) {
-      if constexpr (kRows != Rows::chosen) from_[0] += Tile::kDepth * source_.stride;
-      load_labels(step + 1);
+    if constexpr (kOrder == Order::along_extent && kRows != Rows::chosen) {
+      from_[0] = source_.rows_after(from_[0], Tile::kDepth);
     }
+    if constexpr (kLabels) load_labels(here, ahead + 1);
+  }
+
+  __device__ __forceinline__ void move(int steps) {
+    if constexpr (kOrder == Order::along_k) {
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) from_[i] += static_cast<int64_t>(steps) * Tile::kDepth;
+    }
+    if constexpr (kLabels) labels_ += steps * Tile::kDepth;
   }
 
  private:
@@ -205,12 +230,17 @@ class OperandCopy {
   __device__ __forceinline__ static int chunk_column() { return tile_chunk() * Tile::kChunk; }
   __device__ __forceinline__ static int place(int i) { return Tile::at(tile_row(i), tile_chunk()); }
 
-  __device__ __forceinline__ void load_labels(int step) {
-    if constexpr (kRows != Rows::all) {
+  // By name, so that labels can be told from rows where accesses are counted.
+  __device__ __forceinline__ static int64_t label_at(const int64_t* place) { return *place; }
+
+  // Along m or n rows differ from step to step, and with them their labels.
+  static constexpr bool kLabels = kOrder == Order::along_extent && kRows != Rows::all;
+
+  __device__ __forceinline__ void load_labels(int here, int ahead) {
 #pragma unroll
-      for (int i = 0; i < kPerThread; ++i) {
-        if (step < steps_[i]) label_[i] = source_.label(row_of(step, i));
-      }
+    for (int i = 0; i < kPerThread; ++i) {
+      if (here + ahead < steps_[i])
+        label_[i] = label_at(labels_ + ahead * Tile::kDepth + i * kRowStep);
     }
   }
 
@@ -231,10 +261,11 @@ class OperandCopy {
   const RowSource<T, kRows>& source_;
   const int64_t begin_;
   int steps_[kPerThread];  // in which there is something to read: those before this one
-  // Where it is: along k of each row, which stay the same; along m or n of the first row of a step,
+  // Where it is: along k of each chunk; along m or n of the first one of the step to be copied next,
   // or of row 0 where rows are chosen.
   const T* from_[kOrder == Order::along_k ? kPerThread : 1];
-  int64_t label_[kPerThread];  // along m or n, of the rows of the next step
+  const int64_t* labels_;      // along m or n, of its rows
+  int64_t label_[kPerThread];  // of the step to be copied next
   int bytes_ = 0;              // along m or n, of each chunk
 };
 
