@@ -15,7 +15,7 @@ namespace {
 using A = Arithmetic;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-// Of a row: those of the next turn are an int too.
+// A row has at most so many: the columns of its next turn are an int too.
 constexpr int64_t kMostColumns = (int64_t{1} << 31) - 2 * kSumWidth;
 
 // The second moment of a row-wise rule: its root before and after.
