@@ -114,13 +114,13 @@ struct InputProduct {
         const int column = Vectors::column(v);
         A sum[kVector];
         Vectors::take(sum, tile, first + i, v);
-        Vector target;
-        memcpy(&target, &targets[i][v], sizeof(target));
+        Vector w;
+        memcpy(&w, &targets[i][v], sizeof(w));
 #pragma unroll
         for (int e = 0; e < kVector; ++e) {
           sum[e] = rows[i].counts ? A(0) + sum[e] : A(0);
           if (rows[i].has_target) {
-            sum[e] += rows[i].coefficient * to_accumulator(target.at[e]);
+            sum[e] += rows[i].coefficient * to_accumulator(w.at[e]);
           }
           sum[e] *= kappa;
         }

@@ -46,15 +46,15 @@ __device__ __forceinline__ void multiply_tile(Tile& tile, CopyA& a, CopyB& b, in
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fill(begin, i);
-  int step = begin;
-  for (; step < end; step += kSteps) {
-    const int here = kUnrolled ? step : begin;  // where `a` and `b` are
+  int first = begin;  // of the steps of a turn
+  for (; first < end; first += kSteps) {
+    const int here = kUnrolled ? first : begin;  // where `a` and `b` are
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      if (i > 0 && step + i >= end) break;
+      if (i > 0 && first + i >= end) break;
       cp_async_wait<kStages - 2>();
       __syncthreads();
-      fill(here, step - here + i + kStages - 1);
+      fill(here, first - here + i + kStages - 1);
       const T* const stage = reinterpret_cast<const T*>(bytes + (kUnrolled ? i * kStage : used));
       tile.multiply(stage, stage + Tile::TileA::kElements);
       used = next(used);
@@ -64,7 +64,7 @@ __device__ __forceinline__ void multiply_tile(Tile& tile, CopyA& a, CopyB& b, in
       b.move(kSteps);
     }
   }
-  a.move(kUnrolled ? -step : -begin);
+  a.move(kUnrolled ? -first : -begin);
   __syncthreads();
 }
 
