@@ -330,6 +330,17 @@ def test_classes_past_2_31() -> None:
     assert_rows(rows, expected(small)[0], torch.float16)
 
 
+def test_more_tiles_of_samples_than_a_grid_has_blocks_along_y() -> None:
+    """65535 of them, here of 64 samples; without rows, so that only Pᵀ·H and what follows run."""
+    require("plain")
+    bench = Bench("plain")
+    if bench.compiled_by_nvcc:
+        pytest.skip("launches are the same, and blocks are slow")
+    p = make_problem(0, 1, 64 * 65535 + 3, 10, torch.float64)
+    got = loss_and_grads(bench, p, torch.ones(0, dtype=torch.float64))
+    assert torch.equal(got.weight, torch.zeros(10, 1, dtype=torch.float64))
+
+
 def test_the_workspace_is_bounded() -> None:
     """64 MiB, the sampled rows' gradients and a number per row; more for a single row alone."""
     require("plain")

@@ -6,6 +6,8 @@
 //   P Ws     sizeof(T) (B S ceil(D / kN) + S D ceil(B / kM)) bytes; beside them 4 splits B D, or,
 //            where there is one split, sizeof(T) B D for dH and as much for the targets' rows of W
 //   P^T H    sizeof(T) (B S ceil(D / kN) + B D ceil(S / kM)) + 4 S D bytes (8 when accumulating)
+#include <algorithm>
+
 #include "csrc/cuda/device/grid.h"
 #include "csrc/cuda/device/row_grid.h"
 #include "csrc/cuda/loss/input_product.h"
@@ -83,6 +85,9 @@ cudaError_t product(const typename E::Arguments& p, int splits, cudaStream_t str
   });
 }
 
+// Of samples in one launch: a grid has no more blocks along y.
+constexpr int64_t kMostTiles = 65535;
+
 }  // namespace
 
 template <class T>
@@ -106,13 +111,20 @@ template <class T>
 cudaError_t weight_products(const GradChunk<T>& chunk, typename GradChunk<T>::A* rows,
                             bool accumulate, cudaStream_t stream) {
   const LossProblem<T>& p = chunk.problem;
-  const RowSource<T, Rows::all> a = {chunk.probabilities, row_bytes<T>(chunk.stride), p.batch,
-                                     chunk.stride};
   const RowSource<T, Rows::counted> b = {
       p.input, row_bytes<T>(p.input_stride), p.batch, p.dim, p.target, p.batch, p.ignore_index};
   return with_tile<T, Order::along_extent, Order::along_extent>(chunk.path, [&](auto tile) {
     using E = WeightProduct<typename decltype(tile)::type>;
-    return product<E>({a, b, p.samples, p.dim, p.batch, rows, accumulate}, 1, stream);
+    constexpr int64_t kMost = kMostTiles * E::Tile::kM;
+    cudaError_t error = cudaSuccess;
+    for (int64_t first = 0; first < p.samples && error == cudaSuccess; first += kMost) {
+      const RowSource<T, Rows::all> a = {chunk.probabilities + first, row_bytes<T>(chunk.stride),
+                                         p.batch, chunk.stride - first};
+      const int64_t samples = std::min(p.samples - first, kMost);
+      error =
+          product<E>({a, b, samples, p.dim, p.batch, rows + first * p.dim, accumulate}, 1, stream);
+    }
+    return error;
   });
 }
 
