@@ -330,6 +330,7 @@ def test_classes_past_2_31() -> None:
     assert_rows(rows, expected(small)[0], torch.float16)
 
 
+@pytest.mark.slow
 def test_more_tiles_of_samples_than_a_grid_has_blocks_along_y() -> None:
     """65535 of them, here of 64 samples; without rows, so that only Pᵀ·H and what follows run."""
     require("plain")

@@ -85,7 +85,7 @@ cudaError_t product(const typename E::Arguments& p, int splits, cudaStream_t str
   });
 }
 
-// Of samples in one launch: a grid has no more blocks along y.
+// A launch has at most so many tiles of samples: a grid has no more blocks along y.
 constexpr int64_t kMostTiles = 65535;
 
 }  // namespace
