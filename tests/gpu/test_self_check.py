@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -289,33 +289,26 @@ def test_many_threads_check_once(executor: str, monkeypatch: pytest.MonkeyPatch)
     assert len(runs) == 1
 
 
-def test_the_host_takes_the_smaller_part_of_the_time_allowed(executor: str) -> None:
+def test_the_host_has_little_to_do(executor: str) -> None:
     """All families of a dtype may take 100 ms in a process, of which kernels need some.
 
-    Seconds of the CPU, since this machine may be busy. The numbers, the reference and the
-    comparison are all here; a GPU's launches and transfers are not.
+    Calls are counted, since seconds are a machine's own: the numbers, the reference and the
+    comparison take some 9,000 of functions in Python and in C, 50 to 90 ms.
     """
-    in_kernels = 0.0
+    calls = 0
 
-    def timed(operator: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            nonlocal in_kernels
-            begin = time.process_time()
-            results = operator(*arguments)
-            in_kernels += time.process_time() - begin
-            return results
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
 
-        return call
-
-    operators = {name: timed(operator) for name, operator in operators_of(executor).items()}
-    of_host = []
-    for _ in range(3):
-        in_kernels, begin = 0.0, time.process_time()
-        with use_simt(executor, "1", **operators), warned(0):
-            x = torch.zeros(1)
+    with use_simt(executor, "1"), warned(0):
+        x = torch.zeros(1)
+        threading.setprofile(count)  # of threads that begin: the check has its own
+        try:
             assert all(trust.trusted(name, x, FLOAT) for name in trust.FAMILY_OF)
-        of_host.append(time.process_time() - begin - in_kernels)
-    assert min(of_host) < 0.08, of_host
+        finally:
+            threading.setprofile(None)
+    assert 1_000 < calls < 15_000
 
 
 def test_the_check_keeps_to_one_thread_and_leaves_those_of_others(
