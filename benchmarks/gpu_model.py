@@ -19,9 +19,9 @@ Instructions are those of the PTX for 8.0 as an executor runs it (tests/ptx/READ
 mma or fused multiply-add of a matmul, and for each 128 bytes of the others' traffic. They were
 counted without bias at B=512 S=2048 (plain float32 at B=256 S=1024) and D=512, `score` at D=128 as
 well; float32's matmuls, tf32 or not, at D=64 and D=128. The machine's own are fewer: PTX loads
-every parameter by one of its own. "us before" is the
-bound by the counts from before the epilogues and element-wise kernels were rewritten (26209ca),
-when input_grad was a kernel of its own for any number of splits.
+every parameter by one of its own. "us before" is the bound by the counts from before the epilogues
+and element-wise kernels were rewritten (26209ca), when input_grad was a kernel of its own for any
+number of splits.
 
 Rates: the makers' data sheets (dense, boost clock). Tensor cores are programmed through mma.sync,
 which on Hopper reaches 0.62 of the peak that needs wgmma (Luo et al., "Dissecting the NVIDIA Hopper

@@ -293,7 +293,7 @@ def test_the_host_has_little_to_do(executor: str) -> None:
     """All families of a dtype may take 100 ms in a process, of which kernels need some.
 
     Calls are counted, since seconds are a machine's own: the numbers, the reference and the
-    comparison take some 9,000 of functions in Python and in C, 50 to 90 ms.
+    comparison take some 9,000 of functions in Python and in C (docs/cuda.md has the time).
     """
     calls = 0
 
